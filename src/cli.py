@@ -1,0 +1,47 @@
+"""The command `tokenlabel`: one verb per stage, no logic; the same code as `python -m tokenlabel.<stage>`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from . import __version__
+from .core.command import run_command
+
+# verb -> (module with add_arguments and run, one line of help); modules are loaded only for the verb that is used
+VERBS = {
+    "data": ("data.command", "list the photographs of a data set in a manifest"),
+    "annotate": ("annotate.command", "stage 1: write one label shard with a pretrained annotator"),
+    "labels": ("labels.command", "inspect and verify label shards"),
+    "train": ("train.command", "stage 2 and fine-tuning: train a vision transformer on labels"),
+    "evaluate": ("eval.command", "measure top-1 and top-5 of a trained run"),
+    "table": ("eval.table_command", "make an experiment's CSV and figure"),
+    "draw": ("eval.draw_command", "draw label maps over photographs"),
+    "report": ("eval.report_command", "make the HTML report of what exists"),
+    "predict": ("eval.predict_command", "classify a folder of photographs with a checkpoint"),
+    "demo": ("demo.command", "make the demo's data set from the package foolbox"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parses the command line and runs one verb; returns its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(prog="tokenlabel", description="Token labeling for vision transformers.")
+    parser.add_argument("--version", action="version", version=f"tokenlabel {__version__}")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    chosen = next((word for word in arguments if word in VERBS), None)
+    for verb, (module_name, help_line) in VERBS.items():
+        sub = verbs.add_parser(verb, help=help_line)
+        if verb == chosen:
+            module = importlib.import_module(f".{module_name}", __package__)
+            sub.description = module.__doc__
+            module.add_arguments(sub)
+            sub.set_defaults(run=module.run)
+    args = parser.parse_args(arguments)
+    return run_command(args.run, args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

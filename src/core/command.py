@@ -1,0 +1,67 @@
+"""The arguments that all stages share, and how a stage's command starts, logs and ends.
+
+A stage's `command.py` has `add_arguments(parser)` and `run(args) -> int`; `python -m tokenlabel.<stage>` and
+`tokenlabel <verb>` both come through `run_stage`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from .errors import DataError, exit_on_user_error
+from .files import read_json
+from .log import set_up_logging
+
+
+def add_job_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds what every job of the workflow takes."""
+    parser.add_argument("--spec", type=Path, required=True, help="spec.json of the run: what decides the numbers")
+    parser.add_argument("--machine", type=Path, required=True, help="machine.json: roots, device, workers")
+    parser.add_argument("--log", type=Path, default=None, help="log file (default: the terminal)")
+
+
+def read_document(path: Path, what: str) -> dict[str, Any]:
+    """Reads a JSON object that a job was pointed to.
+
+    Raises:
+        DataError: it is missing or no JSON object.
+    """
+    try:
+        document = read_json(path)
+    except FileNotFoundError:
+        raise DataError(f"{path}: {what} is missing. The workflow writes it when it starts; run snakemake.") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: {what} cannot be read ({error}).") from None
+    if not isinstance(document, dict):
+        raise DataError(f"{path}: {what} must be a JSON object, found {type(document).__name__}.")
+    return document
+
+
+def run_stage(stage: str, argv: Sequence[str] | None = None) -> int:
+    """Runs a stage's command as `python -m tokenlabel.<stage>`; returns the exit code."""
+    module = importlib.import_module(f"..{stage}.command", __package__)
+    parser = argparse.ArgumentParser(prog=f"python -m tokenlabel.{stage}", description=module.__doc__)
+    module.add_arguments(parser)
+    return run_command(module.run, parser.parse_args(argv))
+
+
+def run_command(run: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
+    """Runs a parsed command: log set up, the user's mistakes as one line and exit code 2, Ctrl-C as 130."""
+
+    def main() -> int:
+        set_up_logging(getattr(args, "log", None))
+        return run(args)
+
+    try:
+        return exit_on_user_error(main)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)  # noqa: T201
+        return 130
+    except BrokenPipeError:  # `tokenlabel labels inspect | head`
+        sys.stderr.close()
+        return 0

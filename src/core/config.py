@@ -1,0 +1,358 @@
+"""The configuration as typed, frozen data: what may be written in config.yaml and its overlays, and what it must be.
+
+Called once by rules/common.smk at parse time and by nothing later: jobs read the resolved spec.json and machine.json.
+Values live in config.yaml, not here; here are only types, legal ranges and how names refer to each other.
+"""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal
+
+import pydantic
+from pydantic import BaseModel, ConfigDict, Field
+
+from .errors import ConfigError, unknown_name
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_]*$")]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[int, Field(ge=1)]
+Pixels = Annotated[int, Field(ge=16, le=4096)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+# timm's increasing set, "rand-m9-mstd0.5-inc1" in its notation; geometric ones move the labels with the pixels
+PIXEL_OPERATIONS = (
+    "AutoContrast", "Equalize", "Invert", "PosterizeIncreasing", "SolarizeIncreasing", "SolarizeAdd",
+    "ColorIncreasing", "ContrastIncreasing", "BrightnessIncreasing", "SharpnessIncreasing",
+)  # fmt: skip
+GEOMETRIC_OPERATIONS = ("Rotate", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel")
+RandAugmentOperation = Literal[
+    "AutoContrast", "Equalize", "Invert", "PosterizeIncreasing", "SolarizeIncreasing", "SolarizeAdd",
+    "ColorIncreasing", "ContrastIncreasing", "BrightnessIncreasing", "SharpnessIncreasing",
+    "Rotate", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel",
+]  # fmt: skip
+
+
+class Frozen(BaseModel):
+    """Base of every section: no unknown keys, no change after validation."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Dataset(Frozen):
+    """The photographs: an image folder or tar files with one folder per class."""
+
+    name: Name
+    version: str
+    num_classes: Positive
+    class_map: str | None = None
+    format: Literal["folder", "tar"]
+    train: str
+    val: str | None
+    val_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    val_seed: int = 0
+    on_unreadable: Literal["record", "fail"]
+    train_images: Positive
+    val_images: Positive
+
+    @pydantic.model_validator(mode="after")
+    def _one_source_of_validation(self) -> Dataset:
+        if (self.val is None) == (self.val_fraction is None):
+            raise ValueError(
+                "give either val (a folder or tar) or val_fraction (a share of train), not both or neither"
+            )
+        return self
+
+
+class Labels(Frozen):
+    """The score maps of stage 1."""
+
+    image_px: Pixels
+    view: Literal["squash", "center_crop"]
+    k: Annotated[int, Field(ge=1, le=100)]
+    tail: bool
+    precision: Literal["float16"]
+    shards: Annotated[int, Field(ge=1, le=99999)]
+
+
+class Annotator(Frozen):
+    """A pretrained classifier that labels every cell of its last feature map."""
+
+    architecture: str
+    weights: Annotated[str, Field(pattern=r"^(hub|file:.+|package:[A-Za-z0-9_.]+)$")]
+    weights_sha256: Sha256 | None = None
+    weights_naming: Literal["timm", "efficientnet_pytorch"] = "timm"
+    num_classes: Positive
+    grid: tuple[Positive, Positive]
+    parameters_m: Annotated[float, Field(gt=0)]
+    gmacs: Annotated[float, Field(gt=0)]
+    paper_top1: Annotated[float, Field(ge=0, le=100)] | None = None
+
+
+class ModelSettings(Frozen):
+    """What may be changed of a named architecture; None keeps the architecture's own value."""
+
+    depth: Positive | None = None
+    width: Positive | None = None
+    heads: Positive | None = None
+    mlp_ratio: Annotated[float, Field(gt=0)] | None = None
+    stem_kernels: tuple[Positive, ...] | None = None
+    stem_strides: tuple[Positive, ...] | None = None
+    stem_channels: Positive | None = None
+    residual_scale: Annotated[float, Field(gt=0)] | None = None
+
+
+class Model(Frozen):
+    """A student."""
+
+    architecture: Annotated[str, Field(pattern=r"^(lvvit_[tsml]|t2t_vit_(14|19|24)|timm/.+)$")]
+    image_px: Pixels
+    stochastic_depth: Annotated[float, Field(ge=0, lt=1)]
+    settings: ModelSettings = ModelSettings()
+    parameters_m: Annotated[float, Field(gt=0)] | None = None
+    gmacs: Annotated[float, Field(gt=0)] | None = None
+
+
+class Recipe(Frozen):
+    """Everything about a training but the model and the data."""
+
+    epochs: Positive
+    batch_size: Positive
+    learning_rate: Annotated[float, Field(gt=0)]
+    learning_rate_batch: Positive | None
+    min_learning_rate: Annotated[float, Field(ge=0)]
+    warmup_learning_rate: Annotated[float, Field(ge=0)]
+    warmup_epochs: Annotated[int, Field(ge=0)]
+    cooldown_epochs: Annotated[int, Field(ge=0)]
+    weight_decay: Annotated[float, Field(ge=0)]
+    clip_norm: Annotated[float, Field(gt=0)] | None
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)]
+    supervision: Literal["token", "relabel", "hard"]
+    class_target: Literal["map", "label"]
+    token_weight: Annotated[float, Field(ge=0)]
+    label_mass: Literal["published", "exact"]
+    participation: Annotated[float, Field(gt=0, le=1)]
+    mix: Literal["none", "mixtoken", "cutmix", "mixup", "mixtoken_mixup", "cutmix_mixup"]
+    mix_alpha: Annotated[float, Field(gt=0)]
+    mixup_alpha: Annotated[float, Field(gt=0)]
+    mix_probability: Fraction
+    crop_scale: tuple[Fraction, Fraction]
+    crop_ratio: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
+    interpolation: Literal["random", "bilinear", "bicubic"]
+    flip_probability: Fraction
+    randaugment_magnitude: Annotated[float, Field(ge=0, le=10)]
+    randaugment_std: Annotated[float, Field(ge=0)]
+    randaugment_count: Annotated[int, Field(ge=0)]
+    randaugment_operations: tuple[RandAugmentOperation, ...]
+    erasing_probability: Fraction
+    erasing_mode: Literal["pixel", "const"]
+
+    @pydantic.model_validator(mode="after")
+    def _tail_is_needed_only_by_exact(self) -> Recipe:
+        if self.crop_scale[0] > self.crop_scale[1] or self.crop_scale[0] == 0:
+            raise ValueError(f"crop_scale {self.crop_scale} must be (smallest, largest), above 0")
+        return self
+
+
+class Defaults(Frozen):
+    """What an experiment's row is where it says nothing else."""
+
+    model: Name
+    annotator: Name
+    recipe: Name
+    finetune_recipe: Name
+    finetune_px: tuple[Pixels, ...] = ()
+
+
+class Row(Frozen):
+    """One row of a result table: a name and what differs from the experiment's base."""
+
+    name: Name
+    label: str | None = None
+    set: dict[str, Any] = {}
+    paper_top1: Annotated[float, Field(ge=0, le=100)] | None = None
+
+
+class Experiment(Frozen):
+    """A table of the study: a question, the paper's table or figure, and the runs that answer it."""
+
+    question: str
+    paper: str
+    set: dict[str, Any] = {}
+    rows: tuple[Row, ...] = ()
+    grid: dict[str, list[Any] | Literal["selected"]] = {}
+    paper_top1: dict[str, float] = {}
+    seeds: Annotated[tuple[int, ...], Field(min_length=1)]
+    x: str | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _something_to_run(self) -> Experiment:
+        if not self.rows and not self.grid:
+            raise ValueError("give rows or a grid")
+        return self
+
+
+class Select(Frozen):
+    """What this study builds, out of the catalogues."""
+
+    annotators: Annotated[tuple[Name, ...], Field(min_length=1)]
+    experiments: Annotated[tuple[Name, ...], Field(min_length=1)]
+
+
+class Caps(Frozen):
+    """Upper bounds on what costs; they win over every experiment's own value. None: no bound."""
+
+    epochs: Positive | None = None
+    images: Positive | None = None
+    batch_size: Positive | None = None
+    depth: Positive | None = None
+    width: Positive | None = None
+    image_px: Pixels | None = None
+    finetune_px: Pixels | None = None
+    seeds: Positive | None = None
+
+
+class Evaluation(Frozen):
+    """How a trained model is measured."""
+
+    crop: Annotated[float, Field(gt=0, le=1)]
+    finetuned_crop: Annotated[float, Field(gt=0, le=1)]
+    interpolation: Literal["bilinear", "bicubic"]
+    use_ema: bool
+
+
+class Machine(Frozen):
+    """Where and how jobs run; changes no number beyond rounding, so it is in no digest."""
+
+    device: Literal["auto", "cpu", "cuda", "mps"]
+    precision: Literal["auto", "float32", "bfloat16", "float16"]
+    threads: Positive
+    workers: Annotated[int, Field(ge=0)]
+    annotate_batch: Positive
+    micro_batch: Positive
+    annotate_mem_mb: Positive
+    train_mem_mb: Positive
+    gpus_per_run: Positive
+    gpu_tflops: Annotated[float, Field(gt=0)]
+    part_seconds: Annotated[float, Field(gt=0)]
+    validate_every_epochs: Annotated[int, Field(ge=0)]
+
+
+class Config(Frozen):
+    """The whole study."""
+
+    data_root: str
+    weights_root: str
+    dataset: Dataset
+    labels: Labels
+    evaluation: Evaluation
+    machine: Machine
+    defaults: Defaults
+    caps: Caps = Caps()
+    annotators: dict[Name, Annotator]
+    models: dict[Name, Model]
+    recipes: dict[Name, Recipe]
+    experiments: dict[Name, Experiment]
+    select: Select
+
+
+def load_config(raw: Mapping[str, Any]) -> Config:
+    """Validates a merged configuration.
+
+    Args:
+        raw: the dictionary as Snakemake merged it from config.yaml, overlays and --config.
+
+    Raises:
+        ConfigError: one line with the key's path, the value found, what is legal and a guess at what was meant.
+    """
+    try:
+        config = Config.model_validate(dict(raw))
+    except pydantic.ValidationError as error:
+        raise ConfigError(describe_problems(error)) from None
+    _check_references(config)
+    return config
+
+
+def _check_references(config: Config) -> None:
+    def check(kind: str, name: str, catalogue: Mapping[str, Any], where: str) -> None:
+        if name not in catalogue:
+            raise unknown_name(kind, name, catalogue, f"configuration key {where}")
+
+    check("model", config.defaults.model, config.models, "defaults.model")
+    check("annotator", config.defaults.annotator, config.annotators, "defaults.annotator")
+    check("recipe", config.defaults.recipe, config.recipes, "defaults.recipe")
+    check("recipe", config.defaults.finetune_recipe, config.recipes, "defaults.finetune_recipe")
+    for position, name in enumerate(config.select.annotators):
+        check("annotator", name, config.annotators, f"select.annotators[{position}]")
+    for position, name in enumerate(config.select.experiments):
+        check("experiment", name, config.experiments, f"select.experiments[{position}]")
+
+
+def check_annotator_fits(config: Config, name: str, where: str) -> None:
+    """Refuses an annotator whose classes are not the data set's.
+
+    Raises:
+        ConfigError: the numbers of classes differ.
+    """
+    annotator = config.annotators[name]
+    if annotator.num_classes != config.dataset.num_classes:
+        raise ConfigError(
+            f"configuration key {where}: annotator {name!r} knows {annotator.num_classes} classes, data set "
+            f"{config.dataset.name!r} has {config.dataset.num_classes} (dataset.num_classes). "
+            "Choose an annotator trained for these classes, or give the data set a class_map onto the annotator's."
+        )
+
+
+def describe_problems(error: pydantic.ValidationError) -> str:
+    """Turns pydantic's report into one sentence per problem, at most three, unknown keys first."""
+    problems = sorted(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
+    lines = [_sentence(item) for item in problems[:3]]
+    if len(problems) > 3:
+        lines.append(f"and {len(problems) - 3} more")
+    return "; ".join(lines)
+
+
+def _sentence(item: Any) -> str:
+    path = [part for part in item["loc"] if not _is_type_tag(part)]
+    where = ".".join(str(part) for part in path).replace(".[", "[")
+    found = item.get("input")
+    shown = repr(found) if isinstance(found, (str, int, float, bool, type(None), list)) else type(found).__name__
+    if item["type"] == "extra_forbidden":
+        legal = sorted(_keys_at(path[:-1]))
+        close = difflib.get_close_matches(str(path[-1]), legal, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        return f"configuration key {where}: unknown key (value {shown}).{hint} Legal here: {', '.join(legal)}"
+    if item["type"] == "missing":
+        return f"configuration key {where}: missing. Give it a value; config.yaml explains it"
+    if item["type"] == "literal_error":
+        choices = item["ctx"]["expected"].replace("'", "").replace(" or ", ", ")
+        close = difflib.get_close_matches(str(found), choices.split(", "), n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        return f"configuration key {where}: {shown} is not legal.{hint} Legal: {choices}"
+    message = item["msg"].removeprefix("Value error, ")
+    return f"configuration key {where}: {shown} is not legal: {message[0].lower()}{message[1:]}"
+
+
+def _is_type_tag(part: Any) -> bool:
+    """Whether a location part is one that pydantic adds for a branch of a union, not a key of the user's."""
+    return isinstance(part, str) and (part.startswith(("constrained-", "literal[", "list[")) or part == "[key]")
+
+
+def _keys_at(path: list[Any]) -> Iterator[str]:
+    """Yields the legal keys of the section that a path of keys leads to."""
+    here: Any = Config
+    for part in path:
+        if isinstance(here, type) and issubclass(here, Frozen):
+            field = here.model_fields.get(str(part))
+            here = field.annotation if field else None
+        else:  # dict[str, X] or tuple[X, ...]: one step down is X
+            arguments = [argument for argument in typing.get_args(here) if argument is not Ellipsis]
+            here = arguments[-1] if arguments else None
+        while typing.get_origin(here) in (Annotated, typing.Union, types.UnionType):
+            here = next(argument for argument in typing.get_args(here) if argument is not type(None))
+    if isinstance(here, type) and issubclass(here, Frozen):
+        yield from here.model_fields

@@ -1,0 +1,60 @@
+"""The errors a user can cause or meet; each message says what was found, where, what was expected and what to do.
+
+Raised everywhere, turned into one line and exit code 2 by `exit_on_user_error`. Bugs of ours stay tracebacks.
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Callable, Iterable
+
+
+class TokenLabelError(Exception):
+    """A mistake or a circumstance that the user can mend; shown as one line."""
+
+
+class ConfigError(TokenLabelError):
+    """A key or value of the configuration that is not legal."""
+
+
+class DataError(TokenLabelError):
+    """Photographs, class folders or manifests that are missing or do not fit."""
+
+
+class LabelError(TokenLabelError):
+    """A label shard or store that is missing, damaged or of another data set, annotator or version."""
+
+
+class CheckpointError(TokenLabelError):
+    """A checkpoint that is missing, damaged or of another model."""
+
+
+class OutputError(TokenLabelError):
+    """A place that cannot be written."""
+
+
+def unknown_name(kind: str, name: str, legal: Iterable[str], where: str = "") -> ConfigError:
+    """Builds the error for a name that is in no catalogue, listing the legal ones and the nearest guess."""
+    names = sorted(legal)
+    close = difflib.get_close_matches(name, names, n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    place = f"{where}: " if where else ""
+    return ConfigError(f"{place}unknown {kind} {name!r}.{hint} Legal: {', '.join(names) or '(none)'}")
+
+
+def exit_on_user_error(main: Callable[[], int]) -> int:
+    """Runs a command; prints a TokenLabelError as one line on standard error and returns 2."""
+    try:
+        return main()
+    except TokenLabelError as error:
+        print(f"error: {_one_line(error)}", file=sys.stderr)  # noqa: T201
+        return 2
+
+
+def _one_line(error: TokenLabelError) -> str:
+    text = str(error).strip()
+    if text.startswith("Caught ") and "\n" in text:
+        # torch's DataLoader wraps a worker's error in its traceback; the last line is what we said
+        text = text.splitlines()[-1].split(": ", 1)[-1]
+    return " ".join(text.split())

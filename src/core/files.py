@@ -1,0 +1,172 @@
+"""Files that are either whole or absent, and the lease that keeps two jobs from doing one output's work.
+
+Everything that other jobs read is written under a name of its own in the same folder, synced and renamed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from .errors import OutputError
+
+LEASE_BEAT_S = 2.0
+LEASE_STALE_S = 30.0  # 15 missed beats by the reader's own clock; clocks of two nodes are never compared
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yields a temporary path in the same folder; on success it is synced and renamed to `path`, on failure removed.
+
+    Raises:
+        OutputError: the folder cannot be made or written.
+    """
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        # OSError of the writing itself (full disk, no permission); the reader of the block raises its own errors
+        raise OutputError(
+            f"{path}: cannot be written ({error.strerror or error}). Free space or permission is needed there."
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes text atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a JSON document atomically, keys in the order given."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_json_if_changed(path: Path, value: Any) -> None:
+    """Like `write_json`, but leaves an equal file alone, so that its modification time means something."""
+    text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
+    with contextlib.suppress(OSError):
+        if path.read_text(encoding="utf-8") == text:
+            return
+    write_text(path, text)
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON document."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's bytes, hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class Lease:
+    """An exclusive right to make one output, held by a file beside it while a job runs.
+
+    The owner rewrites a counter every two seconds. Another job that wants the same output waits; once the counter has
+    stood still for 30 s by the waiting job's own clock (or the owner was a process of this host that is gone), the
+    lease is stale and is taken over.
+
+        with Lease(folder / "train-00003.lease"):
+            ...
+    """
+
+    def __init__(self, path: Path, *, beat_s: float = LEASE_BEAT_S, stale_s: float = LEASE_STALE_S) -> None:
+        self.path = path
+        self._beat_s, self._stale_s = beat_s, stale_s
+        self._owner = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "job": os.environ.get("SLURM_JOB_ID", ""),
+        }
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def _write(self, counter: int) -> None:
+        write_json(self.path, {**self._owner, "counter": counter})
+
+    def _try_create(self) -> bool:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            raise OutputError(f"{self.path}: cannot be written ({error.strerror}).") from error
+        with os.fdopen(descriptor, "w") as file:
+            json.dump({**self._owner, "counter": 0}, file)
+        return True
+
+    def _owner_is_dead(self, held: dict[str, Any]) -> bool:
+        if held.get("host") != self._owner["host"] or not isinstance(held.get("pid"), int):
+            return False
+        if held["pid"] == self._owner["pid"]:
+            return True  # this process's own earlier lease, left by an exception during acquisition
+        try:
+            os.kill(held["pid"], 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:
+            return False
+        return False
+
+    def _wait_until_stale_or_gone(self) -> None:
+        last: dict[str, Any] | None = None
+        still_since = time.monotonic()
+        while True:
+            try:
+                held = read_json(self.path)
+            except FileNotFoundError:
+                return
+            except ValueError:
+                held = {}  # caught between creation and first write
+            if self._owner_is_dead(held):
+                break
+            if held != last:
+                last, still_since = held, time.monotonic()
+            elif time.monotonic() - still_since > self._stale_s:
+                break
+            time.sleep(min(self._beat_s, 0.5))
+        # rename is atomic: of several waiting jobs exactly one removes this very lease
+        grave = self.path.with_name(f"{self.path.name}.stale.{self._owner['host']}.{self._owner['pid']}")
+        with contextlib.suppress(FileNotFoundError):
+            self.path.rename(grave)
+            grave.unlink()
+
+    def _beat(self) -> None:
+        counter = 0
+        while not self._stop.wait(self._beat_s):
+            counter += 1
+            with contextlib.suppress(OutputError):  # a full disk must not kill the job through its heartbeat
+                self._write(counter)
+
+    def __enter__(self) -> Lease:
+        while not self._try_create():
+            self._wait_until_stale_or_gone()
+        self._thread = threading.Thread(target=self._beat, daemon=True, name=f"lease {self.path.name}")
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+        self.path.unlink(missing_ok=True)

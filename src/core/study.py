@@ -1,0 +1,569 @@
+"""The plan of a study: from a validated configuration to label jobs, runs and tables, each with its spec and path.
+
+Called by rules/common.smk at parse time. Order of resolution: defaults < experiment < row < caps. Equal specs become
+one run, whoever asks for them. Nothing here reads a photograph or a checkpoint.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Any, TypeVar
+
+import pydantic
+
+from .config import (
+    Caps,
+    Config,
+    Experiment,
+    Model,
+    ModelSettings,
+    Recipe,
+    Row,
+    check_annotator_fits,
+    describe_problems,
+    load_config,
+)
+from .cost import multiply_adds_at
+from .errors import ConfigError, unknown_name
+from .identity import STAGE_VERSIONS, digest_of
+
+Section = TypeVar("Section", bound=pydantic.BaseModel)
+
+RESULTS = PurePosixPath("results")
+ROW_KEYS = ("model", "annotator", "recipe", "finetune_recipe", "finetune_px", "image_px", "stochastic_depth")
+
+
+@dataclass(frozen=True)
+class DataJob:
+    """The manifest of the data set."""
+
+    name: str
+    spec: dict[str, Any]
+
+    @property
+    def folder(self) -> str:
+        """Folder of the manifest."""
+        return str(RESULTS / "data" / self.name)
+
+    @property
+    def marker(self) -> str:
+        """Path of the marker that says the manifest is finished."""
+        return f"{self.folder}/manifest.done"
+
+
+@dataclass(frozen=True)
+class LabelJob:
+    """All label shards of one annotator."""
+
+    name: str
+    annotator: str
+    spec: dict[str, Any]
+    shards: int
+
+    @property
+    def folder(self) -> str:
+        """Folder of the shards."""
+        return str(RESULTS / "labels" / self.name)
+
+    @property
+    def markers(self) -> list[str]:
+        """Path of every shard's marker."""
+        return [f"{self.folder}/train-{shard:05d}-of-{self.shards:05d}.done" for shard in range(self.shards)]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training or fine-tuning, for any number of seeds."""
+
+    name: str
+    spec: dict[str, Any]
+    labels: LabelJob | None
+    start: Run | None
+    evaluation: str
+    capped: tuple[str, ...]
+
+    @property
+    def folder(self) -> str:
+        """Folder of the run, one sub-folder per seed."""
+        return str(RESULTS / "runs" / self.name)
+
+    def done(self, seed: int) -> str:
+        """Path of the marker that says the run is finished."""
+        return f"{self.folder}/seed{seed}/done.json"
+
+    def result(self, seed: int) -> str:
+        """Path of the run's evaluation."""
+        return f"{self.folder}/seed{seed}/evaluation-{self.evaluation}.json"
+
+
+@dataclass(frozen=True)
+class TableRow:
+    """One line of a result table."""
+
+    name: str
+    label: str
+    differs: dict[str, Any]
+    run: Run
+    paper_top1: float | None
+    annotator: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class Table:
+    """One experiment's result table."""
+
+    name: str
+    experiment: Experiment
+    seeds: tuple[int, ...]
+    rows: tuple[TableRow, ...]
+
+    @property
+    def csv(self) -> str:
+        """Path of the table."""
+        return str(RESULTS / f"{self.name}.csv")
+
+    @property
+    def figure(self) -> str:
+        """Path of the figure."""
+        return str(RESULTS / "figures" / f"{self.name}.png")
+
+    @property
+    def plan(self) -> str:
+        """Path of the document that the table job reads."""
+        return str(RESULTS / "tables" / f"{self.name}.json")
+
+    @property
+    def inputs(self) -> list[str]:
+        """Evaluations of every row and seed, each once."""
+        return list(dict.fromkeys(row.run.result(seed) for row in self.rows for seed in self.seeds))
+
+    def as_json(self) -> dict[str, Any]:
+        """What the table job reads: rows, their evaluations, and the paper's numbers."""
+        return {
+            "name": self.name,
+            "question": self.experiment.question,
+            "paper": self.experiment.paper,
+            "x": self.experiment.x,
+            "rows": [
+                {
+                    "name": row.name,
+                    "label": row.label,
+                    "differs": row.differs,
+                    "run": row.run.name,
+                    "seeds": {str(seed): row.run.result(seed) for seed in self.seeds},
+                    "paper_top1": row.paper_top1,
+                    "annotator": row.annotator,
+                    "capped": list(row.run.capped),
+                    "epochs": row.run.spec["recipe"]["epochs"] + row.run.spec["recipe"]["cooldown_epochs"],
+                    "image_px": row.run.spec["image_px"],
+                    "participation": row.run.spec["recipe"]["participation"],
+                }
+                for row in self.rows
+            ],
+        }
+
+
+@dataclass(frozen=True)
+class Study:
+    """Everything that a configuration asks for."""
+
+    config: Config
+    data: DataJob
+    labels: dict[str, LabelJob] = field(default_factory=dict)
+    runs: dict[str, Run] = field(default_factory=dict)
+    tables: dict[str, Table] = field(default_factory=dict)
+
+    @classmethod
+    def plan(cls, raw: Mapping[str, Any]) -> Study:
+        """Validates a configuration and resolves every experiment of its catalogue.
+
+        Raises:
+            ConfigError: a key or value that is not legal, or names that do not fit together.
+        """
+        config = load_config(raw)
+        study = cls(config=config, data=_data_job(config))
+        for position, annotator in enumerate(config.select.annotators):
+            check_annotator_fits(config, annotator, f"select.annotators[{position}]")
+            study._label_job(annotator)
+        for name, experiment in config.experiments.items():
+            selected = name in config.select.experiments
+            try:
+                study.tables[name] = study._table(name, experiment)
+            except _NotApplicable as reason:
+                if selected:
+                    raise ConfigError(str(reason)) from None
+        return study
+
+    @property
+    def selected_tables(self) -> list[Table]:
+        """Tables of `select.experiments`, in that order."""
+        return [self.tables[name] for name in self.config.select.experiments]
+
+    @property
+    def selected_labels(self) -> list[LabelJob]:
+        """Label jobs of `select.annotators`, in that order."""
+        return [self._label_job(name) for name in self.config.select.annotators]
+
+    def label_job(self, folder_name: str) -> LabelJob:
+        """The label job of a folder name under results/labels."""
+        if folder_name not in self.labels:
+            raise unknown_name("label folder of this configuration", folder_name, self.labels)
+        return self.labels[folder_name]
+
+    def run(self, folder_name: str) -> Run:
+        """The run of a folder name under results/runs."""
+        if folder_name not in self.runs:
+            raise ConfigError(
+                f"results/runs/{folder_name}: no run of this configuration has that name. It may belong to an earlier "
+                "one: its spec.json tells which; `snakemake -n all` lists the runs planned now."
+            )
+        return self.runs[folder_name]
+
+    def specs(self) -> dict[str, dict[str, Any]]:
+        """Path -> spec of everything planned, to be written beside the outputs."""
+        specs = {f"{self.data.folder}/spec.json": self.data.spec}
+        specs |= {f"{job.folder}/spec.json": job.spec for job in self.labels.values()}
+        specs |= {f"{run.folder}/spec.json": run.spec for run in self.runs.values()}
+        for finetuned in (False, True):
+            spec = self.evaluation_spec(finetuned=finetuned)
+            specs[str(RESULTS / "evaluations" / f"{digest_of(spec)}.json")] = spec
+        return specs
+
+    @property
+    def train_images(self) -> int:
+        """Photographs of a training, after the cap."""
+        images = self.config.dataset.train_images
+        return min(images, self.config.caps.images or images)
+
+    @property
+    def drawn_labels(self) -> list[LabelJob]:
+        """Annotators on the page of label maps: at most four that selected tables need anyway."""
+        used = {
+            row.run.labels.name: row.run.labels
+            for table in self.selected_tables
+            for row in table.rows
+            if row.run.labels
+        }
+        return list(used.values())[:4]
+
+    def gmacs(self, run: Run) -> float:
+        """10^9 multiply-adds of one photograph through a run's model; an estimate where the catalogue gives none."""
+        model = self.config.models[run.name.split("-", 1)[0]]
+        if model.gmacs is None:
+            return 10.0
+        return multiply_adds_at(model.gmacs, model.image_px, run.spec["image_px"])
+
+    def machine(self) -> dict[str, Any]:
+        """What jobs may use but no number depends on."""
+        dataset = self.config.dataset
+        return {
+            "data_root": self.config.data_root,
+            "weights_root": self.config.weights_root,
+            "dataset": {
+                "format": dataset.format,
+                "train": dataset.train,
+                "val": dataset.val,
+                "on_unreadable": dataset.on_unreadable,
+            },
+            **self.config.machine.model_dump(mode="json"),
+        }
+
+    def _label_job(self, annotator: str) -> LabelJob:
+        entry = self.config.annotators[annotator]
+        labels = self.config.labels
+        spec = {
+            "stage": "annotate",
+            "version": STAGE_VERSIONS["annotate"],
+            "dataset": self.data.spec,
+            "annotator": {
+                "architecture": entry.architecture,
+                "weights": entry.weights,
+                "weights_sha256": entry.weights_sha256,
+                "weights_naming": entry.weights_naming,
+                "num_classes": entry.num_classes,
+                "grid": list(entry.grid),
+            },
+            "labels": {
+                "image_px": labels.image_px,
+                "view": labels.view,
+                "k": labels.k,
+                "tail": labels.tail,
+                "precision": labels.precision,
+            },
+        }
+        name = f"{annotator}-{digest_of(spec)}"
+        if name not in self.labels:
+            self.labels[name] = LabelJob(name=name, annotator=annotator, spec=spec, shards=labels.shards)
+        return self.labels[name]
+
+    def _table(self, name: str, experiment: Experiment) -> Table:
+        where = f"experiments.{name}"
+        seeds = experiment.seeds[: self.config.caps.seeds]
+        rows = []
+        for row in _expanded_rows(self.config, name, experiment):
+            choice = {**self.config.defaults.model_dump(), **experiment.set, **row.set}
+            run = self._run_chain(choice, f"{where}.rows.{row.name}")
+            annotator = self.config.annotators[run.labels.annotator] if run.labels else None
+            rows.append(
+                TableRow(
+                    name=row.name,
+                    label=row.label or row.name,
+                    differs=row.set,
+                    run=run,
+                    paper_top1=row.paper_top1 if row.paper_top1 is not None else experiment.paper_top1.get(row.name),
+                    annotator=None
+                    if annotator is None or run.labels is None
+                    else {
+                        "name": run.labels.annotator,
+                        "paper_top1": annotator.paper_top1,
+                        "parameters_m": annotator.parameters_m,
+                    },
+                )
+            )
+        unknown = set(experiment.paper_top1) - {row.name for row in rows}
+        if unknown and experiment.grid.get("annotator") != "selected":
+            raise unknown_name("row", sorted(unknown)[0], [row.name for row in rows], f"{where}.paper_top1")
+        return Table(name=name, experiment=experiment, seeds=seeds, rows=tuple(rows))
+
+    def _run_chain(self, choice: dict[str, Any], where: str) -> Run:
+        """Plans the training that a row asks for and the fine-tunings that follow it; returns the last of them."""
+        _check_row_keys(choice, where)
+        config, caps = self.config, self.config.caps
+        model_name = _known("model", choice["model"], config.models, f"{where}.model")
+        model, capped = _capped_model(_with_settings(config.models[model_name], choice, where), caps)
+        recipe = _override(
+            config.recipes[_known("recipe", choice["recipe"], config.recipes, f"{where}.recipe")],
+            choice,
+            "train",
+            where,
+        )
+        run = self._run("train", model_name, model, recipe, choice["annotator"], None, capped, where)
+        previous_px = model.image_px
+        finetune = config.recipes[
+            _known("recipe", choice["finetune_recipe"], config.recipes, f"{where}.finetune_recipe")
+        ]
+        for image_px in choice["finetune_px"]:
+            px = min(image_px, caps.finetune_px or image_px)
+            if px < previous_px:
+                raise ConfigError(
+                    f"configuration key {where}.finetune_px: {px} px is below the {previous_px} px before it; "
+                    "fine-tuning goes to an equal or higher resolution. Raise it or caps.finetune_px."
+                )
+            model = model.model_copy(update={"image_px": px})
+            capped = (*run.capped, f"finetune_px {image_px}->{px}") if px != image_px else run.capped
+            recipe = _override(finetune, choice, "finetune", where)
+            run = self._run("finetune", model_name, model, recipe, choice["annotator"], run, capped, where)
+            previous_px = px
+        return run
+
+    def _run(
+        self,
+        stage: str,
+        model_name: str,
+        model: Model,
+        recipe: Recipe,
+        annotator: str,
+        start: Run | None,
+        capped: tuple[str, ...],
+        where: str,
+    ) -> Run:
+        recipe, recipe_caps = _capped_recipe(_canonical_recipe(recipe), self.config.caps)
+        labels = None
+        supervision: str = recipe.supervision
+        if supervision != "hard":
+            _known("annotator", annotator, self.config.annotators, f"{where}.annotator")
+            check_annotator_fits(self.config, annotator, f"{where}.annotator")
+            labels = self._label_job(annotator)
+            supervision = f"{supervision}-{annotator}"
+            if recipe.label_mass == "exact" and not self.config.labels.tail:
+                raise ConfigError(
+                    f"configuration key {where}.label_mass: 'exact' needs the stored tail; set labels.tail: true"
+                )
+        images_cap = self.config.caps.images
+        if images_cap is not None and images_cap < self.config.dataset.train_images:
+            recipe_caps = (*recipe_caps, f"images {self.config.dataset.train_images}->{images_cap}")
+        spec = {
+            "stage": stage,
+            "version": STAGE_VERSIONS[stage],
+            "dataset": self.data.spec,
+            "labels": labels.spec if labels else None,
+            "model": {
+                "architecture": model.architecture,
+                "settings": model.settings.model_dump(mode="json", exclude_none=True),
+                "stochastic_depth": model.stochastic_depth,
+            },
+            "image_px": model.image_px,
+            "recipe": recipe.model_dump(mode="json"),
+            "start": start.name.rsplit("-", 1)[1] if start else None,
+        }
+        size = f"{model.image_px}px" if start is None else f"{start.spec['image_px']}to{model.image_px}px"
+        name = f"{model_name}-{supervision}-{size}-{digest_of(spec)}"
+        if name not in self.runs:
+            self.runs[name] = Run(
+                name=name,
+                spec=spec,
+                labels=labels,
+                start=start,
+                evaluation=digest_of(self.evaluation_spec(finetuned=start is not None)),
+                capped=tuple(dict.fromkeys((*capped, *recipe_caps))),
+            )
+        return self.runs[name]
+
+    def evaluation_spec(self, *, finetuned: bool) -> dict[str, Any]:
+        """What an evaluation depends on besides the run."""
+        evaluation = self.config.evaluation
+        return {
+            "stage": "evaluate",
+            "version": STAGE_VERSIONS["evaluate"],
+            "crop": evaluation.finetuned_crop if finetuned else evaluation.crop,
+            "interpolation": evaluation.interpolation,
+            "use_ema": evaluation.use_ema,
+        }
+
+
+class _NotApplicable(Exception):  # noqa: N818 - a signal between two functions here, never seen by a user
+    """An experiment that this study's selection leaves without rows."""
+
+
+def _data_job(config: Config) -> DataJob:
+    dataset = config.dataset
+    spec = {
+        "stage": "data",
+        "version": STAGE_VERSIONS["data"],
+        "name": dataset.name,
+        "release": dataset.version,
+        "num_classes": dataset.num_classes,
+        "class_map": dataset.class_map,
+        "val_fraction": dataset.val_fraction,
+        "val_seed": dataset.val_seed if dataset.val_fraction else None,
+        "images": config.caps.images,
+        "shards": config.labels.shards,
+    }
+    return DataJob(name=f"{dataset.name}-{digest_of(spec)}", spec=spec)
+
+
+def _expanded_rows(config: Config, name: str, experiment: Experiment) -> list[Row]:
+    grid: dict[str, list[Any]] = {}
+    for key, values in experiment.grid.items():
+        if values == "selected":
+            if key != "annotator":
+                raise ConfigError(
+                    f"configuration key experiments.{name}.grid.{key}: 'selected' is legal for annotator only"
+                )
+            grid[key] = list(config.select.annotators)
+        else:
+            grid[key] = list(values)
+    rows = list(experiment.rows)
+    if grid:
+        for combination in itertools.product(*grid.values()):
+            chosen = dict(zip(grid, combination, strict=True))
+            rows.append(Row(name=_grid_name(chosen), set=chosen))
+    doubled = {row.name for row in rows if sum(other.name == row.name for other in rows) > 1}
+    if doubled:
+        raise ConfigError(f"configuration key experiments.{name}: row name {sorted(doubled)[0]!r} stands twice")
+    if not rows:
+        raise _NotApplicable(f"configuration key experiments.{name}: no row is left to run")
+    return rows
+
+
+def _grid_name(chosen: Mapping[str, Any]) -> str:
+    parts = [
+        str(value) if isinstance(value, str) else f"{key.rsplit('.', 1)[-1]}_{value}" for key, value in chosen.items()
+    ]
+    return re.sub(r"[^A-Za-z0-9]+", "_", "_".join(parts)).strip("_")
+
+
+def _check_row_keys(choice: Mapping[str, Any], where: str) -> None:
+    legal = (
+        *ROW_KEYS,
+        *(f"train.{name}" for name in Recipe.model_fields),
+        *(f"finetune.{name}" for name in Recipe.model_fields),
+        *(f"architecture.{name}" for name in ModelSettings.model_fields),
+    )
+    for key in choice:
+        if key not in legal:
+            raise unknown_name("setting", key, legal, f"configuration key {where}.set")
+    chain = choice["finetune_px"]
+    if not isinstance(chain, (list, tuple)) or not all(isinstance(px, int) for px in chain):
+        raise ConfigError(f"configuration key {where}.finetune_px: {chain!r} is not legal: a list of pixels, as [384]")
+
+
+def _known(kind: str, name: str, catalogue: Mapping[str, Any], where: str) -> str:
+    if name not in catalogue:
+        raise unknown_name(kind, str(name), catalogue, f"configuration key {where}")
+    return name
+
+
+def _validated(section: Section, update: dict[str, Any], where: str) -> Section:
+    """Validates a section with some fields replaced; names the row's key in the error."""
+    try:
+        return type(section).model_validate({**section.model_dump(), **update})
+    except pydantic.ValidationError as error:
+        raise ConfigError(
+            describe_problems(error).replace("configuration key ", f"configuration key {where}.")
+        ) from None
+
+
+def _override(recipe: Recipe, choice: Mapping[str, Any], prefix: str, where: str) -> Recipe:
+    update = {key.removeprefix(f"{prefix}."): value for key, value in choice.items() if key.startswith(f"{prefix}.")}
+    return _validated(recipe, update, f"{where}.set.{prefix}")
+
+
+def _with_settings(model: Model, choice: Mapping[str, Any], where: str) -> Model:
+    update = {
+        key.removeprefix("architecture."): value for key, value in choice.items() if key.startswith("architecture.")
+    }
+    settings = _validated(model.settings, update, f"{where}.set.architecture")
+    changes: dict[str, Any] = {"settings": settings.model_dump()}
+    for key in ("image_px", "stochastic_depth"):
+        if key in choice:
+            changes[key] = choice[key]
+    return _validated(model, changes, f"{where}.set")
+
+
+def _canonical_recipe(recipe: Recipe) -> Recipe:
+    """Drops what a supervision does not use, so that equal trainings have equal specs."""
+    if recipe.supervision == "hard":
+        return recipe.model_copy(
+            update={"class_target": "label", "token_weight": 0.0, "participation": 1.0, "label_mass": "published"}
+        )
+    if recipe.supervision == "relabel":
+        return recipe.model_copy(update={"class_target": "map", "token_weight": 0.0, "participation": 1.0})
+    return recipe
+
+
+def _capped_recipe(recipe: Recipe, caps: Caps) -> tuple[Recipe, tuple[str, ...]]:
+    update: dict[str, Any] = {}
+    notes = []
+    if caps.epochs is not None and caps.epochs < recipe.epochs:
+        update["epochs"] = caps.epochs
+        update["warmup_epochs"] = min(recipe.warmup_epochs, caps.epochs // 5)
+        update["cooldown_epochs"] = min(recipe.cooldown_epochs, caps.epochs // 10)
+        notes.append(f"epochs {recipe.epochs}->{caps.epochs}")
+    if caps.batch_size is not None and caps.batch_size < recipe.batch_size:
+        update["batch_size"] = caps.batch_size
+        notes.append(f"batch_size {recipe.batch_size}->{caps.batch_size}")
+    return recipe.model_copy(update=update), tuple(notes)
+
+
+def _capped_model(model: Model, caps: Caps) -> tuple[Model, tuple[str, ...]]:
+    notes = []
+    update: dict[str, Any] = {}
+    if caps.image_px is not None and caps.image_px < model.image_px:
+        update["image_px"] = caps.image_px
+        notes.append(f"image_px {model.image_px}->{caps.image_px}")
+    settings: dict[str, Any] = {}
+    depth, width = model.settings.depth, model.settings.width  # None: a timm backbone, whose size has no setting
+    if caps.depth is not None and depth is not None and caps.depth < depth:
+        settings["depth"] = caps.depth
+        notes.append(f"depth {depth}->{caps.depth}")
+    if caps.width is not None and width is not None and caps.width < width:
+        settings["width"] = caps.width
+        settings["heads"] = next(heads for heads in (4, 3, 2, 1) if caps.width % heads == 0)
+        notes.append(f"width {width}->{caps.width}")
+    update["settings"] = model.settings.model_copy(update=settings)
+    return model.model_copy(update=update), tuple(notes)

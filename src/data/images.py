@@ -1,0 +1,74 @@
+"""The one decoder and resizer: bytes to an upright RGB picture, the same for annotator, training and evaluation.
+
+Called by every stage that looks at a photograph. Never guesses: what cannot be decoded whole raises UnreadableImageError.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from ..core.errors import DataError
+
+RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+
+class UnreadableImageError(DataError):
+    """A photograph whose bytes do not decode; the message is the reason that shards record."""
+
+
+def decode_image(encoded: bytes) -> Image.Image:
+    """Decodes a photograph and applies its EXIF orientation.
+
+    Args:
+        encoded: the file's bytes, any format that Pillow reads.
+
+    Returns:
+        an RGB picture (height, width), upright.
+
+    Raises:
+        UnreadableImageError: empty, truncated, damaged, of unknown format, or larger than Pillow's bomb limit.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of odd EXIF and palettes; the pixels are what counts here
+            with Image.open(io.BytesIO(encoded)) as picture:
+                picture.load()
+                return ImageOps.exif_transpose(picture).convert("RGB")
+    except Exception as error:  # noqa: BLE001 - Pillow's decoders raise almost any type on damaged bytes
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UnreadableImageError(f"{type(error).__name__}: {reason}"[:200]) from None
+
+
+def resize(picture: Image.Image, width: int, height: int, interpolation: Literal["bilinear", "bicubic"]) -> Image.Image:
+    """Resizes with antialiasing, without keeping the aspect ratio."""
+    if picture.size == (width, height):
+        return picture
+    return picture.resize((width, height), RESAMPLING[interpolation])
+
+
+def resize_and_center_crop(
+    picture: Image.Image, image_px: int, crop: float, interpolation: Literal["bilinear", "bicubic"]
+) -> Image.Image:
+    """Evaluation's view: the central square that spans `crop` of the shorter side, at image_px x image_px.
+
+    Source: the resize-then-crop of timm's validation, done in one resampling.
+    """
+    side = min(picture.size) * crop
+    left, top = (picture.width - side) / 2, (picture.height - side) / 2
+    return picture.resize((image_px, image_px), RESAMPLING[interpolation], box=(left, top, left + side, top + side))
+
+
+def to_tensor(picture: Image.Image, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
+    """Scales to [0, 1] and normalises.
+
+    Returns:
+        float32 (3, height, width).
+    """
+    pixels = torch.from_numpy(np.array(picture, dtype=np.uint8)).permute(2, 0, 1).contiguous().to(torch.float32)
+    return pixels.div_(255.0).sub_(torch.tensor(mean).view(3, 1, 1)).div_(torch.tensor(std).view(3, 1, 1))

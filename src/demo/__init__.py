@@ -1,0 +1,1 @@
+"""The demo's data set: real photographs that an installed package ships, cut into crops."""

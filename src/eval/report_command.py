@@ -1,0 +1,49 @@
+"""Makes results/report.html: Snakemake's own report, over those results that exist already."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+from ..core.errors import DataError
+from ..core.log import logger
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the arguments of the report."""
+    parser.add_argument("--snakefile", type=Path, default=Path("Snakefile"), help="the workflow (default: %(default)s)")
+    parser.add_argument("--configfile", type=Path, nargs="*", default=[], help="overlays that the study was run with")
+    parser.add_argument(
+        "--out", type=Path, default=Path("results/report.html"), help="file to write (default: %(default)s)"
+    )
+    parser.add_argument("--log", type=Path, default=None, help="log file (default: the terminal)")
+    parser.add_argument("targets", type=Path, nargs="+", help="tables and figures; missing ones are left out")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Calls Snakemake's report on the targets that exist."""
+    existing = [str(target) for target in args.targets if target.exists()]
+    missing = [str(target) for target in args.targets if not target.exists()]
+    if not existing:
+        raise DataError(
+            f"none of the {len(missing)} results exists yet ({', '.join(missing[:3])}, ...); run snakemake first."
+        )
+    if missing:
+        logger.info("left out, not made yet: %s", ", ".join(missing))
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = args.out.with_name(f".tmp-{args.out.name}")
+    command = [
+        sys.executable, "-m", "snakemake", *existing, "--snakefile", str(args.snakefile), "--directory", ".",
+        "--nolock", "--quiet", "all", "--report", str(temporary),
+    ]  # fmt: skip
+    if args.configfile:
+        command += ["--configfile", *map(str, args.configfile)]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    if finished.returncode or not temporary.exists():
+        lines = [line for line in (finished.stderr or finished.stdout).splitlines() if line.strip()]
+        raise DataError(f"{args.out}: Snakemake could not make the report: {' '.join(lines[-3:])[:400]}")
+    temporary.replace(args.out)
+    logger.info("%s: %d results", args.out, len(existing))
+    return 0

@@ -1,0 +1,23 @@
+"""Models that classify images and every token: LV-ViT, T2T-ViT, timm backbones; MixToken; weights."""
+
+from .checkpoints import LoadReport, load_weights, read_metadata, read_state_dict, save_weights
+from .complexity import count_multiply_adds, count_parameters
+from .registry import create_model, model_names
+from .tokens import MixBox, TokenModel, TokenOutput, draw_mix_box, partner_order
+
+__all__ = [
+    "LoadReport",
+    "MixBox",
+    "TokenModel",
+    "TokenOutput",
+    "count_multiply_adds",
+    "count_parameters",
+    "create_model",
+    "draw_mix_box",
+    "load_weights",
+    "model_names",
+    "partner_order",
+    "read_metadata",
+    "read_state_dict",
+    "save_weights",
+]

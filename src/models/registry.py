@@ -1,0 +1,48 @@
+"""Which models there are and which settings each takes; called wherever a model is made from its name.
+
+An unknown name or setting is refused with the legal ones. Defaults live in the presets, never here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..core.errors import unknown_name
+from .lvvit import LVVIT_PRESETS, LVViT
+from .t2t import T2T_PRESETS, T2TViT
+from .timm_backbones import TIMM_PREFIX, TIMM_SETTINGS, TimmTokenModel
+from .tokens import TokenModel
+
+
+def model_names() -> list[str]:
+    """Names that `create_model` takes, besides "timm/<name>"."""
+    return [*LVVIT_PRESETS, *T2T_PRESETS]
+
+
+def create_model(name: str, num_classes: int = 1000, image_px: int = 224, **settings: Any) -> TokenModel:
+    """Makes a model with random weights, in training mode.
+
+    Args:
+        name: one of `model_names()`, or "timm/" and any timm classifier with tokens or a feature map.
+        num_classes: classes of the class head and the token head.
+        image_px: side of the square images it will be given.
+        **settings: change the preset: the keyword arguments of `LVViT`, `T2TViT` or `TimmTokenModel`.
+
+    Raises:
+        ConfigError: unknown name or setting, or a value that does not fit.
+    """
+    if name in LVVIT_PRESETS:
+        return LVViT(num_classes, image_px, **_merge(name, LVVIT_PRESETS[name], settings))
+    if name in T2T_PRESETS:
+        return T2TViT(num_classes, image_px, **_merge(name, T2T_PRESETS[name], settings))
+    if name.startswith(TIMM_PREFIX):
+        merged = _merge(name, TIMM_SETTINGS, settings)
+        return TimmTokenModel(name.removeprefix(TIMM_PREFIX), num_classes, image_px, **merged)
+    raise unknown_name("model", name, [*model_names(), f"{TIMM_PREFIX}<name>"])
+
+
+def _merge(name: str, preset: Any, settings: dict[str, Any]) -> dict[str, Any]:
+    for setting in settings:
+        if setting not in preset:
+            raise unknown_name("setting", setting, preset, where=f"model {name}")
+    return {**preset, **settings}

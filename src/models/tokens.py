@@ -1,0 +1,219 @@
+"""What every model of the package is: a classifier that also classifies each token, and MixToken between images.
+
+Guarantees that token logits are handed out in the order of the image they came from, so token targets are never mixed.
+Called by the engine, the stages and other training code; never builds targets or losses.
+Source: paper section 3.3, equations 5 to 7. Differs from equation 6: there the token labels are mixed like the tokens;
+here (as in the released code) the token logits inside the box are swapped back, which gives the same loss.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..core.errors import ConfigError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class MixBox:
+    """The half-open box [rows) x [cols) of the token grid whose tokens come from the partner image.
+
+    Attributes:
+        rows: first row and the row after the last, in tokens, y down.
+        cols: first column and the column after the last, in tokens, x right.
+        grid: rows and columns of the token grid.
+
+    Raises:
+        ValueError: the box does not lie inside the grid.
+    """
+
+    rows: tuple[int, int]
+    cols: tuple[int, int]
+    grid: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        for axis, (start, stop), size in zip(("rows", "cols"), (self.rows, self.cols), self.grid, strict=True):
+            if not 0 <= start <= stop <= size:
+                raise ValueError(f"MixBox: {axis} [{start}, {stop}) do not lie inside the grid's {size}")
+
+    @property
+    def kept(self) -> float:
+        """Share of the grid outside the box, in [0, 1]: the weight of the image's own class target (equation 7)."""
+        inside = (self.rows[1] - self.rows[0]) * (self.cols[1] - self.cols[0])
+        return 1.0 - inside / (self.grid[0] * self.grid[1])
+
+    def mask(self, device: torch.device | str | None = None) -> Tensor:
+        """Bool (tokens,), row by row; True where the token comes from the partner image."""
+        row, col = (torch.arange(size, device=device) for size in self.grid)
+        in_rows = (row >= self.rows[0]) & (row < self.rows[1])
+        in_cols = (col >= self.cols[0]) & (col < self.cols[1])
+        return (in_rows[:, None] & in_cols[None, :]).flatten()
+
+    def scaled(self, grid: tuple[int, int]) -> MixBox:
+        """The same box on another grid (pixels, or the finer grid of a hierarchical model), rounded to its cells."""
+
+        def scale(edges: tuple[int, int], axis: int) -> tuple[int, int]:
+            start, stop = (round(edge * grid[axis] / self.grid[axis]) for edge in edges)
+            return start, stop
+
+        return MixBox(scale(self.rows, 0), scale(self.cols, 1), grid)
+
+
+def draw_mix_box(grid: tuple[int, int], alpha: float, rng: random.Random) -> MixBox:
+    """Draws CutMix's box on the token grid: area 1 - lambda, lambda ~ Beta(alpha, alpha), uniform centre, clipped.
+
+    Args:
+        grid: rows and columns of the token grid.
+        alpha: parameter of the Beta distribution, above 0; the released code uses 1.
+        rng: source of the four random numbers.
+
+    Raises:
+        ConfigError: alpha is not above 0.
+
+    Source: Yun et al. 2019 (CutMix), as paper section 3.3 prescribes.
+    """
+    if alpha <= 0:
+        raise ConfigError(f"mix_token alpha is {alpha}; it must be above 0 (leave MixToken off to mix nothing)")
+    side = math.sqrt(1.0 - rng.betavariate(alpha, alpha))
+
+    def span(size: int) -> tuple[int, int]:
+        length = int(size * side)
+        start = rng.randrange(size) - length // 2
+        return max(start, 0), min(start + length, size)
+
+    return MixBox(span(grid[0]), span(grid[1]), grid)
+
+
+def partner_order(batch: int) -> Tensor:
+    """Int64 (batch,): the image each image is mixed with: the batch reversed, as in the released code.
+
+    The middle image of an odd batch is its own partner.
+    """
+    return torch.arange(batch - 1, -1, -1)
+
+
+def mix_tokens(tokens: Tensor, mix: MixBox) -> Tensor:
+    """Replaces the tokens inside the box by the partner's; done twice it gives back the input.
+
+    Args:
+        tokens: (batch, tokens, channels), row by row of `mix.grid`.
+        mix: the box.
+    """
+    return torch.where(mix.mask(tokens.device)[:, None], tokens.flip(0), tokens)
+
+
+class TokenOutput(NamedTuple):
+    """What a model says in training, or of dense prediction.
+
+    Attributes:
+        class_logits: (batch, classes), of the whole (mixed) image.
+        token_logits: (batch, tokens, classes), row by row of the grid, of the image itself even when tokens were mixed.
+        grid: rows and columns of the tokens.
+    """
+
+    class_logits: Tensor
+    token_logits: Tensor
+    grid: tuple[int, int]
+
+
+class TokenModel(nn.Module, ABC):
+    """A classifier with logits for the image and for every token.
+
+    Attributes:
+        num_classes: classes of both heads.
+        image_px: side of the square images it takes.
+        grid: rows and columns of its tokens.
+        token_score_weight: share of the best token logit in the class logits of eval mode.
+        mean, std: per channel, of RGB in [0, 1]; images are given as (image - mean) / std.
+        head_names: sub-modules whose size depends on num_classes.
+        position_name: entry of the state dict that holds the position embedding, or "" where it has none.
+    """
+
+    head_names: tuple[str, ...] = ("head", "aux_head")
+    position_name: str = "pos_embed"
+
+    def __init__(
+        self,
+        num_classes: int,
+        image_px: int,
+        grid: tuple[int, int],
+        *,
+        token_score_weight: float,
+        mean: tuple[float, ...] = IMAGENET_MEAN,
+        std: tuple[float, ...] = IMAGENET_STD,
+    ) -> None:
+        super().__init__()
+        if num_classes < 1:
+            raise ConfigError(f"num_classes is {num_classes}; a classifier needs at least 1")
+        self.num_classes = num_classes
+        self.image_px = image_px
+        self.grid = grid
+        self.token_score_weight = token_score_weight
+        self.mean = mean
+        self.std = std
+
+    @abstractmethod
+    def encode(self, images: Tensor, mix: MixBox | None) -> tuple[Tensor, Tensor]:
+        """Class logits (batch, classes) and token logits (batch, tokens, classes) of the mixed sequence, in its order.
+
+        Args:
+            images: (batch, 3, image_px, image_px), normalised; their shape has been checked.
+            mix: box whose tokens are taken from the partner after patch embedding, or None.
+        """
+
+    def forward(self, images: Tensor, mix: MixBox | None = None) -> TokenOutput | Tensor:
+        """Classifies images.
+
+        Args:
+            images: float (batch, 3, image_px, image_px), normalised with `mean` and `std`.
+            mix: MixToken's box on `grid`; image b is mixed with image `partner_order(batch)[b]`. Training only.
+
+        Returns:
+            In training mode a TokenOutput; in eval mode class logits (batch, classes) plus `token_score_weight` times
+            the largest logit over the tokens, class by class (the released code's rule).
+
+        Raises:
+            ValueError: images or box of another size, or a box in eval mode.
+        """
+        if self.training:
+            return self._outputs(images, mix)
+        if mix is not None:
+            raise ValueError("a MixBox was given in eval mode; tokens are mixed in training only")
+        output = self._outputs(images, None)
+        return output.class_logits + self.token_score_weight * output.token_logits.max(dim=1).values
+
+    def forward_tokens(self, images: Tensor) -> TokenOutput:
+        """Class and token logits in either mode, without mixing and without adding one to the other."""
+        return self._outputs(images, None)
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that timm's optimiser factory keeps free of weight decay."""
+        return {"pos_embed", "cls_token"}
+
+    def adapt_names(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Translates the names of a foreign checkpoint of this architecture to this model's; ours stay as they are."""
+        return dict(state)
+
+    def _outputs(self, images: Tensor, mix: MixBox | None) -> TokenOutput:
+        if images.ndim != 4 or tuple(images.shape[1:]) != (3, self.image_px, self.image_px):
+            raise ValueError(
+                f"images (batch, channels, height, width) are {tuple(images.shape)}; "
+                f"this model takes (batch, 3, {self.image_px}, {self.image_px})"
+            )
+        if mix is not None and mix.grid != self.grid:
+            raise ValueError(f"MixBox (rows, cols) is on a grid {mix.grid}; this model's tokens form {self.grid}")
+        class_logits, token_logits = self.encode(images, mix)
+        if mix is not None:
+            # Position t of sequence b held the partner's token where the box is; so its logit belongs to the partner.
+            token_logits = mix_tokens(token_logits, mix)
+        return TokenOutput(class_logits, token_logits, self.grid)

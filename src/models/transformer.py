@@ -1,0 +1,226 @@
+"""The encoder that LV-ViT and T2T-ViT share: pre-norm blocks over a class token and patch tokens, and two heads.
+
+Guarantees the parameter names of the published checkpoints. Called by `lvvit` and `t2t`; embeds no patches itself.
+Source: paper section 3.1 and appendix B.1 (residual scale); Dosovitskiy et al. 2020.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..core.errors import CheckpointError, ConfigError
+from .tokens import MixBox, TokenModel, mix_tokens
+
+INIT_STD = 0.02  # of every linear layer and the class token, as in DeiT and the released code
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention; the keys have no bias because softmax would cancel it, and published ones have none.
+
+    Args:
+        width: channels in and out.
+        heads: a divisor of width.
+        scale: factor of the dot products; None means 1 / sqrt(width / heads).
+    """
+
+    def __init__(self, width: int, heads: int, scale: float | None = None) -> None:
+        super().__init__()
+        self.heads = heads
+        self.scale = scale
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(batch, tokens, width) -> the same shape."""
+        batch, length, width = tokens.shape
+        qkv = self.qkv(tokens).view(batch, length, 3, self.heads, width // self.heads)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (batch, heads, tokens, width / heads)
+        mixed = F.scaled_dot_product_attention(query, key, value, scale=self.scale)
+        out: Tensor = self.proj(mixed.transpose(1, 2).reshape(batch, length, width))
+        return out
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with GELU between."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(batch, tokens, width) -> the same shape."""
+        out: Tensor = self.fc2(F.gelu(self.fc1(tokens)))
+        return out
+
+
+class StochasticDepth(nn.Module):
+    """Drops a residual branch for whole images in training and scales the survivors, so the mean is unchanged."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, branch: Tensor) -> Tensor:
+        """(batch, tokens, width) -> the same shape; some images zeroed."""
+        if not self.training or self.rate == 0.0:
+            return branch
+        keep = 1.0 - self.rate
+        survivors = branch.new_empty((branch.shape[0], 1, 1)).bernoulli_(keep)
+        return branch * (survivors / keep)
+
+    def extra_repr(self) -> str:
+        """Shows the rate when the model is printed."""
+        return f"rate={self.rate:.3f}"
+
+
+class Block(nn.Module):
+    """Pre-norm block: x + attention(norm(x)) / residual_scale, then the same with the feed-forward (Table 10)."""
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        hidden: int,
+        *,
+        drop_rate: float,
+        residual_scale: float = 1.0,
+        attention_scale: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.residual_scale = residual_scale
+        self.norm1 = nn.LayerNorm(width)
+        self.attn = Attention(width, heads, attention_scale)
+        self.drop_path = StochasticDepth(drop_rate)
+        self.norm2 = nn.LayerNorm(width)
+        self.mlp = FeedForward(width, hidden)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(batch, tokens, width) -> the same shape."""
+        tokens = tokens + self.drop_path(self.attn(self.norm1(tokens))) / self.residual_scale
+        out: Tensor = tokens + self.drop_path(self.mlp(self.norm2(tokens))) / self.residual_scale
+        return out
+
+
+class TokenTransformer(TokenModel):
+    """A vision transformer with a class token; subclasses embed the patches.
+
+    A subclass calls `__init__`, makes its patch embedding, then calls `add_encoder`: in that order the state dict lists
+    its entries as the published checkpoints do.
+    """
+
+    cls_token: nn.Parameter
+    pos_embed: Tensor
+
+    def __init__(
+        self, num_classes: int, image_px: int, grid: tuple[int, int], width: int, *, token_score_weight: float
+    ) -> None:
+        super().__init__(num_classes, image_px, grid, token_score_weight=token_score_weight)
+        self.width = width
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+
+    def add_encoder(
+        self,
+        *,
+        depth: int,
+        heads: int,
+        mlp_ratio: float,
+        stochastic_depth: float,
+        residual_scale: float = 1.0,
+        attention_scale: float | None = None,
+    ) -> None:
+        """Adds blocks, final norm and both heads, and initialises every linear layer of the model.
+
+        Raises:
+            ConfigError: a setting outside its legal range.
+        """
+        if depth < 1:
+            raise ConfigError(f"depth is {depth}; a transformer needs at least 1 block")
+        if heads < 1 or self.width % heads:
+            raise ConfigError(f"width {self.width} cannot be divided among heads {heads}; choose a divisor")
+        if not 0.0 <= stochastic_depth < 1.0:
+            raise ConfigError(f"stochastic_depth is {stochastic_depth}; legal is 0 to below 1")
+        if residual_scale <= 0:
+            raise ConfigError(f"residual_scale is {residual_scale}; it divides the residual branch, so above 0")
+        self.blocks = nn.Sequential(
+            *(
+                Block(
+                    self.width,
+                    heads,
+                    int(self.width * mlp_ratio),
+                    drop_rate=stochastic_depth * index / max(depth - 1, 1),  # 0 in the first block, full in the last
+                    residual_scale=residual_scale,
+                    attention_scale=attention_scale,
+                )
+                for index in range(depth)
+            )
+        )
+        self.norm = nn.LayerNorm(self.width)
+        self.head = nn.Linear(self.width, self.num_classes)
+        self.aux_head = nn.Linear(self.width, self.num_classes)
+        nn.init.trunc_normal_(self.cls_token, std=INIT_STD)
+        self.apply(initialise_linear)
+
+    @abstractmethod
+    def embed_patches(self, images: Tensor) -> Tensor:
+        """(batch, 3, image_px, image_px) -> (batch, tokens, width), row by row."""
+
+    def encode(self, images: Tensor, mix: MixBox | None) -> tuple[Tensor, Tensor]:
+        """See `TokenModel.encode`. Positions are added after mixing, so they are those of the mixed sequence."""
+        tokens = self.embed_patches(images)
+        if mix is not None:
+            tokens = mix_tokens(tokens, mix)
+        class_token = self.cls_token.expand(tokens.shape[0], -1, -1)
+        tokens = torch.cat((class_token, tokens), dim=1) + self.pos_embed  # (batch, 1 + tokens, width)
+        tokens = self.norm(self.blocks(tokens))
+        return self.head(tokens[:, 0]), self.aux_head(tokens[:, 1:])
+
+
+def initialise_linear(module: nn.Module) -> None:
+    """Draws a linear layer (or a classifier made as a 1x1 convolution) from the truncated normal; bias 0."""
+    if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1)):
+        nn.init.trunc_normal_(module.weight, std=INIT_STD)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def interpolate_position_embedding(
+    state_dict: Mapping[str, Tensor], grid: tuple[int, int], *, name: str = "pos_embed", prefix_tokens: int = 1
+) -> dict[str, Tensor]:
+    """Resamples the position embedding of a checkpoint to another token grid (bicubic); the class token's is kept.
+
+    Args:
+        state_dict: holds `name`, float (1, prefix_tokens + side * side, width), of a square grid.
+        grid: rows and columns wanted.
+        name: the entry to resample.
+        prefix_tokens: leading entries without a place in the grid.
+
+    Returns:
+        A new dictionary; the same tensors where nothing had to change.
+
+    Raises:
+        CheckpointError: the entry is missing or is not of a square grid.
+
+    Source: paper appendix B.1, "Larger input resolution".
+    """
+    positions = state_dict.get(name)
+    if positions is None or positions.ndim != 3:
+        raise CheckpointError(f"the checkpoint has no position embedding {name!r} of shape (1, tokens, width)")
+    prefix, places = positions[:, :prefix_tokens], positions[:, prefix_tokens:]
+    count, width = places.shape[1:]
+    side = math.isqrt(count)
+    if side == 0 or side * side != count:
+        raise CheckpointError(
+            f"{name}: {positions.shape[1]} positions are not {prefix_tokens} and a square grid; cannot interpolate"
+        )
+    if (side, side) == grid:
+        return dict(state_dict)
+    square = places.float().transpose(1, 2).reshape(1, width, side, side)
+    resized = F.interpolate(square, size=grid, mode="bicubic", align_corners=False).flatten(2).transpose(1, 2)
+    return {**state_dict, name: torch.cat((prefix, resized.to(positions.dtype)), dim=1)}

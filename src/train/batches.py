@@ -1,0 +1,199 @@
+"""Training batches: augmented photographs with their score maps, in an order that depends on the seed alone.
+
+A step's photographs are cut into micro-batches for the device; unreadable photographs are left out and counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from ..core.errors import DataError, LabelError
+from ..core.log import logger
+from ..core.seeds import derived_seed
+from ..data.images import UnreadableImageError, decode_image
+from ..data.manifest import Manifest
+from ..labels import LabelStore
+from ..labels.shards import STATUS_OK
+from .augment import Augmentation
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What the device gets at once.
+
+    Attributes:
+        images: float32 (batch, 3, image_px, image_px).
+        class_index: int64 (batch,).
+        affine: float32 (batch, 2, 3), normalised view -> normalised score map.
+        scores, classes: (batch, rows, cols, k) of the store, None without labels; tail (batch, rows, cols) or None.
+        skipped: photographs that could not be decoded.
+    """
+
+    images: torch.Tensor
+    class_index: torch.Tensor
+    affine: torch.Tensor
+    scores: torch.Tensor | None
+    classes: torch.Tensor | None
+    tail: torch.Tensor | None
+    skipped: int
+
+    @property
+    def images_count(self) -> int:
+        """Photographs in it."""
+        return len(self.images)
+
+    def to(self, device: torch.device) -> MicroBatch:
+        """The same batch on a device."""
+
+        def moved(tensor: torch.Tensor | None) -> torch.Tensor | None:
+            return None if tensor is None else tensor.to(device, non_blocking=True)
+
+        return MicroBatch(
+            images=self.images.to(device, non_blocking=True),
+            class_index=self.class_index.to(device, non_blocking=True),
+            affine=self.affine.to(device, non_blocking=True),
+            scores=moved(self.scores),
+            classes=moved(self.classes),
+            tail=moved(self.tail),
+            skipped=self.skipped,
+        )
+
+
+Item = tuple[torch.Tensor, int, torch.Tensor, Any] | None
+
+
+class TrainingSet(Dataset[Item]):
+    """Augmented photographs; indexed by (epoch, row), so that workers need no state."""
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        machine: dict[str, Any],
+        augmentation: Augmentation,
+        store: LabelStore | None,
+        seed: int,
+    ) -> None:
+        self._manifest, self._augmentation, self._store, self._seed = manifest, augmentation, store, seed
+        self._source = manifest.open_source(machine)
+        self._maps_are_crops = store is not None and store.view == "center_crop"
+        self.rows, self.unreadable = self._usable_rows()
+
+    def _usable_rows(self) -> tuple[np.ndarray[Any, Any], int]:
+        """Rows whose photograph stage 1 could read, and how many it could not."""
+        rows = np.arange(len(self._manifest))
+        if self._store is None:
+            return rows, 0
+        readable = self._store.status_of(self._manifest.sample_id) == STATUS_OK
+        return rows[readable], int((~readable).sum())
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: tuple[int, int]) -> Item:
+        epoch, row = index
+        identifier = int(self._manifest.sample_id[row])
+        try:
+            picture = decode_image(self._manifest.read(self._source, row))
+        except UnreadableImageError as error:
+            if epoch == 0:
+                logger.warning("%s: cannot be decoded (%s); skipped", self._manifest.path(row), error)
+            return None
+        view = self._augmentation(picture, derived_seed("augment", self._seed, epoch, identifier))
+        affine = view.affine
+        if self._maps_are_crops:
+            from ..labels.geometry import center_crop_affine, compose
+
+            size = torch.tensor([[picture.height, picture.width]])
+            affine = compose(center_crop_affine(size), affine[None])[0].to(torch.float32)
+        label = self._store[identifier] if self._store is not None else None
+        return view.image, int(self._manifest.class_index[row]), affine, label
+
+
+def _collate(items: list[Item]) -> MicroBatch:
+    read = [item for item in items if item is not None]
+    labels = [label for *_, label in read if label is not None]
+
+    def stacked(name: str) -> torch.Tensor | None:
+        arrays = [getattr(label, name) for label in labels]
+        if not arrays or arrays[0] is None:
+            return None
+        array = np.stack(arrays)
+        # torch has few operations on unsigned types; class indices fit 32 bits
+        return torch.from_numpy(array.astype(np.int32) if array.dtype.kind == "u" else array)
+
+    return MicroBatch(
+        images=torch.stack([image for image, *_ in read]) if read else torch.empty(0),
+        class_index=torch.tensor([index for _, index, *_ in read], dtype=torch.long),
+        affine=torch.stack([affine for _, _, affine, _ in read]) if read else torch.empty(0, 2, 3),
+        scores=stacked("scores"),
+        classes=stacked("classes"),
+        tail=stacked("tail"),
+        skipped=len(items) - len(read),
+    )
+
+
+class Batches:
+    """The steps of each epoch.
+
+    A step is `batch_size` photographs in micro-batches of at most `micro_batch`; a last incomplete step is dropped,
+    unless the data set is smaller than one batch. The last micro-batch of a step may be smaller.
+    """
+
+    def __init__(self, dataset: TrainingSet, *, batch_size: int, micro_batch: int, workers: int, seed: int) -> None:
+        if not len(dataset):
+            raise DataError("the training split has no readable photograph; nothing can be trained.")
+        self._dataset, self._seed, self._workers = dataset, seed, workers
+        self.batch_size = min(batch_size, len(dataset))
+        self.micro_batch = min(micro_batch, self.batch_size)
+        self.steps_per_epoch = len(dataset) // self.batch_size
+
+    def __call__(self, epoch: int, first_step: int) -> Iterator[list[tuple[MicroBatch, float]]]:
+        """Yields the steps of an epoch from `first_step` on, each a list of (micro-batch, weight)."""
+        plan = self._plan(epoch)[first_step:]
+        flat = [micro for step in plan for micro in step]
+        loader = DataLoader(
+            self._dataset,
+            batch_sampler=flat,
+            collate_fn=_collate,
+            num_workers=self._workers,
+            pin_memory=torch.cuda.is_available(),
+        )
+        loaded = iter(loader)
+        for step in plan:
+            batches = [next(loaded) for _ in step]
+            read = sum(batch.images_count for batch in batches)
+            yield [(batch, batch.images_count / max(read, 1)) for batch in batches]
+
+    def _plan(self, epoch: int) -> list[list[list[tuple[int, int]]]]:
+        generator = np.random.default_rng(derived_seed("order", self._seed, epoch))
+        order = self._dataset.rows[generator.permutation(len(self._dataset))].tolist()
+        steps = []
+        for index in range(self.steps_per_epoch):
+            rows = order[index * self.batch_size : (index + 1) * self.batch_size]
+            steps.append(
+                [
+                    [(epoch, row) for row in rows[start : start + self.micro_batch]]
+                    for start in range(0, len(rows), self.micro_batch)
+                ]
+            )
+        return steps
+
+
+def check_labels_fit(store: LabelStore, markers: dict[int, dict[str, Any]], manifest: Manifest) -> None:
+    """Refuses labels that were made from other photographs.
+
+    Raises:
+        LabelError: a shard's manifest digest is not the current one.
+    """
+    for shard, marker in markers.items():
+        if marker["manifest_digest"] != manifest.shard_digests[shard]:
+            raise LabelError(
+                f"label shard {shard} of {store.annotator}: made from other photographs than the manifest lists. "
+                f"Delete its marker (…-{shard:05d}-of-….done) and run snakemake labels."
+            )

@@ -1,0 +1,179 @@
+"""One run: builds model, data and loss from a spec, trains or continues, and leaves weights and a marker.
+
+Called by the command. Writes model.safetensors (and model_ema.safetensors where the recipe averages) with the spec in
+their metadata, so that a checkpoint says by itself what it is.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..core.config import Recipe
+from ..core.errors import CheckpointError
+from ..core.files import Lease, sha256_of, write_json
+from ..core.identity import digest_of
+from ..core.log import logger
+from ..core.seeds import derived_seed
+from ..data.manifest import Manifest
+from ..engine.device import choose_device, choose_precision, set_threads
+from ..engine.loop import Optimisation, Task, fit
+from ..engine.run_model import model_of_spec
+from ..engine.validation import CenterCrops, measure_accuracy
+from ..labels import LabelStore
+from ..labels.shards import read_marker, shard_file_name
+from ..models import TokenModel, load_weights, save_weights
+from .augment import Augmentation
+from .batches import Batches, TrainingSet, check_labels_fit
+from .supervision import Supervision
+
+VALIDATION_CROP = 0.9  # of the validations during training only; the evaluation stage has its own setting
+
+
+def train_run(
+    spec: dict[str, Any],
+    machine: dict[str, Any],
+    *,
+    manifests: dict[str, Manifest],
+    labels_folder: Path | None,
+    start_folder: Path | None,
+    seed: int,
+    done: Path,
+) -> dict[str, Any]:
+    """Trains one run and writes its marker.
+
+    Args:
+        spec: the run's spec (stage train or finetune).
+        machine: device, precision, batch split, workers.
+        manifests: train and val.
+        labels_folder: of the annotator's shards, None for hard labels.
+        start_folder: seed folder of the run that fine-tuning starts from.
+        seed: of the run.
+        done: the marker; weights and metrics lie beside it.
+
+    Returns:
+        what the marker says.
+    """
+    started = time.monotonic()
+    folder = done.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    recipe = Recipe.model_validate(spec["recipe"])
+    device = choose_device(machine["device"])
+    precision = choose_precision(machine["precision"], device)
+    set_threads(machine["threads"])
+    logger.info("device %s, precision %s, micro-batch %d", device, precision, machine["micro_batch"])
+
+    with Lease(folder / "run.lease"):
+        model = build_model(spec, start_folder, seed)
+        store = _open_labels(labels_folder, spec, manifests["train"])
+        dataset = TrainingSet(
+            manifests["train"],
+            machine,
+            Augmentation(spec["recipe"], spec["image_px"], model.mean, model.std),
+            store,
+            seed,
+        )
+        if dataset.unreadable:
+            logger.warning("%d photographs are unreadable and take no part in the training", dataset.unreadable)
+        batches = Batches(
+            dataset,
+            batch_size=recipe.batch_size,
+            micro_batch=machine["micro_batch"],
+            workers=machine["workers"],
+            seed=seed,
+        )
+        if batches.batch_size < recipe.batch_size:
+            logger.warning("batch_size %d: only %d photographs", recipe.batch_size, batches.batch_size)
+        crops = CenterCrops(
+            manifests["val"], machine, spec["image_px"], VALIDATION_CROP, "bicubic", model.mean, model.std
+        )
+        supervision = Supervision(spec["recipe"], model.num_classes, seed)
+        result = fit(
+            model,
+            Task(
+                batches=batches,
+                loss=supervision.loss,
+                validate=lambda measured: measure_accuracy(
+                    measured, crops, machine, num_classes=model.num_classes, device=device, precision=precision
+                ),
+                validate_every_epochs=machine["validate_every_epochs"],
+            ),
+            _optimisation(recipe, batches.batch_size),
+            folder,
+            digest=f"{digest_of(spec)}-seed{seed}",
+            seed=seed,
+            device=device,
+            precision=precision,
+        )
+        metadata = {
+            "spec": json.dumps(spec),
+            "seed": str(seed),
+            "classes": json.dumps(list(manifests["train"].classes)),
+        }
+        save_weights(result.model, folder / "model.safetensors", metadata)
+        if result.averaged is not None:
+            save_weights(result.averaged, folder / "model_ema.safetensors", metadata)
+        marker = {
+            "digest": digest_of(spec),
+            "seed": seed,
+            "epochs": recipe.epochs + recipe.cooldown_epochs,
+            "steps_per_epoch": batches.steps_per_epoch,
+            "images": result.images,
+            "skipped": result.skipped + dataset.unreadable * (recipe.epochs + recipe.cooldown_epochs),
+            "unreadable": dataset.unreadable,
+            "weights_sha256": sha256_of(folder / "model.safetensors"),
+            "seconds": round(time.monotonic() - started, 3),
+        }
+        write_json(done, marker)
+        (folder / "checkpoint.pt").unlink(missing_ok=True)  # the optimiser's state is twice the weights
+    return marker
+
+
+def build_model(spec: dict[str, Any], start_folder: Path | None, seed: int) -> TokenModel:
+    """The model of a spec in its starting weights: drawn from the seed, or the weights of the run before.
+
+    Raises:
+        CheckpointError: the run before has no weights.
+    """
+    torch.manual_seed(derived_seed("initialise", seed))
+    model = model_of_spec(spec)
+    if spec["start"] is not None:
+        if start_folder is None:
+            raise CheckpointError("this run continues another one; give --start, the seed folder of that run.")
+        averaged = start_folder / "model_ema.safetensors"
+        weights = averaged if averaged.exists() else start_folder / "model.safetensors"
+        report = load_weights(model, weights)
+        logger.info("starting from %s, interpolated: %s", weights, ", ".join(report.interpolated) or "nothing")
+    return model
+
+
+def _open_labels(folder: Path | None, spec: dict[str, Any], manifest: Manifest) -> LabelStore | None:
+    if spec["labels"] is None:
+        return None
+    if folder is None:
+        raise CheckpointError("this run learns from labels; give --labels, the folder of the annotator's shards.")
+    store = LabelStore(folder, split="train")
+    total = len(manifest.shard_digests)
+    markers = {shard: read_marker(folder / shard_file_name("train", shard, total, ".done")) for shard in range(total)}
+    check_labels_fit(store, markers, manifest)
+    return store
+
+
+def _optimisation(recipe: Recipe, batch_size: int) -> Optimisation:
+    # linear scaling by the batch that is really used, which a small data set or a cap makes smaller
+    factor = batch_size / recipe.learning_rate_batch if recipe.learning_rate_batch else 1.0
+    return Optimisation(
+        epochs=recipe.epochs,
+        cooldown_epochs=recipe.cooldown_epochs,
+        learning_rate=recipe.learning_rate * factor,
+        min_learning_rate=recipe.min_learning_rate,
+        warmup_learning_rate=recipe.warmup_learning_rate,
+        warmup_epochs=recipe.warmup_epochs,
+        weight_decay=recipe.weight_decay,
+        clip_norm=recipe.clip_norm,
+        ema_decay=recipe.ema_decay,
+    )

@@ -1,0 +1,157 @@
+"""From a micro-batch to the loss: class target, token targets and the three ways of mixing two photographs.
+
+Equations 2 to 7 of the paper. MixToken mixes inside the model; CutMix and Mixup mix pixels here, and their token targets
+with them. Draws derive from (seed, epoch, step), so they are the same for every micro-batch and after a resume.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..core.seeds import derived_seed
+from ..labels import SparseTargets, one_hot_targets, pooled_target, sparse_targets, token_cross_entropy
+from ..models import MixBox, draw_mix_box, partner_order
+from .batches import MicroBatch
+
+
+@dataclass(frozen=True)
+class MixDraw:
+    """What is mixed in one step; each None when not."""
+
+    token_box: MixBox | None = None
+    pixel_box: MixBox | None = None
+    blend: float | None = None
+
+
+class Supervision:
+    """A recipe's loss on a model's outputs."""
+
+    def __init__(self, recipe: dict[str, Any], num_classes: int, seed: int) -> None:
+        self._recipe, self._num_classes, self._seed = recipe, num_classes, seed
+
+    def loss(
+        self, model: nn.Module, batch: MicroBatch, epoch: int, step: int
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Class loss + token_weight x token loss.
+
+        Args:
+            model: a TokenModel in training mode.
+            batch: on the model's device or not.
+            epoch: for the draws.
+            step: for the draws.
+
+        Returns:
+            the loss, and its parts by name.
+        """
+        recipe = self._recipe
+        device = next(model.parameters()).device
+        batch = batch.to(device)
+        rng = random.Random(derived_seed("mix", self._seed, epoch, step))
+        grid: tuple[int, int] = model.grid  # type: ignore[assignment]
+        draw = draw_mix(recipe, grid, batch.images.shape[-1], rng)
+        images = mix_pixels(batch.images, draw)
+        output = model(images, draw.token_box)
+
+        class_target = mix_class_target(self._class_target(batch), draw)
+        class_loss = token_cross_entropy(output.class_logits[:, None], class_target)
+        if recipe["supervision"] != "token" or recipe["token_weight"] == 0:
+            return class_loss, {"class_loss": class_loss}
+        targets = mix_token_targets(self._token_targets(batch, output.grid), draw, images.shape[-1])
+        participation = self._participation(len(images), targets, rng).to(device)
+        token_loss = token_cross_entropy(output.token_logits, targets, participation)
+        loss = class_loss + recipe["token_weight"] * token_loss
+        return loss, {"class_loss": class_loss, "token_loss": token_loss}
+
+    def _class_target(self, batch: MicroBatch) -> SparseTargets:
+        recipe = self._recipe
+        if recipe["class_target"] == "label" or batch.scores is None or batch.classes is None:
+            return one_hot_targets(batch.class_index, self._num_classes, recipe["label_smoothing"])
+        return pooled_target(
+            batch.scores,
+            batch.classes,
+            None,
+            num_classes=self._num_classes,
+            affine=batch.affine,
+            tail=self._tail(batch),
+        )
+
+    def _token_targets(self, batch: MicroBatch, grid: tuple[int, int]) -> SparseTargets:
+        assert batch.scores is not None
+        assert batch.classes is not None
+        return sparse_targets(
+            batch.scores, batch.classes, None, grid=grid, num_classes=self._num_classes, affine=batch.affine,
+            tail=self._tail(batch),
+        )  # fmt: skip
+
+    def _tail(self, batch: MicroBatch) -> torch.Tensor | None:
+        return batch.tail if self._recipe["label_mass"] == "exact" else None
+
+    def _participation(self, images: int, targets: SparseTargets, rng: random.Random) -> torch.Tensor:
+        """Bool (batch, tokens): which tokens take part; the same number in every image (Fig. 4 left)."""
+        tokens = targets.inside.shape[1]
+        share = self._recipe["participation"]
+        if share >= 1.0:
+            return torch.ones(images, tokens, dtype=torch.bool)
+        kept = max(1, round(share * tokens))
+        generator = torch.Generator().manual_seed(rng.getrandbits(62))
+        ranks: torch.Tensor = torch.rand(images, tokens, generator=generator).argsort(1).argsort(1)
+        return ranks < kept
+
+
+def draw_mix(recipe: dict[str, Any], grid: tuple[int, int], image_px: int, rng: random.Random) -> MixDraw:
+    """Draws a step's mixing.
+
+    mixtoken_mixup does both to the same photographs, as the paper's "using MixToken and MixUp at the same time";
+    cutmix_mixup does one of them by the toss of a coin, as DeiT does.
+    """
+    kind = recipe["mix"]
+    if kind == "none" or rng.random() >= recipe["mix_probability"]:
+        return MixDraw()
+    if kind == "cutmix_mixup":
+        kind = rng.choice(("cutmix", "mixup"))
+    blend = rng.betavariate(recipe["mixup_alpha"], recipe["mixup_alpha"]) if "mixup" in kind else None
+    token_box = draw_mix_box(grid, recipe["mix_alpha"], rng) if "mixtoken" in kind else None
+    pixel_box = draw_mix_box((image_px, image_px), recipe["mix_alpha"], rng) if kind == "cutmix" else None
+    return MixDraw(token_box, pixel_box, blend)
+
+
+def mix_pixels(images: torch.Tensor, draw: MixDraw) -> torch.Tensor:
+    """CutMix's box or Mixup's blend of each photograph with its partner; (batch, 3, height, width)."""
+    if draw.blend is not None:
+        images = draw.blend * images + (1 - draw.blend) * images.flip(0)
+    if draw.pixel_box is not None:
+        (top, bottom), (left, right) = draw.pixel_box.rows, draw.pixel_box.cols
+        mixed = images.clone()
+        mixed[:, :, top:bottom, left:right] = images.flip(0)[:, :, top:bottom, left:right]
+        images = mixed
+    return images
+
+
+def mix_class_target(target: SparseTargets, draw: MixDraw) -> SparseTargets:
+    """Blends class targets by Mixup's weight and by the real area of the boxes (equation 7)."""
+    partners = partner_order(len(target.background)).to(target.background.device)
+    for weight in (
+        draw.blend,
+        draw.pixel_box.kept if draw.pixel_box else None,
+        draw.token_box.kept if draw.token_box else None,
+    ):
+        if weight is not None:
+            target = target.blend(partners, torch.tensor(weight, device=target.background.device))
+    return target
+
+
+def mix_token_targets(targets: SparseTargets, draw: MixDraw, image_px: int) -> SparseTargets:
+    """Blends token targets by what each token shows; MixToken needs nothing, its logits come back unmixed."""
+    partners = partner_order(len(targets.background)).to(targets.background.device)
+    if draw.blend is not None:
+        targets = targets.blend(partners, torch.tensor(draw.blend, device=partners.device))
+    if draw.pixel_box is not None:
+        kept = 1.0 - draw.pixel_box.mask().reshape(1, 1, image_px, image_px).float()
+        share = nn.functional.adaptive_avg_pool2d(kept, targets.grid).flatten(1)  # (1, tokens): own pixels per token
+        targets = targets.blend(partners, share.to(partners.device).expand(len(partners), -1))
+    return targets

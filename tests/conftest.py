@@ -1,0 +1,42 @@
+"""Fixtures that every kind of test shares: the raw study configuration, and small sets of real photographs."""
+
+from __future__ import annotations
+
+import copy
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+# worker processes share two cores; one thread each is faster than four that wait for each other
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def _raw_config() -> dict[str, Any]:
+    return yaml.safe_load((REPOSITORY / "config.yaml").read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def raw_config(_raw_config: dict[str, Any]) -> dict[str, Any]:
+    """config.yaml as a dictionary that a test may change."""
+    return copy.deepcopy(_raw_config)
+
+
+@pytest.fixture(scope="session")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with train/ and val/ of the demo's 160 crops of real photographs."""
+    from tokenlabel.demo.photographs import write_crops
+
+    root = tmp_path_factory.mktemp("photographs")
+    write_crops(root)
+    return root

@@ -1,0 +1,98 @@
+"""Every mistake in a configuration is one line that names the key, the value, what is legal, and a guess."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tokenlabel.core.config import load_config
+from tokenlabel.core.errors import ConfigError
+from tokenlabel.core.study import Study
+
+Raw = dict[str, Any]
+
+
+def test_the_papers_study_is_valid(raw_config: Raw) -> None:
+    config = load_config(raw_config)
+    assert len(config.select.annotators) == 9
+    assert config.annotators["nfnet_f6"].paper_top1 == 86.3
+    assert config.annotators["efficientnet_b3"].paper_top1 == 81.6
+    assert config.annotators["efficientnet_l2"].paper_top1 == 88.2
+    assert config.annotators["efficientnet_b5"].paper_top1 is None  # not printed in the text
+
+
+MISTAKES: list[tuple[str, Callable[[Raw], Any], list[str]]] = [
+    ("misspelt key", lambda c: c["labels"].update(imagepx=3), ["labels.imagepx", "unknown key", "'image_px'", "shards"]),
+    ("misspelt section", lambda c: c.update(dataroot="x"), ["dataroot", "'data_root'"]),
+    ("misspelt nested key", lambda c: c["recipes"]["finetune"].update(epoch=3), ["recipes.finetune.epoch", "'epochs'"]),
+    ("wrong type", lambda c: c["recipes"]["paper_text"].update(epochs="many"), ["recipes.paper_text.epochs", "'many'", "integer"]),
+    ("out of range", lambda c: c["recipes"]["paper_text"].update(participation=1.5), ["participation", "1.5", "less than"]),
+    ("unknown mix", lambda c: c["recipes"]["paper_text"].update(mix="cutmixx"), ["mix", "'cutmixx'", "'cutmix'", "mixtoken"]),
+    (
+        "unknown augmentation",
+        lambda c: c["recipes"]["paper_text"].update(randaugment_operations=["Rotat"]),
+        ["randaugment_operations", "'Rotat'", "'Rotate'", "ShearX"],
+    ),
+    ("unknown model", lambda c: c["defaults"].update(model="lvit_s"), ["defaults.model", "'lvit_s'", "'lvvit_s'", "mixer_b"]),
+    ("unknown architecture", lambda c: c["models"]["lvvit_s"].update(architecture="vit"), ["models.lvvit_s.architecture", "'vit'"]),
+    ("unknown annotator", lambda c: c["select"].update(annotators=["nfnet_f7"]), ["select.annotators[0]", "'nfnet_f6'"]),
+    ("unknown experiment", lambda c: c["select"].update(experiments=["mian"]), ["select.experiments[0]", "'main'"]),
+    ("missing key", lambda c: c.pop("data_root"), ["data_root", "missing"]),
+    ("no validation", lambda c: c["dataset"].update(val=None), ["dataset", "val_fraction"]),
+    (
+        "classes do not match",
+        lambda c: c["annotators"]["nfnet_f6"].update(num_classes=21841),
+        ["nfnet_f6", "21841", "1000", "imagenet1k"],
+    ),
+    (
+        "misspelt setting of a row",
+        lambda c: c["experiments"]["main"]["rows"][0]["set"].update({"train.epoch": 3}),
+        ["experiments.main.rows.lvvit_t", "'train.epoch'", "'train.epochs'"],
+    ),
+    (
+        "wrong value in a row",
+        lambda c: c["experiments"]["main"]["rows"][0]["set"].update({"train.epochs": "x"}),
+        ["experiments.main.rows.lvvit_t.set.train.epochs", "'x'"],
+    ),
+    (
+        "unknown model in a row",
+        lambda c: c["experiments"]["main"]["rows"][0]["set"].update(model="x"),
+        ["experiments.main.rows.lvvit_t.model", "'x'", "lvvit_t"],
+    ),
+    (
+        "two rows of one name",
+        lambda c: c["experiments"]["main"]["rows"].append({"name": "lvvit_t"}),
+        ["experiments.main", "'lvvit_t'", "twice"],
+    ),
+    (
+        "fine-tuning to a lower resolution",
+        lambda c: c["experiments"]["main"]["rows"][0]["set"].update(finetune_px=[192]),
+        ["finetune_px", "192", "224"],
+    ),
+    (
+        "exact label mass without the tail",
+        lambda c: c["recipes"]["released_code"].update(label_mass="exact"),
+        ["label_mass", "labels.tail"],
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "expected"), [case[1:] for case in MISTAKES], ids=[case[0] for case in MISTAKES])
+def test_a_mistake_is_one_line_with_key_value_and_remedy(
+    raw_config: Raw, change: Callable[[Raw], Any], expected: list[str]
+) -> None:
+    change(raw_config)
+    with pytest.raises(ConfigError) as caught:
+        Study.plan(raw_config)
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in expected:
+        assert part in message
+
+
+def test_a_configuration_cannot_be_changed_after_validation(raw_config: Raw) -> None:
+    config = load_config(raw_config)
+    with pytest.raises(ValueError, match="frozen"):
+        config.labels.k = 3  # type: ignore[misc]

@@ -1,0 +1,101 @@
+"""Files are whole or absent; a lease lets one job in and is taken from a dead one."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from tokenlabel.core.errors import OutputError
+from tokenlabel.core.files import Lease, atomic_path, read_json, write_json, write_json_if_changed
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_rubbish(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_json(path, {"old": 1})
+    with pytest.raises(RuntimeError), atomic_path(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError("killed")
+    assert read_json(path) == {"old": 1}
+    assert os.listdir(tmp_path) == ["a.json"]
+
+
+def test_an_unwritable_place_is_named(tmp_path: Path) -> None:
+    (tmp_path / "results").write_text("a file where a folder should be")
+    with pytest.raises(OutputError, match=r"results/a\.json"):
+        write_json(tmp_path / "results" / "a.json", {})
+
+
+def test_an_equal_document_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_json_if_changed(path, {"a": 1})
+    os.utime(path, (1, 1))
+    write_json_if_changed(path, {"a": 1})
+    assert path.stat().st_mtime == 1
+    write_json_if_changed(path, {"a": 2})
+    assert path.stat().st_mtime > 1
+
+
+def test_a_lease_lets_one_in_at_a_time(tmp_path: Path) -> None:
+    inside: list[int] = []
+    most = 0
+
+    def work() -> None:
+        nonlocal most
+        with Lease(tmp_path / "x.lease", beat_s=0.05, stale_s=30):
+            inside.append(1)
+            most = max(most, len(inside))
+            time.sleep(0.15)
+            inside.pop()
+
+    # threads of one process look alike to a lease, so the second holder is another process
+    process = multiprocessing.get_context("spawn").Process(target=_hold, args=(tmp_path / "x.lease", 0.8))
+    process.start()
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "held").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    thread = threading.Thread(target=work)
+    thread.start()
+    time.sleep(0.3)
+    assert not inside  # still waiting
+    thread.join(20)
+    process.join(20)
+    assert most == 1
+    assert not (tmp_path / "x.lease").exists()
+
+
+def _hold(path: Path, seconds: float) -> None:
+    with Lease(path, beat_s=0.05, stale_s=30):
+        (path.parent / "held").touch()
+        time.sleep(seconds)
+
+
+def test_a_killed_holders_lease_is_taken_over(tmp_path: Path) -> None:
+    process = multiprocessing.get_context("spawn").Process(target=_hold, args=(tmp_path / "x.lease", 600))
+    process.start()
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "held").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert (tmp_path / "x.lease").exists()
+    started = time.monotonic()
+    with Lease(tmp_path / "x.lease"):
+        assert time.monotonic() - started < 10  # its process is gone; no need to wait out the counter
+
+
+def test_another_nodes_lease_is_stale_when_its_counter_stands_still(tmp_path: Path) -> None:
+    path = tmp_path / "x.lease"
+    path.write_text(json.dumps({"host": "node7", "pid": 1, "job": "12", "counter": 5}))
+    started = time.monotonic()
+    with Lease(path, beat_s=0.05, stale_s=0.5):
+        assert time.monotonic() - started >= 0.5
+        assert read_json(path)["host"] != "node7"

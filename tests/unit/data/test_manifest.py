@@ -1,0 +1,145 @@
+"""The manifest: class order, splits, digests, and refusal of what does not fit."""
+
+from __future__ import annotations
+
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tokenlabel.core.errors import ConfigError, DataError
+from tokenlabel.core.files import write_json
+from tokenlabel.core.seeds import sample_id
+from tokenlabel.data.manifest import build_manifests, load_manifest, save_manifests
+
+
+def spec(**changes: Any) -> dict[str, Any]:
+    return {
+        "class_map": None,
+        "num_classes": 3,
+        "val_fraction": None,
+        "val_seed": 0,
+        "images": None,
+        "shards": 2,
+    } | changes
+
+
+def machine(root: Path, **changes: Any) -> dict[str, Any]:
+    return {
+        "data_root": str(root),
+        "dataset": {"format": "folder", "train": "train", "val": "val", "on_unreadable": "record"} | changes,
+    }
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for split, count in (("train", 6), ("val", 2)):
+        for name in ("n10", "n2", "apple pie.v2"):
+            for number in range(count):
+                path = tmp_path / "data" / split / name / f"a.b.{number}.jpg"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.new("RGB", (8 + number, 8), (number, 0, 0)).save(path)
+    return tmp_path / "data"
+
+
+def test_class_order_is_lexicographic_not_natural(folder: Path) -> None:
+    manifest = build_manifests(spec(), machine(folder))["train"]
+    assert manifest.classes == ("apple pie.v2", "n10", "n2")
+    for row in range(len(manifest)):
+        assert manifest.classes[manifest.class_index[row]] == manifest.path(row).split("/")[0]
+        assert manifest.sample_id[row] == sample_id(manifest.path(row))
+
+
+def test_round_trip_and_shards(folder: Path, tmp_path: Path) -> None:
+    made = build_manifests(spec(), machine(folder))
+    write_json(tmp_path / "m" / "manifest.done", save_manifests(tmp_path / "m", made))
+    read = load_manifest(tmp_path / "m", "train")
+    assert len(read) == 18
+    assert [read.path(row) for row in range(18)] == [made["train"].path(row) for row in range(18)]
+    rows = np.concatenate([read.rows_of_shard(shard) for shard in (0, 1)])
+    assert sorted(rows.tolist()) == list(range(18))
+    assert read.shard_digests == made["train"].shard_digests
+    encoded = read.read(read.open_source(machine(folder)), 3)
+    assert encoded == (folder / "train" / read.path(3)).read_bytes()
+
+
+def test_one_added_photograph_changes_one_shard(folder: Path) -> None:
+    before = build_manifests(spec(shards=4), machine(folder))["train"].shard_digests
+    Image.new("RGB", (9, 9)).save(folder / "train" / "n10" / "new.jpg")
+    after = build_manifests(spec(shards=4), machine(folder))["train"].shard_digests
+    assert sum(a != b for a, b in zip(before, after, strict=True)) == 1
+
+
+@pytest.mark.parametrize("inner", [False, True], ids=["whole tar", "folder inside a tar"])
+def test_a_tar_gives_the_same_ids_and_bytes(folder: Path, inner: bool) -> None:
+    if inner:
+        with tarfile.open(folder / "all.tar", "w") as archive:
+            archive.add(folder / "train", "set/train")
+            archive.add(folder / "val", "set/val")
+        places = {"train": "all.tar:set/train", "val": "all.tar:set/val"}
+    else:
+        for split in ("train", "val"):
+            with tarfile.open(folder / f"{split}.tar", "w") as archive:
+                archive.add(folder / split, ".")
+        places = {"train": "train.tar", "val": "val.tar"}
+    from_folder = build_manifests(spec(), machine(folder))["train"]
+    from_tar = build_manifests(spec(), machine(folder, format="tar", **places))["train"]
+    assert from_tar.shard_digests == from_folder.shard_digests
+    assert (from_tar.sample_id == from_folder.sample_id).all()
+    source = from_tar.open_source(machine(folder, format="tar", **places))
+    for row in (0, 7, 17):
+        assert from_tar.read(source, row) == (folder / "train" / from_tar.path(row)).read_bytes()
+
+
+def test_validation_is_split_off_per_class_and_by_seed(folder: Path) -> None:
+    asked = spec(val_fraction=0.34)
+    first = build_manifests(asked, machine(folder, val=None))
+    train, val = ({m.path(r) for r in range(len(m))} for m in (first["train"], first["val"]))
+    assert not train & val
+    assert len(train | val) == 18
+    assert np.bincount(first["val"].class_index).tolist() == [2, 2, 2]
+    again = build_manifests(asked, machine(folder, val=None))
+    assert {again["val"].path(r) for r in range(6)} == val
+    other = build_manifests(spec(val_fraction=0.34, val_seed=1), machine(folder, val=None))
+    assert {other["val"].path(r) for r in range(6)} != val
+
+
+def test_a_cap_keeps_the_same_photographs(folder: Path) -> None:
+    few, more = (build_manifests(spec(images=count), machine(folder))["train"] for count in (5, 9))
+    assert (len(few), len(more)) == (5, 9)
+    assert set(few.sample_id.tolist()) <= set(more.sample_id.tolist())
+
+
+def test_class_map_file_and_imagenet(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "classes.txt").write_text("n2\nn10\napple pie.v2\n")
+    manifest = build_manifests(spec(class_map=str(tmp_path / "classes.txt")), machine(folder))["train"]
+    assert manifest.classes == ("n2", "n10", "apple pie.v2")
+    with pytest.raises(DataError, match="no class of the data set"):
+        build_manifests(spec(class_map="imagenet-1k", num_classes=1000), machine(folder))
+
+
+def test_missing_and_empty_places_are_named(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"data_root .*nowhere: no such folder.*Set data_root"):
+        build_manifests(spec(), machine(tmp_path / "nowhere"))
+    with pytest.raises(DataError, match="no such folder"):
+        build_manifests(spec(), machine(folder, val="validation"))
+    with pytest.raises(ConfigError, match="num_classes is 4"):
+        build_manifests(spec(num_classes=4), machine(folder))
+    (folder / "train" / "n3").mkdir()
+    with pytest.raises(DataError, match=r"train/n3: this class folder holds no image"):
+        build_manifests(spec(num_classes=4), machine(folder))
+
+
+def test_a_changed_photograph_is_refused(folder: Path) -> None:
+    manifest = build_manifests(spec(), machine(folder))["train"]
+    source = manifest.open_source(machine(folder))
+    path = folder / "train" / manifest.path(0)
+    path.write_bytes(path.read_bytes() + b"x")
+    with pytest.raises(DataError, match="has changed"):
+        manifest.read(source, 0)
+    path.unlink()
+    with pytest.raises(DataError, match="is gone"):
+        manifest.read(source, 0)
