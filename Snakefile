@@ -8,6 +8,9 @@ min_version("9.14")
 configfile: f"{workflow.basedir}/config.yaml"
 
 
+report: "rules/captions/study.rst"
+
+
 include: "rules/common.smk"
 include: "rules/data.smk"
 include: "rules/annotate.smk"

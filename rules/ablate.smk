@@ -1,7 +1,7 @@
 rule make_table:
     """One experiment's table and figure: ours beside the paper's numbers."""
     input:
-        lambda wildcards: STUDY.tables[wildcards.experiment].inputs,
+        results_of_table,
     output:
         csv=report(
             "results/{experiment}.csv",
@@ -15,20 +15,20 @@ rule make_table:
             category="Figures",
             labels={"experiment": "{experiment}"},
         ),
-    params:
-        plan=lambda wildcards: STUDY.tables[wildcards.experiment].plan,
-        question=lambda wildcards: STUDY.tables[wildcards.experiment].experiment.question,
-        paper=lambda wildcards: STUDY.tables[wildcards.experiment].experiment.paper,
     log:
         "logs/tables/{experiment}.log",
     benchmark:
         "benchmarks/tables/{experiment}.tsv"
+    retries: 1
     conda:
         "../envs/eval.yaml"
     threads: 1
     resources:
         mem_mb=lambda wildcards, attempt: 2000 * attempt,
         runtime=lambda wildcards, attempt: 20 * attempt,
-    retries: 1
+    params:
+        plan=lambda wildcards: STUDY.tables[wildcards.experiment].plan,
+        question=lambda wildcards: STUDY.tables[wildcards.experiment].experiment.question,
+        paper=lambda wildcards: STUDY.tables[wildcards.experiment].experiment.paper,
     shell:
         "{PYTHON} -m tokenlabel table --spec {params.plan} --csv {output.csv} --figure {output.figure} --log {log}"

@@ -30,16 +30,18 @@ def stop(error):
     os._exit(1)  # sys.exit would print Snakemake's traceback around the one line that matters
 
 
-def write_plan(study):
-    """Writes specs (provenance) and machine.json (what the next job uses); nothing on a dry run or inside a job."""
+def write_document(path, document):
+    """Writes a job's spec, and machine.json anew, for the jobs to read; nothing on a dry run or inside a job.
+
+    Called from input functions only: while the Snakefile is parsed, Snakemake does not know yet that it is a dry run.
+    """
     if workflow.exec_mode != ExecMode.DEFAULT or workflow.dryrun or workflow.touch:
         return
     try:
-        for path, spec in study.specs().items():
-            write_json_if_changed(Path(path), spec)
-        for table in study.tables.values():
-            write_json_if_changed(Path(table.plan), table.as_json())
-        write_json_if_changed(Path(MACHINE), study.machine())
+        write_json_if_changed(Path(path), document)
+        write_json_if_changed(Path(RESOLVED), config)
+        # moving the data reruns nothing, yet the next job sees it
+        write_json_if_changed(Path(MACHINE), STUDY.machine())
     except TokenLabelError as error:
         stop(error)
 
@@ -55,8 +57,8 @@ def python_command():
 
 
 MACHINE = "results/machine.json"
+RESOLVED = "results/study.json"  # the merged configuration, for the report and for whoever asks later
 STUDY = plan_study()
-write_plan(STUDY)
 PYTHON = python_command()
 os.environ.setdefault("TOKENLABEL_COMMIT", git_commit())
 os.environ["TOKENLABEL_SOURCE"] = str(workflow.basedir)  # where envs/*.post-deploy.sh installs the package from
@@ -89,10 +91,46 @@ def label_job_of(wildcards):
         raise WorkflowError(str(error))
 
 
+# Input functions run once for every job that is planned; they leave the job's spec beside its outputs on the way.
+
+
+def manifest_after_spec(spec):
+    """Input function: the manifest's marker, after writing a spec (wildcards -> (path, document))."""
+
+    def manifest(wildcards):
+        write_document(*spec(wildcards))
+        return STUDY.data.marker
+
+    return manifest
+
+
+def data_root_after_spec(wildcards):
+    """Input function of the first job: nothing to wait for; a data root that is missing here is said before any job.
+
+    On a cluster only the compute nodes need the data, so there the job itself looks.
+    """
+    write_document(*STUDY.data.document)
+    if workflow.exec_mode == ExecMode.DEFAULT and workflow.local_exec and not workflow.dryrun:
+        root = Path(STUDY.config.data_root)
+        if not Path(STUDY.data.marker).exists() and not root.is_dir():
+            stop(
+                f"configuration key data_root: {str(root)!r}: no such folder on this machine. Set it to the folder that holds "
+                "the data set, in an overlay or with --config data_root=/path."
+            )
+    return []
+
+
 def labels_of_run(wildcards):
     """Markers of all shards that a run learns from; none for hard labels."""
     job = run_of(wildcards).labels
     return job.markers if job else []
+
+
+def results_of_table(wildcards):
+    """Evaluations of all rows and seeds of an experiment."""
+    table = STUDY.tables[wildcards.experiment]
+    write_document(table.plan, table.as_json())
+    return table.inputs
 
 
 def start_of_run(wildcards):

@@ -1,19 +1,21 @@
 rule make_manifest:
     """Lists the photographs once: ids, classes, sizes, the validation split, a digest per shard."""
+    input:
+        data_root_after_spec,
     output:
         done=f"{STUDY.data.folder}/manifest.done",
-    params:
-        spec=f"{STUDY.data.folder}/spec.json",
     log:
         f"logs/data/{STUDY.data.name}.log",
     benchmark:
         f"benchmarks/data/{STUDY.data.name}.tsv"
+    retries: 1
     conda:
         "../envs/train.yaml"
     threads: 1
     resources:
         mem_mb=lambda wildcards, attempt: 4000 * attempt,
         runtime=lambda wildcards, attempt: 120 * attempt,
-    retries: 1
+    params:
+        spec=f"{STUDY.data.folder}/spec.json",
     shell:
         "{PYTHON} -m tokenlabel.data --spec {params.spec} --machine {MACHINE} --done {output.done} --log {log}"

@@ -1,25 +1,25 @@
 rule evaluate_run:
     """Top-1 and top-5 of one run on the validation split."""
     input:
-        manifest=STUDY.data.marker,
+        manifest=manifest_after_spec(lambda wildcards: STUDY.evaluation_document(wildcards.evaluation)),
         done="results/runs/{run}/seed{seed}/done.json",
     output:
         result="results/runs/{run}/seed{seed}/evaluation-{evaluation}.json",
-    params:
-        spec="results/evaluations/{evaluation}.json",
-        manifest=STUDY.data.folder,
-        run_folder="results/runs/{run}/seed{seed}",
     log:
         "logs/runs/{run}/seed{seed}/evaluation-{evaluation}.log",
     benchmark:
         "benchmarks/runs/{run}/seed{seed}/evaluation-{evaluation}.tsv"
+    retries: 2
     conda:
         "../envs/eval.yaml"
     threads: SETTINGS.threads
     resources:
         mem_mb=lambda wildcards, attempt: SETTINGS.annotate_mem_mb * attempt,
         runtime=lambda wildcards, attempt: 60 * attempt,
-    retries: 2
+    params:
+        spec="results/evaluations/{evaluation}.json",
+        manifest=STUDY.data.folder,
+        run_folder="results/runs/{run}/seed{seed}",
     shell:
         "{PYTHON} -m tokenlabel.eval --spec {params.spec} --machine {MACHINE} --manifest {params.manifest}"
         " --run {params.run_folder} --out {output.result} --log {log}"
@@ -37,20 +37,20 @@ rule draw_label_maps:
             category="Labels",
             labels={"what": "label maps over photographs"},
         ),
-    params:
-        manifest=STUDY.data.folder,
-        labels=[job.folder for job in STUDY.drawn_labels],
     log:
         "logs/figures/label_maps.log",
     benchmark:
         "benchmarks/figures/label_maps.tsv"
+    retries: 1
     conda:
         "../envs/eval.yaml"
     threads: 1
     resources:
         mem_mb=lambda wildcards, attempt: 4000 * attempt,
         runtime=lambda wildcards, attempt: 20 * attempt,
-    retries: 1
+    params:
+        manifest=STUDY.data.folder,
+        labels=[job.folder for job in STUDY.drawn_labels],
     shell:
         "{PYTHON} -m tokenlabel draw --machine {MACHINE} --manifest {params.manifest} --labels {params.labels}"
         " --out {output.figure} --log {log}"

@@ -4,21 +4,20 @@ rule make_report:
         results_to_report,
     output:
         html="results/report.html",
-    params:
-        snakefile=workflow.main_snakefile,
-        overlays=lambda wildcards: [str(Path(path).resolve()) for path in workflow.configfiles],
-        targets=selected_results(),
     log:
         "logs/report.log",
     benchmark:
         "benchmarks/report.tsv"
+    retries: 1
     conda:
         "../envs/eval.yaml"
     threads: 1
     resources:
         mem_mb=lambda wildcards, attempt: 4000 * attempt,
         runtime=lambda wildcards, attempt: 30 * attempt,
-    retries: 1
+    params:
+        snakefile=workflow.main_snakefile,
+        targets=selected_results(),
     shell:
-        "{PYTHON} -m tokenlabel report {params.targets} --snakefile {params.snakefile} --configfile {params.overlays}"
+        "{PYTHON} -m tokenlabel report {params.targets} --snakefile {params.snakefile} --configfile {RESOLVED}"
         " --out {output.html} --log {log}"

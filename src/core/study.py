@@ -50,6 +50,11 @@ class DataJob:
         return str(RESULTS / "data" / self.name)
 
     @property
+    def document(self) -> tuple[str, dict[str, Any]]:
+        """Path and content of the spec that lies beside the outputs."""
+        return f"{self.folder}/spec.json", self.spec
+
+    @property
     def marker(self) -> str:
         """Path of the marker that says the manifest is finished."""
         return f"{self.folder}/manifest.done"
@@ -68,6 +73,11 @@ class LabelJob:
     def folder(self) -> str:
         """Folder of the shards."""
         return str(RESULTS / "labels" / self.name)
+
+    @property
+    def document(self) -> tuple[str, dict[str, Any]]:
+        """Path and content of the spec that lies beside the outputs."""
+        return f"{self.folder}/spec.json", self.spec
 
     @property
     def markers(self) -> list[str]:
@@ -90,6 +100,11 @@ class Run:
     def folder(self) -> str:
         """Folder of the run, one sub-folder per seed."""
         return str(RESULTS / "runs" / self.name)
+
+    @property
+    def document(self) -> tuple[str, dict[str, Any]]:
+        """Path and content of the spec that lies beside the outputs."""
+        return f"{self.folder}/spec.json", self.spec
 
     def done(self, seed: int) -> str:
         """Path of the marker that says the run is finished."""
@@ -224,14 +239,17 @@ class Study:
         return self.runs[folder_name]
 
     def specs(self) -> dict[str, dict[str, Any]]:
-        """Path -> spec of everything planned, to be written beside the outputs."""
-        specs = {f"{self.data.folder}/spec.json": self.data.spec}
-        specs |= {f"{job.folder}/spec.json": job.spec for job in self.labels.values()}
-        specs |= {f"{run.folder}/spec.json": run.spec for run in self.runs.values()}
+        """Path -> spec of everything planned."""
+        planned: list[DataJob | LabelJob | Run] = [self.data, *self.labels.values(), *self.runs.values()]
+        return dict(job.document for job in planned)
+
+    def evaluation_document(self, digest: str) -> tuple[str, dict[str, Any]]:
+        """Path and content of the evaluation spec with this digest."""
         for finetuned in (False, True):
             spec = self.evaluation_spec(finetuned=finetuned)
-            specs[str(RESULTS / "evaluations" / f"{digest_of(spec)}.json")] = spec
-        return specs
+            if digest_of(spec) == digest:
+                return str(RESULTS / "evaluations" / f"{digest}.json"), spec
+        raise ConfigError(f"evaluation-{digest}: no evaluation of this configuration has that digest.")
 
     @property
     def train_images(self) -> int:

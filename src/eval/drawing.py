@@ -6,7 +6,7 @@ One row per photograph, one column per annotator; a cell's colour is its best cl
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -42,14 +42,22 @@ class MapPicture:
     legend: tuple[tuple[str, int], ...]
 
 
-def colour_map(best_class: NDArray[Any]) -> MapPicture:
-    """Gives each of the most frequent classes of a map (rows, cols) a colour."""
-    frequent = [index for index, _ in Counter(best_class.ravel().tolist()).most_common(len(COLOURS))]
+def choose_colours(maps: Sequence[NDArray[Any]]) -> dict[int, str]:
+    """A colour for each of the most frequent classes of some maps, so that one class looks the same in all of them."""
+    counts = Counter(index for best_class in maps for index in best_class.ravel().tolist())
+    frequent = [index for index, _ in counts.most_common(len(COLOURS))]
+    return dict(zip(frequent, COLOURS, strict=False))
+
+
+def colour_map(best_class: NDArray[Any], colours: Mapping[int, str] | None = None) -> MapPicture:
+    """Colours a map (rows, cols) of class indices; classes without a colour are grey."""
+    colours = choose_colours([best_class]) if colours is None else colours
     picture = np.empty((*best_class.shape, 3), dtype=np.uint8)
     picture[:] = _rgb(OTHERS)
-    for colour, index in zip(COLOURS, frequent, strict=False):
-        picture[best_class == index] = _rgb(colour)
-    return MapPicture(picture, tuple(zip(COLOURS, frequent, strict=False)))
+    present = [index for index, _ in Counter(best_class.ravel().tolist()).most_common() if index in colours]
+    for index in present:
+        picture[best_class == index] = _rgb(colours[index])
+    return MapPicture(picture, tuple((colours[index], index) for index in present))
 
 
 def overlay(photograph: Image.Image, colours: NDArray[np.uint8], opacity: float = 0.55) -> Image.Image:
@@ -100,15 +108,18 @@ def draw_label_maps(
     rows = choose_rows(manifest, count)
     columns = len(stores) + 1
     with plt.rc_context({**STYLE, "axes.grid": False}):
-        figure, axes = plt.subplots(len(rows), columns, figsize=(2.6 * columns, 3.1 * len(rows)), squeeze=False)
+        figure, axes = plt.subplots(
+            len(rows), columns, figsize=(2.6 * columns, 2.9 * len(rows)), squeeze=False, layout="constrained"
+        )
         for line, row in enumerate(rows):
             photograph = decode_image(manifest.read(source, row))
             truth = readable_class(manifest.classes[int(manifest.class_index[row])])
             axes[line][0].imshow(photograph)
             axes[line][0].set_title(f"photograph: {truth}", fontsize=7, loc="left")
-            for column, store in enumerate(stores, start=1):
-                label = store[int(manifest.sample_id[row])]
-                picture = colour_map(label.classes[..., 0])
+            maps = [store[int(manifest.sample_id[row])].classes[..., 0] for store in stores]
+            colours = choose_colours(maps)
+            for column, (store, best_class) in enumerate(zip(stores, maps, strict=True), start=1):
+                picture = colour_map(best_class, colours)
                 axes[line][column].imshow(overlay(photograph, picture.colours))
                 title = store.annotator if line == 0 else ""
                 axes[line][column].set_title(title, fontsize=7, loc="left")

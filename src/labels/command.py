@@ -8,7 +8,15 @@ from dataclasses import fields
 from pathlib import Path
 
 from ..core.errors import LabelError
-from .shards import ShardAttributes, ShardSummary, marker_path, read_attributes, read_marker, read_statuses, verify_shard
+from .shards import (
+    ShardAttributes,
+    ShardSummary,
+    marker_path,
+    read_attributes,
+    read_marker,
+    read_statuses,
+    verify_shard,
+)
 from .store import missing_shards, shards_in
 
 

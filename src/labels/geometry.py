@@ -1,160 +1,282 @@
-"""Where a token looks: affine maps between views and photographs, and the weights that sample a score map through them.
+"""Affine maps between view, photograph and score map, and how much of each map cell a token sees.
 
-Coordinates are normalised, x right and y down, in [0, 1]; a map's cell (row r, column c) is centred at ((c + 0.5) / cols,
-(r + 0.5) / rows). For an axis-aligned box the weights are those of RoIAlign (He et al. 2017, Mask R-CNN) with
-`aligned=True` and one sample per map cell and token, torchvision's `sampling_ratio=-1`.
+Coordinates are normalised, x right, y down, [0, 1] over the whole picture. For axis-aligned boxes the weights are those of
+torchvision.ops.roi_align(map, box, output_size, sampling_ratio=-1, aligned=True), whose arithmetic is followed step by
+step: the number of points per token is a ceiling, which one rounding more or less would change. General affine maps
+(rotation, shear) sample as many points per token as the extent of the token in cells asks for. Called by `targets`.
+
+Source: RoIAlign, He et al. 2017, section 3. Differs from the released code, which swaps x and y (FACTS, defect 1).
 """
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from ..core.errors import LabelError
 
-def view_affine(boxes: Tensor, flipped: Tensor | None = None) -> Tensor:
-    """Affine map of a cropped and perhaps flipped view.
+LARGEST_COORDINATE = 64.0  # a normalised coordinate beyond is taken for pixels
+ROUNDING = 1e-6  # a rotated token whose extent is this close above a whole number of cells gets no further point
+
+ArrayLike = Tensor | NDArray[Any]
+
+
+class ShapeError(LabelError, ValueError):
+    """Arrays for targets whose axes or values do not fit each other."""
+
+
+def as_float(values: ArrayLike, device: torch.device | None = None) -> Tensor:
+    """A floating-point tensor of at least 32 bits, on a device."""
+    tensor = torch.as_tensor(values, device=device)
+    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.to(torch.float32)
+
+
+def view_affine(boxes: ArrayLike, flipped: ArrayLike | None = None) -> Tensor:
+    """The map of a crop, flipped left to right after it was cut out or not.
 
     Args:
-        boxes: float (batch, 4), x0 y0 x1 y1 of the crop, normalised to the photograph.
-        flipped: bool (batch,), mirrored left to right.
+        boxes: (batch, 4), normalised x0, y0, x1, y1 of the crop in the photograph.
+        flipped: bool (batch,).
 
     Returns:
-        float (batch, 2, 3), normalised view -> normalised photograph.
+        (batch, 2, 3), normalised view -> normalised photograph.
+
+    Raises:
+        ShapeError: other axes, or a box without extent.
     """
-    x0, y0, x1, y1 = boxes.unbind(-1)
+    corners = checked_boxes(boxes)
+    x0, y0, x1, y1 = corners.unbind(-1)
+    mirrored = checked_flips(flipped, corners)
     zero = torch.zeros_like(x0)
-    scale_x, shift_x = x1 - x0, x0
-    if flipped is not None:
-        scale_x, shift_x = torch.where(flipped, x0 - x1, x1 - x0), torch.where(flipped, x1, x0)
-    return torch.stack((torch.stack((scale_x, zero, shift_x), -1), torch.stack((zero, y1 - y0, y0), -1)), dim=-2)
+    scale_x = torch.where(mirrored, x0 - x1, x1 - x0)
+    shift_x = torch.where(mirrored, x1, x0)
+    return torch.stack([scale_x, zero, shift_x, zero, y1 - y0, y0], -1).view(-1, 2, 3)
 
 
-def center_crop_affine(image_size: Tensor) -> Tensor:
-    """Map of a photograph onto the score map of its largest central square (view `center_crop`).
+def center_crop_affine(image_size: ArrayLike) -> Tensor:
+    """The map from a photograph to a score map that covers its largest centred square.
 
     Args:
-        image_size: (batch, 2), height and width in pixels.
+        image_size: (batch, 2), height and width of the photograph in px.
 
     Returns:
-        float (batch, 2, 3), normalised photograph -> normalised score map; outside [0, 1] there is no label.
+        float64 (batch, 2, 3), normalised photograph -> normalised score map.
+
+    Raises:
+        ShapeError: other axes, or a size below 1 px.
     """
-    height, width = image_size.to(torch.float64).unbind(-1)
+    size = torch.as_tensor(np.asarray(image_size)).to(torch.float64)
+    if size.ndim != 2 or size.shape[1] != 2:
+        raise ShapeError(f"image_size (batch, height and width) is {tuple(size.shape)}, expected (batch, 2).")
+    if size.numel() and not bool((size >= 1).all()):
+        raise ShapeError("image_size has a side below 1 px; labels of unreadable photographs have no geometry.")
+    height, width = size.unbind(-1)
     side = torch.minimum(height, width)
+    zero = torch.zeros_like(side)
     scale_x, scale_y = width / side, height / side
-    zero = torch.zeros_like(scale_x)
-    return torch.stack(
-        (
-            torch.stack((scale_x, zero, (1 - scale_x) / 2), -1),
-            torch.stack((zero, scale_y, (1 - scale_y) / 2), -1),
-        ),
-        dim=-2,
-    )
+    entries = [scale_x, zero, (1 - scale_x) / 2, zero, scale_y, (1 - scale_y) / 2]
+    return torch.stack(entries, -1).view(-1, 2, 3)
 
 
 def compose(outer: Tensor, inner: Tensor) -> Tensor:
-    """The map that applies `inner` first and `outer` to its result; both float (batch, 2, 3)."""
-    outer = outer.to(torch.promote_types(outer.dtype, inner.dtype))
-    inner = inner.to(outer.dtype)
-    linear = outer[..., :2] @ inner[..., :2]
-    shift = outer[..., :2] @ inner[..., 2:] + outer[..., 2:]
-    return torch.cat((linear, shift), dim=-1)
-
-
-def apply_affine(affine: Tensor, points: Tensor) -> Tensor:
-    """Maps points (batch, n, 2), x then y, through affine maps (batch, 2, 3)."""
-    return points @ affine[..., :2].transpose(-1, -2) + affine[..., 2].unsqueeze(-2)
-
-
-def token_centres(grid: tuple[int, int], device: torch.device | None = None) -> Tensor:
-    """Centres of a view's tokens, float64 (tokens, 2), x then y, row by row."""
-    rows, cols = grid
-    y = (torch.arange(rows, dtype=torch.float64, device=device) + 0.5) / rows
-    x = (torch.arange(cols, dtype=torch.float64, device=device) + 0.5) / cols
-    return torch.stack((x.repeat(rows), y.repeat_interleave(cols)), dim=-1)
-
-
-def tokens_inside(affine: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Bool (batch, tokens): whether a token's centre falls on the map, borders included."""
-    centres = apply_affine(affine.to(torch.float64), token_centres(grid, affine.device).expand(len(affine), -1, -1))
-    slack = 1e-6  # a token centre on the very border must not depend on rounding
-    return ((centres >= -slack) & (centres <= 1 + slack)).all(-1)
-
-
-def sampling_weights(affine: Tensor, grid: tuple[int, int], map_shape: tuple[int, int]) -> Tensor:
-    """How much each map cell counts for each token.
-
-    A token is sampled at a regular lattice of points, as many per axis as it spans map cells (rounded up); each point is
-    interpolated bilinearly, zero beyond one cell outside the map, and the points are averaged.
+    """The map that applies `inner` and then `outer`.
 
     Args:
-        affine: float (batch, 2, 3), normalised view -> normalised map.
-        grid: rows and columns of the view's tokens.
-        map_shape: rows and columns of the map.
+        outer, inner: (batch, 2, 3); a batch of one goes with any other.
 
     Returns:
-        float32 (batch, tokens, map rows * map cols). The row sums are 1 except at the map's border.
+        (batch, 2, 3) in the wider of the two types.
     """
-    affine = affine.to(torch.float64)
-    axis_aligned = (
-        bool((affine[:, 0, 1].abs().max() < 1e-12) & (affine[:, 1, 0].abs().max() < 1e-12)) if len(affine) else True
+    dtype = torch.promote_types(outer.dtype, inner.dtype)
+    outer, inner = outer.to(dtype), inner.to(dtype)
+    linear = outer[..., :2] @ inner
+    return torch.cat([linear[..., :2], linear[..., 2:] + outer[..., 2:]], dim=-1)
+
+
+def token_centres(affine: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Where the middle of each token lies in the photograph; (batch, tokens, 2) normalised x, y, row by row."""
+    rows, cols = grid
+    u = (torch.arange(cols, device=affine.device, dtype=affine.dtype) + 0.5) / cols
+    v = (torch.arange(rows, device=affine.device, dtype=affine.dtype) + 0.5) / rows
+    centres = torch.stack([u.expand(rows, cols), v[:, None].expand(rows, cols), torch.ones_like(u).expand(rows, cols)])
+    return (affine @ centres.flatten(1)).transpose(1, 2)
+
+
+def sampling_weights(
+    boxes: ArrayLike | None,
+    grid: tuple[int, int],
+    map_size: tuple[int, int],
+    flipped: ArrayLike | None = None,
+    affine: ArrayLike | None = None,
+) -> Tensor:
+    """How much each token takes from each cell of the map.
+
+    Args:
+        boxes: (batch, 4), normalised x0, y0, x1, y1; None with `affine`.
+        grid: rows and columns of the tokens.
+        map_size: rows and columns of the score map.
+        flipped: bool (batch,), with boxes.
+        affine: (batch, 2, 3), normalised view -> normalised map, instead of boxes and flipped.
+
+    Returns:
+        (batch, tokens, cells), row by row, in the type of the boxes (at least float32). They sum to 1 for a token inside the map,
+        to less where points fall more than half a cell's breadth outside of it, as in roi_align.
+
+    Raises:
+        ShapeError: other axes, boxes without extent, coordinates that are not normalised, boxes and affine together.
+    """
+    if (boxes is None) == (affine is None):
+        raise ShapeError("give either boxes (batch, 4) or affine (batch, 2, 3), and not both.")
+    if boxes is not None:
+        corners = checked_boxes(boxes)
+        return _box_weights(corners, checked_flips(flipped, corners), None, grid, map_size)
+    if flipped is not None:
+        raise ShapeError("flipped goes with boxes; an affine map contains its flip.")
+    assert affine is not None
+    maps = checked_affine(affine)
+    upright = (maps[:, 0, 1] == 0) & (maps[:, 1, 0] == 0) & (maps[:, 0, 0] != 0) & (maps[:, 1, 1] != 0)
+    if bool(upright.all()):
+        return _upright_weights(maps, grid, map_size)
+    weights = maps.new_empty(len(maps), grid[0] * grid[1], map_size[0] * map_size[1])
+    weights[upright] = _upright_weights(maps[upright], grid, map_size)
+    weights[~upright] = _affine_weights(maps[~upright], grid, map_size)
+    return weights
+
+
+def checked_boxes(boxes: ArrayLike) -> Tensor:
+    """Boxes as a floating-point tensor.
+
+    Raises:
+        ShapeError: not (batch, 4), without extent, not finite, or in pixels.
+    """
+    corners = as_float(boxes)
+    if corners.ndim != 2 or corners.shape[1] != 4:
+        raise ShapeError(f"boxes (batch, x0 y0 x1 y1) are {tuple(corners.shape)}, expected (batch, 4).")
+    if not bool((corners[:, 2:] > corners[:, :2]).all()):
+        raise ShapeError("boxes (x0, y0, x1, y1) need x0 < x1 and y0 < y1; a flip goes into `flipped`.")
+    _check_range(corners, "boxes")
+    return corners
+
+
+def checked_affine(affine: ArrayLike) -> Tensor:
+    """Affine maps as a floating-point tensor.
+
+    Raises:
+        ShapeError: not (batch, 2, 3), not finite, or in pixels.
+    """
+    maps = as_float(affine)
+    if maps.ndim != 3 or maps.shape[1:] != (2, 3):
+        raise ShapeError(f"affine (batch, x and y, u v 1) is {tuple(maps.shape)}, expected (batch, 2, 3).")
+    _check_range(maps, "affine")
+    return maps
+
+
+def checked_flips(flipped: ArrayLike | None, boxes: Tensor) -> Tensor:
+    """Flips as bool (batch,) on the boxes' device.
+
+    Raises:
+        ShapeError: other axes.
+    """
+    if flipped is None:
+        return torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
+    mirrored = torch.as_tensor(flipped, device=boxes.device).to(torch.bool)
+    if mirrored.shape != boxes.shape[:1]:
+        raise ShapeError(f"flipped (batch,) is {tuple(mirrored.shape)}, expected ({len(boxes)},) as the boxes.")
+    return mirrored
+
+
+def _check_range(values: Tensor, name: str) -> None:
+    if values.numel() and not bool((values.abs() <= LARGEST_COORDINATE).all()):
+        raise ShapeError(
+            f"{name} must be finite and normalised to [0, 1] over the photograph; found values up to "
+            f"{float(values.abs().max()):g}. Divide pixels by the photograph's width and height."
+        )
+
+
+def _upright_weights(affine: Tensor, grid: tuple[int, int], map_size: tuple[int, int]) -> Tensor:
+    """Weights of affine maps without rotation and shear: those of their boxes."""
+    ends = torch.stack([affine[..., 2], affine[..., 2] + affine[..., [0, 1], [0, 1]]])  # (2, batch, x and y)
+    boxes = torch.cat([ends.amin(0), ends.amax(0)], dim=-1)
+    return _box_weights(boxes, affine[:, 0, 0] < 0, affine[:, 1, 1] < 0, grid, map_size)
+
+
+def _box_weights(
+    boxes: Tensor, mirrored: Tensor, upside_down: Tensor | None, grid: tuple[int, int], map_size: tuple[int, int]
+) -> Tensor:
+    """Outer product of the weights along y and along x; (batch, tokens, cells)."""
+    along_x = _axis_weights(boxes[:, 0], boxes[:, 2], grid[1], map_size[1])  # (batch, token cols, map cols)
+    along_y = _axis_weights(boxes[:, 1], boxes[:, 3], grid[0], map_size[0])
+    along_x = torch.where(mirrored[:, None, None], along_x.flip(1), along_x)
+    if upside_down is not None:
+        along_y = torch.where(upside_down[:, None, None], along_y.flip(1), along_y)
+    weights = along_y[:, :, None, :, None] * along_x[:, None, :, None, :]
+    return weights.flatten(3, 4).flatten(1, 2)
+
+
+def _axis_weights(low: Tensor, high: Tensor, tokens: int, cells: int) -> Tensor:
+    """Weights along one axis; (batch, tokens, cells).
+
+    The order of operations is roi_align's, so that rounding and therefore the ceiling come out the same.
+    """
+    start = low * cells - 0.5
+    extent = (high * cells - 0.5) - start
+    bin_size = extent / tokens
+    points = torch.ceil(bin_size).clamp(min=1)  # (batch,)
+    most = _largest(points)
+    token = torch.arange(tokens, device=low.device, dtype=low.dtype)
+    point = torch.arange(most, device=low.device, dtype=low.dtype)
+    offsets = (point + 0.5) * bin_size[:, None] / points[:, None]  # (batch, points)
+    positions = (start[:, None] + token * bin_size[:, None])[:, :, None] + offsets[:, None]  # (batch, tokens, points)
+    used = (point < points[:, None])[:, None, :, None]
+    return (_tent(positions, cells) * used).sum(2) / points[:, None, None]
+
+
+def _affine_weights(affine: Tensor, grid: tuple[int, int], map_size: tuple[int, int]) -> Tensor:
+    """Weights of general maps; (batch, tokens, cells)."""
+    (rows, cols), (map_rows, map_cols) = grid, map_size
+    to_cells = affine * affine.new_tensor([map_cols, map_rows])[:, None]
+    # extent of a token along the view's axes, in cells: length of the axes' images
+    extents = torch.linalg.vector_norm(to_cells[..., :2], dim=1) / affine.new_tensor([cols, rows])  # (batch, u and v)
+    points = torch.ceil(extents * (1 - ROUNDING)).clamp(min=1)
+    u, used_u = _view_points(points[:, 0], cols)  # (batch, cols, points), (batch, points)
+    v, used_v = _view_points(points[:, 1], rows)
+    u, v = u[:, None, :, None, :], v[:, :, None, :, None]  # (batch, rows, cols, points in v, points in u)
+    x, y = (
+        to_cells[:, axis, 0, None, None, None, None] * u
+        + to_cells[:, axis, 1, None, None, None, None] * v
+        + to_cells[:, axis, 2, None, None, None, None]
+        - 0.5
+        for axis in (0, 1)
     )
-    if axis_aligned:
-        return _separable_weights(affine, grid, map_shape)
-    return _general_weights(affine, grid, map_shape)
+    used = (used_v[:, :, None] & used_u[:, None, :]).flatten(1)[:, None, :, None]  # (batch, 1, points, 1)
+    at_y = _tent(y.flatten(3).flatten(1, 2), map_rows) * used  # (batch, tokens, points, map rows)
+    at_x = _tent(x.flatten(3).flatten(1, 2), map_cols)
+    weights = torch.einsum("btpr,btpc->btrc", at_y, at_x) / points.prod(-1)[:, None, None, None]
+    return weights.flatten(2)
 
 
-def _points_per_axis(affine: Tensor, grid: tuple[int, int], map_shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Sample points per token down and across, int64 (batch,) each."""
-    cells = torch.tensor([map_shape[1], map_shape[0]], dtype=affine.dtype, device=affine.device)
-    across = (affine[:, :, 0] * cells).norm(dim=-1) / grid[1]  # a token's width in map cells
-    down = (affine[:, :, 1] * cells).norm(dim=-1) / grid[0]
-    # float32 rounding of a caller's box must not add a point: RoIAlign in float32 would not either
-    return tuple(torch.ceil(extent - 1e-6).clamp(min=1).long() for extent in (down, across))  # type: ignore[return-value]
+def _view_points(points: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
+    """Normalised positions of the sampled points along one axis of the view, and which of them count."""
+    token = torch.arange(tokens, device=points.device, dtype=points.dtype)
+    point = torch.arange(_largest(points), device=points.device, dtype=points.dtype)
+    inside = (point + 0.5) / points[:, None]  # (batch, points), in tokens
+    return (token[:, None] + inside[:, None]) / tokens, point < points[:, None]
 
 
-def _bilinear(position: Tensor, size: int) -> Tensor:
-    """Weights of `size` cells at positions in cell coordinates, RoIAlign's border rule; (..., size)."""
-    inside = (position >= -1.0) & (position <= size)
-    position = position.clamp(0.0, size - 1.0)
-    cell = torch.arange(size, dtype=position.dtype, device=position.device)
-    weights = (1.0 - (position.unsqueeze(-1) - cell).abs()).clamp(min=0.0)
-    return weights * inside.unsqueeze(-1)
+def _largest(points: Tensor) -> int:
+    return int(points.max()) if points.numel() else 1
 
 
-def _axis_weights(scale: Tensor, shift: Tensor, points: Tensor, tokens: int, size: int) -> Tensor:
-    """Weights of one axis, float64 (batch, tokens, size)."""
-    most = int(points.max()) if len(points) else 1
-    step = torch.arange(most, dtype=scale.dtype, device=scale.device)
-    offset = (step + 0.5) / points[:, None]  # (batch, most), position inside a token
-    counts = (step < points[:, None]).to(scale.dtype) / points[:, None]
-    token = torch.arange(tokens, dtype=scale.dtype, device=scale.device)
-    view = (token[None, :, None] + offset[:, None, :]) / tokens  # (batch, tokens, most)
-    position = (scale[:, None, None] * view + shift[:, None, None]) * size - 0.5
-    return (_bilinear(position, size) * counts[:, None, :, None]).sum(2)
+def _tent(positions: Tensor, cells: int) -> Tensor:
+    """Bilinear weights of each cell along one axis, with a last axis of cells.
 
-
-def _separable_weights(affine: Tensor, grid: tuple[int, int], map_shape: tuple[int, int]) -> Tensor:
-    down, across = _points_per_axis(affine, grid, map_shape)
-    vertical = _axis_weights(affine[:, 1, 1], affine[:, 1, 2], down, grid[0], map_shape[0])
-    horizontal = _axis_weights(affine[:, 0, 0], affine[:, 0, 2], across, grid[1], map_shape[1])
-    joint = vertical[:, :, None, :, None] * horizontal[:, None, :, None, :]
-    return joint.reshape(len(affine), grid[0] * grid[1], map_shape[0] * map_shape[1]).to(torch.float32)
-
-
-def _general_weights(affine: Tensor, grid: tuple[int, int], map_shape: tuple[int, int]) -> Tensor:
-    down, across = _points_per_axis(affine, grid, map_shape)
-    batch, tokens = len(affine), grid[0] * grid[1]
-    weights = affine.new_zeros(batch, tokens, map_shape[0] * map_shape[1])
-    corner = token_centres(grid, affine.device) - torch.tensor(
-        [0.5 / grid[1], 0.5 / grid[0]], dtype=affine.dtype, device=affine.device
-    )
-    for row in range(int(down.max())):
-        for col in range(int(across.max())):
-            used = (row < down) & (col < across)
-            inner = torch.stack(((col + 0.5) / across / grid[1], (row + 0.5) / down / grid[0]), -1)  # (batch, 2)
-            points = apply_affine(affine, corner[None] + inner[:, None])
-            horizontal = _bilinear(points[..., 0] * map_shape[1] - 0.5, map_shape[1])
-            vertical = _bilinear(points[..., 1] * map_shape[0] - 0.5, map_shape[0])
-            joint = (vertical[..., :, None] * horizontal[..., None, :]).flatten(-2)
-            weights += joint * (used / (down * across))[:, None, None]
-    return weights.to(torch.float32)
+    A position up to one cell outside takes the border cell, further out it takes nothing, as in roi_align.
+    """
+    within = (positions >= -1) & (positions <= cells)
+    cell = torch.arange(cells, device=positions.device, dtype=positions.dtype)
+    distance = (positions.clamp(0, cells - 1)[..., None] - cell).abs()
+    return (1 - distance).clamp(min=0) * within[..., None]

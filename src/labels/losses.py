@@ -1,53 +1,76 @@
-"""The token loss: soft cross entropy against sparse targets, exact and without the dense target.
+"""The token loss: soft cross-entropy with sparse targets, exact in value and gradient, without the dense target.
 
-Source: equation 2 of the paper. With one background value per token the sum over all classes is
-logsumexp - background * sum of logits - sum over the vocabulary of (value - background) * logit.
+    loss[b, t] = mass * logsumexp(logits) - background * sum(logits) - sum over vocabulary of (value - background) * logit
+
+Called by the stages' supervision and by other training code, for token targets and for class targets (one token).
+Source: paper section 3.2, equations 3 and 4. Differs from the released code in that images without labels count as zero.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from ..core.errors import LabelError
+from .geometry import ShapeError
 from .targets import SparseTargets
 
 
 def token_cross_entropy(logits: Tensor, targets: SparseTargets, participation: Tensor | None = None) -> Tensor:
-    """Mean over an image's participating tokens, then over all images of the batch.
+    """Cross-entropy: mean over an image's participating tokens, then over all images of the batch.
+
+    An image without participating tokens adds 0 to the sum and counts in the denominator.
 
     Args:
-        logits: float (batch, tokens, classes); computed in float32 whatever their type.
-        targets: of the same batch, tokens and classes.
-        participation: bool (batch, tokens), tokens that take part; None: all. Tokens outside the map never do.
+        logits: (batch, tokens, classes), any floating-point type; computed in float32 (float64 where they are).
+        targets: of the same batch, tokens and classes, on the same device.
+        participation: bool (batch, tokens), which tokens take part besides having a target; None for all.
 
     Returns:
-        float32 scalar. An image without a participating token adds 0 and counts in the denominator.
+        float32 (float64) scalar; 0 for an empty batch.
 
     Raises:
-        LabelError: shapes that do not fit.
+        ShapeError: axes that do not fit.
     """
-    batch, tokens, num_classes = logits.shape
-    if targets.background.shape != (batch, tokens) or targets.num_classes != num_classes:
-        raise LabelError(
-            f"logits (batch, tokens, classes) = {tuple(logits.shape)}, targets are for {tuple(targets.background.shape)} "
-            f"and {targets.num_classes} classes."
+    batch, tokens = targets.background.shape
+    if logits.shape != (batch, tokens, targets.num_classes):
+        raise ShapeError(
+            f"logits (batch, tokens, classes) are {tuple(logits.shape)}, "
+            f"the targets are of {(batch, tokens, targets.num_classes)}."
         )
-    taking_part = targets.inside
+    counted = targets.inside
     if participation is not None:
-        if participation.shape != (batch, tokens):
-            raise LabelError(
-                f"participation {tuple(participation.shape)}: must be (batch, tokens) = {(batch, tokens)}."
+        if participation.shape != counted.shape:
+            raise ShapeError(
+                f"participation (batch, tokens) is {tuple(participation.shape)}, expected {(batch, tokens)}."
             )
-        taking_part = taking_part & participation
-    with torch.autocast(logits.device.type, enabled=False):
-        logits = logits.float()
-        index = targets.vocabulary[:, None, :].expand(-1, tokens, -1)
-        difference = targets.values - targets.background[..., None]
-        # all probabilities sum to one, so logsumexp enters once
-        per_token = (
-            logits.logsumexp(-1) - targets.background * logits.sum(-1) - (difference * logits.gather(2, index)).sum(-1)
-        )
-        counted = taking_part.sum(1).clamp_min(1)
-        per_image = torch.where(taking_part, per_token, 0.0).sum(1) / counted
-        return per_image.mean()
+        counted = counted & participation.to(device=counted.device, dtype=torch.bool)
+    losses: Tensor = _SparseCrossEntropy.apply(logits, targets.vocabulary, targets.values, targets.background)
+    share = counted / counted.sum(1, keepdim=True).clamp(min=1)
+    return (losses * share.to(losses.dtype)).sum() / max(batch, 1)
+
+
+class _SparseCrossEntropy(torch.autograd.Function):
+    """Loss of every token, (batch, tokens). By hand because autograd would keep three arrays of the logits' size, not one."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, vocabulary: Tensor, values: Tensor, background: Tensor) -> Tensor:
+        exact = logits if logits.dtype == torch.float64 else logits.to(torch.float32)
+        background = background.to(exact.dtype)
+        above = values.to(exact.dtype) - background[..., None]  # (batch, tokens, V)
+        index = vocabulary[:, None].expand_as(above)
+        log_total = exact.logsumexp(-1)
+        mass = exact.shape[-1] * background + above.sum(-1)  # 1 but for rounding
+        ctx.save_for_backward(logits, index, above, background, log_total, mass)
+        return mass * log_total - background * exact.sum(-1) - (above * exact.gather(2, index)).sum(-1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        logits, index, above, background, log_total, mass = ctx.saved_tensors
+        exact = logits if logits.dtype == torch.float64 else logits.to(torch.float32)
+        slope = (exact - log_total[..., None]).exp_().mul_(mass[..., None]).sub_(background[..., None])
+        slope.scatter_add_(2, index, -above).mul_(gradient[..., None])
+        return slope.to(logits.dtype), None, None, None

@@ -83,7 +83,9 @@ class ShardAttributes:
             if getattr(self, name) < 1:
                 raise LabelError(f"label shard: {name} is {getattr(self, name)}, expected at least 1.")
         if not 0 <= self.shard < self.total:
-            raise LabelError(f"label shard: number {self.shard} of {self.total}; numbers run from 0 to {self.total - 1}.")
+            raise LabelError(
+                f"label shard: number {self.shard} of {self.total}; numbers run from 0 to {self.total - 1}."
+            )
         if self.k > self.num_classes:
             raise LabelError(f"label shard: k {self.k} is more than the {self.num_classes} classes.")
         if self.view not in _VIEWS:
@@ -404,7 +406,12 @@ def _write_columns(
     # texts of fixed length lie inside the checksummed chunks, those of variable length would not
     texts = np.array([_encoded(text) for text in reason] or [b""], dtype=np.bytes_)[: len(reason)]
     text_type = h5py.string_dtype("utf-8", max(texts.dtype.itemsize, 1))
-    columns = {"sample_id": sample_id, "image_size": image_size, "status": status, "reason": texts.astype(text_type)}
+    columns: dict[str, NDArray[Any]] = {
+        "sample_id": sample_id,
+        "image_size": image_size,
+        "status": status,
+        "reason": texts.astype(text_type),
+    }
     for name, values in columns.items():
         chunks = (min(len(values), _COLUMN_CHUNK), *values.shape[1:])
         file.create_dataset(name, data=values, **({"chunks": chunks, **_FILTERS} if len(values) else {}))
@@ -447,7 +454,9 @@ def _checked_rows(rows: LabelRows, where: str) -> LabelRows:
     """
     count = len(rows.sample_id)
     if rows.scores.ndim != 4 or len(rows.scores) != count:
-        raise LabelError(f"{where}: scores are {rows.scores.shape}, expected (images, rows, cols, k) of {count} images.")
+        raise LabelError(
+            f"{where}: scores are {rows.scores.shape}, expected (images, rows, cols, k) of {count} images."
+        )
     expected: dict[str, tuple[int, ...]] = {
         "classes": rows.scores.shape,
         "tail": rows.scores.shape[:3],
@@ -474,7 +483,9 @@ def _checked_rows(rows: LabelRows, where: str) -> LabelRows:
         status=np.asarray(rows.status, dtype=np.uint8),
         reason=list(rows.reason),
     )
-    _check_finite(checked, where, "The annotator gives logits beyond float16's 65504, or not a number; check its weights.")
+    _check_finite(
+        checked, where, "The annotator gives logits beyond float16's 65504, or not a number; check its weights."
+    )
     return checked
 
 
@@ -490,11 +501,7 @@ def _check_finite(rows: LabelRows, where: str, remedy: str) -> None:
         raise LabelError(
             f"{where}: sample {_named(rows.sample_id[bad])} has scores that are not finite in float16. {remedy}"
         )
-    silent = [
-        index
-        for index in np.flatnonzero(rows.status == STATUS_UNREADABLE)
-        if not rows.reason[index]
-    ]
+    silent = [index for index in np.flatnonzero(rows.status == STATUS_UNREADABLE) if not rows.reason[index]]
     if silent:
         raise LabelError(f"{where}: sample {_named(rows.sample_id[silent])} is unreadable without a reason. {remedy}")
 
@@ -589,7 +596,9 @@ def _plan_assembly(
             f"{_named(expected[~filled])}. Run snakemake labels."
         )
     if len(tails) > 1:
-        raise LabelError(f"shard {destination}: some parts have a tail and some have none. Delete its parts, run again.")
+        raise LabelError(
+            f"shard {destination}: some parts have a tail and some have none. Delete its parts, run again."
+        )
     return places, tails == {True}
 
 

@@ -103,7 +103,9 @@ class _OpenFiles:
             try:
                 file = h5py.File(path, "r", rdcc_nbytes=0)
             except OSError as error:
-                raise LabelError(f"shard {path}: missing or damaged since the store was opened ({error}). {REMEDY}") from error
+                raise LabelError(
+                    f"shard {path}: missing or damaged since the store was opened ({error}). {REMEDY}"
+                ) from error
         self._files[path] = file  # last in, so the first is the one used longest ago
         return file
 
@@ -168,7 +170,9 @@ class LabelStore:
         self._status = np.concatenate(statuses)[self._position]
         twice = np.flatnonzero(self._ids[1:] == self._ids[:-1])
         if len(twice):
-            shards = sorted({self._place(int(self._position[index + step]))[0].name for index in twice[:1] for step in (0, 1)})
+            shards = sorted(
+                {self._place(int(self._position[index + step]))[0].name for index in twice[:1] for step in (0, 1)}
+            )
             raise LabelError(
                 f"labels {self.path}: sample {int(self._ids[twice[0]]):#018x} is there twice, in {' and '.join(shards)}. "
                 "Delete them with their .done markers, then run snakemake labels."
@@ -350,7 +354,9 @@ def find_shards(folder: Path, split: str) -> list[Path]:
     found = groups.get(split)
     if not found:
         others = ", ".join(sorted(groups)) or "none"
-        raise LabelError(f"labels {folder}: no shards of split {split!r}; splits there: {others}. Run snakemake labels.")
+        raise LabelError(
+            f"labels {folder}: no shards of split {split!r}; splits there: {others}. Run snakemake labels."
+        )
     missing = missing_shards(found)
     if missing:
         shown = ", ".join(path.name for path in missing[:3])

@@ -100,7 +100,8 @@ class Supervision:
         kept = max(1, round(share * tokens))
         generator = torch.Generator().manual_seed(rng.getrandbits(62))
         ranks: torch.Tensor = torch.rand(images, tokens, generator=generator).argsort(1).argsort(1)
-        return ranks < kept
+        taking_part: torch.Tensor = ranks < kept
+        return taking_part
 
 
 def draw_mix(recipe: dict[str, Any], grid: tuple[int, int], image_px: int, rng: random.Random) -> MixDraw:

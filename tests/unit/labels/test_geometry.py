@@ -1,0 +1,190 @@
+"""Sampling weights against torchvision's RoIAlign, and against a plain loop where RoIAlign cannot go."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenlabel.core.errors import LabelError
+from tokenlabel.labels.geometry import center_crop_affine, compose, sampling_weights, token_centres, view_affine
+from torchvision.ops import roi_align
+
+
+def random_boxes(generator: torch.Generator, count: int, reach: float = 1.0) -> torch.Tensor:
+    corners = torch.rand(count, 2, 2, generator=generator).sort(dim=1).values * reach - (reach - 1) / 2
+    corners[:, 1] += 0.02
+    return corners.flatten(1)
+
+
+def reference(maps: torch.Tensor, boxes: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    rows, cols = maps.shape[2:]
+    scaled = boxes * boxes.new_tensor([cols, rows, cols, rows])
+    rois = torch.cat([torch.arange(len(boxes), dtype=boxes.dtype)[:, None], scaled], 1)
+    return roi_align(maps, rois, grid, sampling_ratio=-1, aligned=True)
+
+
+def sampled(maps: torch.Tensor, weights: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    return (weights.to(maps.dtype) @ maps.flatten(2).transpose(1, 2)).transpose(1, 2).unflatten(2, grid)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    map_size=st.tuples(st.integers(1, 20), st.integers(1, 20)),
+    grid=st.tuples(st.integers(1, 15), st.integers(1, 15)),
+    reach=st.sampled_from([1.0, 1.7, 4.0]),
+)
+def test_boxes_equal_roi_align(seed: int, map_size: tuple[int, int], grid: tuple[int, int], reach: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    maps = torch.randn(5, 3, *map_size, generator=generator) * 5
+    boxes = random_boxes(generator, 5, reach)
+    found = sampled(maps, sampling_weights(boxes, grid, map_size), grid)
+    torch.testing.assert_close(found, reference(maps, boxes, grid), atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("box", "grid", "map_size"),
+    [
+        ((0.0, 0.0, 1.0, 1.0), (14, 14), (18, 18)),
+        ((0.0, 0.0, 1.0, 1.0), (18, 18), (18, 18)),
+        ((0.0, 0.0, 1.0, 1.0), (9, 6), (18, 18)),
+        ((0.1, 0.2, 0.6, 0.9), (7, 5), (14, 10)),  # extents that are whole numbers but for rounding
+        ((-0.25, -0.25, 1.25, 1.25), (4, 4), (8, 8)),  # points exactly on the limit of -1
+        ((0.3, 0.0, 0.7, 1.0), (1, 1), (18, 18)),
+    ],
+)
+def test_boxes_where_the_ceiling_is_at_stake(
+    box: tuple[float, ...], grid: tuple[int, int], map_size: tuple[int, int]
+) -> None:
+    maps = torch.randn(1, 4, *map_size, generator=torch.Generator().manual_seed(1))
+    boxes = torch.tensor([box])
+    expected = reference(maps, boxes, grid)
+    torch.testing.assert_close(sampled(maps, sampling_weights(boxes, grid, map_size), grid), expected, atol=1e-5, rtol=0)
+
+
+def test_x_runs_along_columns() -> None:
+    weights = sampling_weights(torch.tensor([[0.0, 0.0, 1.0, 0.5]]), (1, 1), (4, 6)).view(4, 6)
+    assert weights[:2].sum() > 0.8  # the top half takes from the top rows...
+    torch.testing.assert_close(weights[0, :3].sum(), weights[0, 3:].sum())  # ...evenly left and right
+
+
+@pytest.mark.parametrize("as_affine", [False, True], ids=["flipped", "affine"])
+def test_flips_mirror_the_tokens(as_affine: bool) -> None:
+    generator = torch.Generator().manual_seed(2)
+    maps, grid = torch.randn(6, 2, 7, 11, generator=generator), (5, 4)
+    boxes = random_boxes(generator, 6)
+    flipped = torch.tensor([True, False, True, True, False, False])
+    if as_affine:
+        weights = sampling_weights(None, grid, (7, 11), affine=view_affine(boxes, flipped))
+    else:
+        weights = sampling_weights(boxes, grid, (7, 11), flipped=flipped)
+    plain = reference(maps, boxes, grid)
+    expected = torch.where(flipped[:, None, None, None], plain.flip(3), plain)
+    torch.testing.assert_close(sampled(maps, weights, grid), expected, atol=1e-5, rtol=0)
+
+
+def test_affine_of_a_vertical_flip() -> None:
+    maps, grid = torch.randn(1, 2, 7, 11, generator=torch.Generator().manual_seed(3)), (5, 4)
+    box = torch.tensor([[0.1, 0.2, 0.8, 0.95]])
+    upside_down = torch.tensor([[[1.0, 0, 0], [0, -1.0, 1.0]]])
+    weights = sampling_weights(None, grid, (7, 11), affine=compose(view_affine(box), upside_down))
+    torch.testing.assert_close(sampled(maps, weights, grid), reference(maps, box, grid).flip(2), atol=1e-5, rtol=0)
+
+
+def loop_weights(affine: np.ndarray, grid: tuple[int, int], map_size: tuple[int, int]) -> np.ndarray:
+    """The definition, point by point and corner by corner as roi_align's source has it."""
+    (rows, cols), (map_rows, map_cols) = grid, map_size
+    weights = np.zeros((rows * cols, map_rows, map_cols))
+    scale = np.array([map_cols, map_rows])
+    points_u, points_v = (
+        math.ceil(np.linalg.norm(affine[:, axis] * scale) / (cols, rows)[axis] - 1e-6) for axis in (0, 1)
+    )
+    for token in range(rows * cols):
+        for i in range(points_u):
+            for j in range(points_v):
+                u = (token % cols + (i + 0.5) / points_u) / cols
+                v = (token // cols + (j + 0.5) / points_v) / rows
+                x, y = (affine @ [u, v, 1]) * scale - 0.5
+                if x < -1 or x > map_cols or y < -1 or y > map_rows:
+                    continue
+                x, y = min(max(x, 0), map_cols - 1), min(max(y, 0), map_rows - 1)
+                left, top = min(int(x), max(map_cols - 2, 0)), min(int(y), max(map_rows - 2, 0))
+                for column, across in ((left, 1 - (x - left)), (min(left + 1, map_cols - 1), x - left)):
+                    for row, down in ((top, 1 - (y - top)), (min(top + 1, map_rows - 1), y - top)):
+                        weights[token, row, column] += across * down / (points_u * points_v)
+    return weights.reshape(rows * cols, -1)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_general_affine_equals_the_loop(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    angle, shear = rng.uniform(-1.5, 1.5), rng.uniform(-0.4, 0.4)
+    linear = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]]) @ [[1, shear], [0, 1]]
+    affine = np.concatenate([linear * rng.uniform(0.2, 1.6), rng.uniform(-0.3, 0.8, (2, 1))], axis=1)
+    straight = np.array([[0.5, 0.0, 0.25], [0.0, 0.8, 0.1]])  # both kinds in one batch
+    grid, map_size = (4, 3), (int(rng.integers(1, 9)), int(rng.integers(1, 12)))
+    found = sampling_weights(None, grid, map_size, affine=np.stack([affine, straight, affine]))
+    for got, one in zip(found.numpy(), (affine, straight, affine), strict=True):
+        np.testing.assert_allclose(got, loop_weights(one, grid, map_size), atol=1e-6)
+
+
+def test_quarter_turn_takes_as_many_points_as_no_turn() -> None:
+    turn = torch.tensor([[[math.cos(math.pi / 2), -1.0, 1.0], [1.0, math.cos(math.pi / 2), 0.0]]])
+    upright = sampling_weights(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), (6, 6), (6, 6))
+    turned = sampling_weights(None, (6, 6), (6, 6), affine=turn)
+    expected = upright.view(6, 6, 36).rot90(-1, (0, 1)).reshape(1, 36, 36)  # identity but for the order of tokens
+    torch.testing.assert_close(turned, expected, atol=1e-5, rtol=0)
+
+
+def test_compose_applies_the_inner_map_first() -> None:
+    generator = torch.Generator().manual_seed(5)
+    outer, inner = torch.randn(4, 2, 3, generator=generator), torch.randn(4, 2, 3, generator=generator)
+    point = torch.randn(4, 2, 1, generator=generator)
+    between = inner[..., :2] @ point + inner[..., 2:]
+    both = compose(outer, inner)
+    torch.testing.assert_close(both[..., :2] @ point + both[..., 2:], outer[..., :2] @ between + outer[..., 2:])
+
+
+@pytest.mark.parametrize(
+    ("size", "photograph", "on_map"),
+    [
+        ((100, 300), (1 / 3, 0.0), (0.0, 0.0)),
+        ((100, 300), (2 / 3, 1.0), (1.0, 1.0)),
+        ((400, 100), (0.0, 3 / 8), (0.0, 0.0)),
+        ((400, 100), (1.0, 5 / 8), (1.0, 1.0)),
+        ((64, 64), (0.2, 0.7), (0.2, 0.7)),
+    ],
+)
+def test_center_crop(size: tuple[int, int], photograph: tuple[float, float], on_map: tuple[float, float]) -> None:
+    affine = center_crop_affine(np.array([size], dtype=np.uint32))[0].numpy()
+    np.testing.assert_allclose(affine @ [*photograph, 1], on_map, atol=1e-12)
+
+
+def test_token_centres_are_row_by_row() -> None:
+    centres = token_centres(view_affine([[0.0, 0.0, 1.0, 0.5]]), (2, 4))
+    torch.testing.assert_close(centres[0, :, 0], torch.tensor([1, 3, 5, 7, 1, 3, 5, 7]) / 8)
+    torch.testing.assert_close(centres[0, :, 1], torch.tensor([1, 1, 1, 1, 3, 3, 3, 3]) / 8)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"boxes": torch.zeros(2, 3)}, r"boxes \(batch, x0 y0 x1 y1\) are \(2, 3\)"),
+        ({"boxes": torch.tensor([[0.5, 0.0, 0.2, 1.0]])}, "x0 < x1"),
+        ({"boxes": torch.tensor([[0.0, 0.0, 224.0, 224.0]])}, "normalised"),
+        ({"boxes": torch.tensor([[0.0, 0.0, math.nan, 1.0]])}, "x0 < x1"),
+        ({"boxes": None, "affine": torch.zeros(2, 3)}, r"affine .* is \(2, 3\)"),
+        ({"boxes": None}, "either boxes"),
+        ({"boxes": torch.tensor([[0.0, 0, 1, 1]]), "affine": torch.zeros(1, 2, 3)}, "either boxes"),
+        ({"boxes": torch.tensor([[0.0, 0, 1, 1]]), "flipped": torch.zeros(3)}, r"flipped \(batch,\) is \(3,\)"),
+        ({"boxes": None, "affine": torch.zeros(1, 2, 3), "flipped": torch.zeros(1)}, "flipped goes with boxes"),
+    ],
+)
+def test_errors_name_the_axes(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(LabelError, match=message) as caught:
+        sampling_weights(grid=(2, 2), map_size=(3, 3), **arguments)
+    assert isinstance(caught.value, ValueError)

@@ -1,0 +1,238 @@
+"""Sparse targets against dense arithmetic over all classes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from tokenlabel.core.errors import LabelError
+from tokenlabel.labels import SparseTargets, one_hot_targets, pooled_target, sparse_targets
+from tokenlabel.labels.geometry import sampling_weights, view_affine
+from torchvision.ops import roi_align
+
+BATCH, ROWS, COLS, K = 4, 6, 9, 3
+GRID = (5, 4)
+
+
+def make_maps(num_classes: int, seed: int = 0, stored: int = K) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    classes = rng.random((BATCH, ROWS, COLS, num_classes)).argsort(-1)[..., :stored]
+    scores = -np.sort(-rng.normal(4, 3, classes.shape), axis=-1)
+    return scores.astype(np.float16), classes.astype(np.uint16)
+
+
+def make_boxes(seed: int = 0) -> torch.Tensor:
+    corners = torch.rand(BATCH, 2, 2, generator=torch.Generator().manual_seed(seed)).sort(1).values
+    corners[:, 1] += 0.05
+    return corners.flatten(1)
+
+
+def filled(values: np.ndarray, classes: np.ndarray, num_classes: int, background: np.ndarray | float) -> torch.Tensor:
+    dense = np.broadcast_to(np.asarray(background, dtype=np.float64), (*classes.shape[:3], num_classes)).copy()
+    np.put_along_axis(dense, classes.astype(np.int64), values.astype(np.float64), -1)
+    return torch.from_numpy(dense)
+
+
+def dense_reference(scores: np.ndarray, classes: np.ndarray, boxes: torch.Tensor, num_classes: int) -> torch.Tensor:
+    """As published: a map that is zero where nothing is stored, RoIAlign, softmax over all classes."""
+    maps = filled(scores, classes, num_classes, 0.0).permute(0, 3, 1, 2).float()
+    scaled = boxes * torch.tensor([COLS, ROWS, COLS, ROWS])
+    rois = torch.cat([torch.arange(len(boxes))[:, None].float(), scaled], 1)
+    return roi_align(maps, rois, GRID, sampling_ratio=-1, aligned=True).flatten(2).transpose(1, 2).softmax(-1)
+
+
+@pytest.mark.parametrize("num_classes", [K, 5, 40, 3000], ids="K={}".format)
+@pytest.mark.parametrize("as_torch", [False, True], ids=["numpy", "torch"])
+def test_published_target(num_classes: int, as_torch: bool) -> None:
+    scores, classes = make_maps(num_classes)
+    boxes = make_boxes()
+    given = (torch.from_numpy(scores), torch.from_numpy(classes.astype(np.int32))) if as_torch else (scores, classes)
+    targets = sparse_targets(*given, boxes if as_torch else boxes.numpy(), grid=GRID, num_classes=num_classes)
+    expected = dense_reference(scores, classes, boxes, num_classes)
+    torch.testing.assert_close(targets.dense(), expected, atol=1e-6, rtol=1e-4)
+    assert targets.dense().dtype == torch.float32
+    assert targets.grid == GRID
+    assert targets.values.shape[2] <= min(num_classes, ROWS * COLS * K)
+
+
+def test_large_logits_do_not_overflow() -> None:
+    scores, classes = make_maps(40)
+    boxes = make_boxes()
+    for factor in (-300, 300):
+        large = (scores * factor).astype(np.float16)
+        targets = sparse_targets(large, classes, boxes, grid=GRID, num_classes=40)
+        torch.testing.assert_close(targets.dense(), dense_reference(large, classes, boxes, 40), atol=2e-4, rtol=1e-3)
+    low = np.full_like(scores, -3000)
+    every = sparse_targets(low, make_maps(K)[1], boxes, grid=GRID, num_classes=K).dense()
+    torch.testing.assert_close(every, torch.full_like(every, 1 / 3))
+
+
+def test_padding_changes_nothing() -> None:
+    scores, classes = make_maps(40)
+    classes[1] = np.arange(1, K + 1)  # three classes, so the rest of its vocabulary is padded with class 0
+    boxes = make_boxes()
+    targets = sparse_targets(scores, classes, boxes, grid=GRID, num_classes=40)
+    torch.testing.assert_close(targets.dense(), dense_reference(scores, classes, boxes, 40), atol=1e-6, rtol=1e-4)
+    assert torch.equal(targets.values[1, :, K:], targets.background[1, :, None].expand_as(targets.values[1, :, K:]))
+
+
+def test_flip_and_affine_agree_with_mirrored_tokens() -> None:
+    scores, classes = make_maps(40)
+    boxes, flipped = make_boxes(), torch.tensor([True, False, True, False])
+    plain = dense_reference(scores, classes, boxes, 40).unflatten(1, GRID)
+    expected = torch.where(flipped[:, None, None, None], plain.flip(2), plain).flatten(1, 2)
+    found = sparse_targets(scores, classes, boxes, grid=GRID, num_classes=40, flipped=flipped)
+    torch.testing.assert_close(found.dense(), expected, atol=1e-6, rtol=1e-4)
+    affine = view_affine(boxes, flipped)
+    found = sparse_targets(scores, classes, None, grid=GRID, num_classes=40, affine=affine)
+    torch.testing.assert_close(found.dense(), expected, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("reach", [1.0, 2.5], ids=["inside", "partly outside"])
+def test_tail_keeps_the_whole_mass(reach: float) -> None:
+    num_classes = 30
+    scores, classes = make_maps(num_classes)
+    boxes = make_boxes() * reach - (reach - 1) / 2
+    tail = np.random.default_rng(1).normal(2, 1, scores.shape[:3]).astype(np.float16)
+    targets = sparse_targets(scores, classes, boxes, grid=GRID, num_classes=num_classes, tail=tail)
+    stored, rest = np.exp(scores.astype(np.float64)), np.exp(tail.astype(np.float64))
+    total = stored.sum(-1) + rest
+    other = (rest / total / (num_classes - K))[..., None]
+    cells = filled(stored / total[..., None], classes, num_classes, other).flatten(1, 2)
+    weights = sampling_weights(boxes, GRID, (ROWS, COLS)).double()
+    seen = weights.sum(-1) > 0
+    expected = weights @ cells / weights.sum(-1, keepdim=True)
+    torch.testing.assert_close(targets.dense()[seen], expected[seen].float(), atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(targets.dense().sum(-1), torch.ones(BATCH, 20))
+
+
+def test_tail_where_every_class_is_stored() -> None:
+    scores, classes = make_maps(K)
+    tail = np.full(scores.shape[:3], -np.inf, dtype=np.float16)
+    targets = sparse_targets(scores, classes, make_boxes(), grid=GRID, num_classes=K, tail=tail)
+    torch.testing.assert_close(targets.dense().sum(-1), torch.ones(BATCH, 20))
+
+
+def test_pooled_target_is_one_token_of_the_pooled_map() -> None:
+    scores, classes = make_maps(40)
+    boxes = make_boxes()
+    maps = filled(scores, classes, 40, 0.0).permute(0, 3, 1, 2).float()
+    rois = torch.cat([torch.arange(BATCH)[:, None].float(), boxes * torch.tensor([COLS, ROWS, COLS, ROWS])], 1)
+    expected = roi_align(maps, rois, (1, 1), sampling_ratio=-1, aligned=True).flatten(1).softmax(-1)
+    target = pooled_target(scores, classes, boxes, num_classes=40)
+    torch.testing.assert_close(target.dense()[:, 0], expected, atol=1e-6, rtol=1e-4)
+    assert target.grid == (1, 1)
+
+
+def test_pooled_target_needs_an_overlap_and_no_centre() -> None:
+    scores, classes = make_maps(40)
+    boxes = torch.tensor([[0, 0, 1, 1], [0.7, 0.0, 1.9, 1.0], [2.0, 2.0, 3.0, 3.0], [-0.9, 0, 0.3, 1]])
+    assert pooled_target(scores, classes, boxes, num_classes=40).inside[:, 0].tolist() == [True, True, False, True]
+
+
+def test_tokens_outside_the_photograph() -> None:
+    scores, classes = make_maps(40)
+    boxes = torch.tensor([[0, 0, 1, 1], [0.5, 0.0, 1.5, 1.0], [0.0, -0.5, 1.0, 0.5], [3.0, 3.0, 4.0, 4.0]])
+    flipped = torch.tensor([False, True, False, False])
+    targets = sparse_targets(scores, classes, boxes, grid=(4, 6), num_classes=40, flipped=flipped)
+    inside = targets.inside.view(BATCH, 4, 6)
+    assert inside[0].all()
+    assert inside[1].tolist() == [[False] * 3 + [True] * 3] * 4  # the right half of the crop, mirrored
+    assert inside[2].tolist() == [[False] * 6] * 2 + [[True] * 6] * 2
+    assert not inside[3].any()
+    assert torch.isfinite(targets.dense()).all()
+
+
+def test_autocast_does_not_round_targets() -> None:
+    scores, classes = make_maps(40)
+    boxes = make_boxes()
+    plain = sparse_targets(scores, classes, boxes, grid=GRID, num_classes=40)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = sparse_targets(scores, classes, boxes, grid=GRID, num_classes=40)
+    assert torch.equal(plain.values, cast.values)
+
+
+@pytest.mark.parametrize(
+    "weight",
+    [0.3, torch.tensor(0.0), torch.tensor(1.0), torch.rand(BATCH, 1), torch.rand(BATCH, 20)],
+    ids=["number", "zero", "one", "per image", "per token"],
+)
+def test_blend_equals_dense_arithmetic(weight: torch.Tensor | float) -> None:
+    scores, classes = make_maps(40)
+    targets = sparse_targets(scores, classes, make_boxes(), grid=GRID, num_classes=40)
+    order = torch.tensor([2, 0, 1, 3])
+    dense = targets.dense()
+    share = torch.as_tensor(weight).expand(BATCH, 20)[..., None]
+    once = targets.blend(order, weight)
+    expected = share * dense + (1 - share) * dense[order]
+    torch.testing.assert_close(once.dense(), expected, atol=1e-6, rtol=1e-4)
+    twice = once.blend(torch.arange(3, -1, -1), 0.6)
+    torch.testing.assert_close(twice.dense(), 0.6 * expected + 0.4 * expected.flip(0), atol=1e-6, rtol=1e-4)
+
+
+def test_blend_decides_inside_by_what_counts() -> None:
+    target = one_hot_targets(torch.tensor([0, 1]), 3).without(torch.tensor([False, True]))
+    for weight, expected in ((1.0, [True, False]), (0.0, [False, True]), (0.5, [False, False])):
+        assert target.blend(torch.tensor([1, 0]), weight).inside[:, 0].tolist() == expected
+
+
+def test_without_takes_rows_out() -> None:
+    scores, classes = make_maps(40)
+    targets = sparse_targets(scores, classes, make_boxes(), grid=GRID, num_classes=40)
+    kept = targets.without(torch.tensor([False, True, False, True]))
+    assert kept.inside.any(1).tolist() == [True, False, True, False]
+    assert targets.inside.all()  # the original stays
+
+
+def test_index_select_and_to() -> None:
+    scores, classes = make_maps(40)
+    targets = sparse_targets(scores, classes, make_boxes(), grid=GRID, num_classes=40)
+    chosen = targets.index_select(torch.tensor([3, 1])).to("cpu")
+    assert torch.equal(chosen.dense(), targets.dense()[[3, 1]])
+    assert len(chosen) == 2
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_one_hot(smoothing: float) -> None:
+    target = one_hot_targets(np.array([2, 0]), 5, smoothing)
+    expected = torch.full((2, 1, 5), smoothing / 5)
+    expected[0, 0, 2] += 1 - smoothing
+    expected[1, 0, 0] += 1 - smoothing
+    torch.testing.assert_close(target.dense(), expected)
+    assert target.inside.all()
+
+
+def test_batch_of_one_and_of_none() -> None:
+    scores, classes = make_maps(40)
+    one = sparse_targets(scores[:1], classes[:1], make_boxes()[:1], grid=GRID, num_classes=40)
+    every = sparse_targets(scores, classes, make_boxes(), grid=GRID, num_classes=40)
+    torch.testing.assert_close(one.dense(), every.dense()[:1])
+    none = sparse_targets(scores[:0], classes[:0], make_boxes()[:0], grid=GRID, num_classes=40)
+    assert isinstance(none, SparseTargets)
+    assert none.dense().shape == (0, 20, 40)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"scores": np.zeros((4, 6, 9))}, r"scores \(batch, rows, cols, k\) are \(4, 6, 9\)"),
+        ({"classes": np.zeros((4, 6, 9, 2), np.int64)}, r"classes \(batch, rows, cols, k\) are \(4, 6, 9, 2\)"),
+        ({"classes": np.zeros((4, 6, 9, 3), np.float16)}, "expected integers"),
+        ({"classes": np.full((4, 6, 9, 3), 40)}, r"range from 40 to 40, expected \[0, 40\)"),
+        ({"boxes": np.array([[0.0, 0, 1, 1]])}, r"boxes \(batch, \.\.\.\) are \(1, 4\)"),
+        ({"tail": np.zeros((4, 9, 6))}, r"tail \(batch, rows, cols\) is \(4, 9, 6\)"),
+        ({"num_classes": 2}, "k ends at 2"),
+        ({"grid": (0, 4)}, "grid"),
+    ],
+)
+def test_errors_name_the_axes(changes: dict[str, object], message: str) -> None:
+    scores, classes = make_maps(40)
+    arguments = {"scores": scores, "classes": classes, "boxes": make_boxes(), "num_classes": 40} | changes
+    with pytest.raises(LabelError, match=message):
+        sparse_targets(**arguments)
+
+
+@pytest.mark.parametrize(("index", "smoothing"), [([3], 0.0), ([-1], 0.0), ([[0]], 0.0), ([0], 1.0)])
+def test_one_hot_errors(index: object, smoothing: float) -> None:
+    with pytest.raises(LabelError):
+        one_hot_targets(torch.tensor(index), 3, smoothing)
