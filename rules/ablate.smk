@@ -27,8 +27,9 @@ rule make_table:
         mem_mb=lambda wildcards, attempt: 2000 * attempt,
         runtime=lambda wildcards, attempt: 20 * attempt,
     params:
+        python=PYTHON,
         plan=lambda wildcards: STUDY.tables[wildcards.experiment].plan,
         question=lambda wildcards: STUDY.tables[wildcards.experiment].experiment.question,
         paper=lambda wildcards: STUDY.tables[wildcards.experiment].experiment.paper,
     shell:
-        "{PYTHON} -m tokenlabel table --spec {params.plan} --csv {output.csv} --figure {output.figure} --log {log}"
+        "{params.python} -m tokenlabel table --spec {params.plan} --csv {output.csv} --figure {output.figure} --log {log}"

@@ -16,8 +16,10 @@ rule annotate_shard:
         mem_mb=lambda wildcards, attempt: SETTINGS.annotate_mem_mb * attempt,
         runtime=annotate_runtime,
     params:
+        python=PYTHON,
+        machine=MACHINE,
         spec="results/labels/{labels}/spec.json",
-        manifest=STUDY.data.folder,
+        manifest=manifest_folder,
     shell:
-        "{PYTHON} -m tokenlabel.annotate --spec {params.spec} --machine {MACHINE} --manifest {params.manifest}"
+        "{params.python} -m tokenlabel.annotate --spec {params.spec} --machine {params.machine} --manifest {params.manifest}"
         " --shard $((10#{wildcards.shard})) --done {output.done} --log {log}"

@@ -60,8 +60,8 @@ MACHINE = "results/machine.json"
 RESOLVED = "results/study.json"  # the merged configuration, for the report and for whoever asks later
 STUDY = plan_study()
 PYTHON = python_command()
-os.environ.setdefault("TOKENLABEL_COMMIT", git_commit())
-os.environ["TOKENLABEL_SOURCE"] = str(workflow.basedir)  # where envs/*.post-deploy.sh installs the package from
+# for the jobs: the commit for their logs, and where envs/*.post-deploy.sh installs the package from
+os.environ.update(TOKENLABEL_COMMIT=git_commit(), TOKENLABEL_SOURCE=str(workflow.basedir))
 SETTINGS = STUDY.config.machine
 
 
@@ -137,6 +137,16 @@ def start_of_run(wildcards):
     """Marker of the run that a fine-tuning continues; none for a training."""
     start = run_of(wildcards).start
     return [start.done(wildcards.seed)] if start else []
+
+
+def manifest_folder(wildcards):
+    """Folder of the data set's manifest."""
+    return STUDY.data.folder
+
+
+def seed_folder(wildcards):
+    """Folder of one seed of a run."""
+    return str(Path(run_of(wildcards).done(wildcards.seed)).parent)
 
 
 def run_arguments(wildcards):

@@ -16,6 +16,8 @@ rule make_manifest:
         mem_mb=lambda wildcards, attempt: 4000 * attempt,
         runtime=lambda wildcards, attempt: 120 * attempt,
     params:
+        python=PYTHON,
+        machine=MACHINE,
         spec=f"{STUDY.data.folder}/spec.json",
     shell:
-        "{PYTHON} -m tokenlabel.data --spec {params.spec} --machine {MACHINE} --done {output.done} --log {log}"
+        "{params.python} -m tokenlabel.data --spec {params.spec} --machine {params.machine} --done {output.done} --log {log}"

@@ -17,11 +17,13 @@ rule evaluate_run:
         mem_mb=lambda wildcards, attempt: SETTINGS.annotate_mem_mb * attempt,
         runtime=lambda wildcards, attempt: 60 * attempt,
     params:
+        python=PYTHON,
+        machine=MACHINE,
         spec="results/evaluations/{evaluation}.json",
-        manifest=STUDY.data.folder,
-        run_folder="results/runs/{run}/seed{seed}",
+        manifest=manifest_folder,
+        run_folder=seed_folder,
     shell:
-        "{PYTHON} -m tokenlabel.eval --spec {params.spec} --machine {MACHINE} --manifest {params.manifest}"
+        "{params.python} -m tokenlabel.eval --spec {params.spec} --machine {params.machine} --manifest {params.manifest}"
         " --run {params.run_folder} --out {output.result} --log {log}"
 
 
@@ -49,8 +51,10 @@ rule draw_label_maps:
         mem_mb=lambda wildcards, attempt: 4000 * attempt,
         runtime=lambda wildcards, attempt: 20 * attempt,
     params:
-        manifest=STUDY.data.folder,
+        python=PYTHON,
+        machine=MACHINE,
+        manifest=manifest_folder,
         labels=[job.folder for job in STUDY.drawn_labels],
     shell:
-        "{PYTHON} -m tokenlabel draw --machine {MACHINE} --manifest {params.manifest} --labels {params.labels}"
+        "{params.python} -m tokenlabel draw --machine {params.machine} --manifest {params.manifest} --labels {params.labels}"
         " --out {output.figure} --log {log}"

@@ -16,8 +16,10 @@ rule make_report:
         mem_mb=lambda wildcards, attempt: 4000 * attempt,
         runtime=lambda wildcards, attempt: 30 * attempt,
     params:
+        python=PYTHON,
+        study=RESOLVED,
         snakefile=workflow.main_snakefile,
         targets=selected_results(),
     shell:
-        "{PYTHON} -m tokenlabel report {params.targets} --snakefile {params.snakefile} --configfile {RESOLVED}"
+        "{params.python} -m tokenlabel report {params.targets} --snakefile {params.snakefile} --configfile {params.study}"
         " --out {output.html} --log {log}"

@@ -18,9 +18,11 @@ rule train_run:
         mem_mb=lambda wildcards, attempt: SETTINGS.train_mem_mb * attempt,
         runtime=train_runtime,
     params:
+        python=PYTHON,
+        machine=MACHINE,
         spec="results/runs/{run}/spec.json",
-        manifest=STUDY.data.folder,
+        manifest=manifest_folder,
         folders=run_arguments,
     shell:
-        "{PYTHON} -m tokenlabel.train --spec {params.spec} --machine {MACHINE} --manifest {params.manifest}"
+        "{params.python} -m tokenlabel.train --spec {params.spec} --machine {params.machine} --manifest {params.manifest}"
         " {params.folders} --seed {wildcards.seed} --done {output.done} --log {log}"

@@ -223,7 +223,7 @@ def _aligned_targets(
     logits = torch.as_tensor(scores).to(torch.float32)
     index = _as_index(classes, logits.device)
     _check_maps(logits, index, num_classes)
-    batch, rows, cols, _ = logits.shape
+    batch, rows, cols, stored = logits.shape
     if min(grid) < 1:
         raise ShapeError(f"grid (rows, cols) is {grid}, expected at least (1, 1).")
     boxes = None if boxes is None else checked_boxes(as_float(boxes, logits.device))
@@ -237,7 +237,7 @@ def _aligned_targets(
         weights = sampling_weights(boxes, grid, (rows, cols), flipped, affine).to(torch.float32)
         covered = weights.sum(-1) > 0
         vocabulary, slots, counts = _vocabularies(index.flatten(1))
-        slots = slots.view(batch, rows * cols, -1)
+        slots = slots.view(batch, rows * cols, stored)
         if tail is None:
             values, background = _softmax_of_aligned(
                 logits.flatten(1, 2), slots, vocabulary, counts, weights, num_classes

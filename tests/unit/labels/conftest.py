@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
 from tokenlabel.core.files import write_json
 from tokenlabel.core.seeds import sample_id
 from tokenlabel.labels.shards import (
@@ -115,7 +116,9 @@ def label_folder(tmp_path: Path) -> Callable[..., tuple[Path, LabelRows]]:
 
     def build(**changes: Any) -> tuple[Path, LabelRows]:
         num_classes = changes.get("num_classes", 10)
-        rows = make_rows([sample_id(path) for path in paths_of(20)], num_classes=num_classes, tail=changes.pop("tail", True))
+        rows = make_rows(
+            [sample_id(path) for path in paths_of(20)], num_classes=num_classes, tail=changes.pop("tail", True)
+        )
         spoil(rows, 5, "cannot identify image file: naïve.JPEG")
         folder = tmp_path / "labels"
         for shard in range(3):

@@ -9,9 +9,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torchvision.ops import roi_align
+
 from tokenlabel.core.errors import LabelError
 from tokenlabel.labels.geometry import center_crop_affine, compose, sampling_weights, token_centres, view_affine
-from torchvision.ops import roi_align
 
 
 def random_boxes(generator: torch.Generator, count: int, reach: float = 1.0) -> torch.Tensor:
@@ -63,7 +64,9 @@ def test_boxes_where_the_ceiling_is_at_stake(
     maps = torch.randn(1, 4, *map_size, generator=torch.Generator().manual_seed(1))
     boxes = torch.tensor([box])
     expected = reference(maps, boxes, grid)
-    torch.testing.assert_close(sampled(maps, sampling_weights(boxes, grid, map_size), grid), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        sampled(maps, sampling_weights(boxes, grid, map_size), grid), expected, atol=1e-5, rtol=0
+    )
 
 
 def test_x_runs_along_columns() -> None:
@@ -136,8 +139,16 @@ def test_quarter_turn_takes_as_many_points_as_no_turn() -> None:
     turn = torch.tensor([[[math.cos(math.pi / 2), -1.0, 1.0], [1.0, math.cos(math.pi / 2), 0.0]]])
     upright = sampling_weights(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), (6, 6), (6, 6))
     turned = sampling_weights(None, (6, 6), (6, 6), affine=turn)
-    expected = upright.view(6, 6, 36).rot90(-1, (0, 1)).reshape(1, 36, 36)  # identity but for the order of tokens
+    expected = upright.view(6, 6, 36).rot90(1, (0, 1)).reshape(1, 36, 36)  # identity but for the order of tokens
     torch.testing.assert_close(turned, expected, atol=1e-5, rtol=0)
+
+
+def test_rounding_adds_no_points() -> None:
+    angles = torch.linspace(0.1, 1.4, 40)
+    cosine, sine, zero = angles.cos(), angles.sin(), torch.zeros(40)
+    affine = torch.stack([cosine, -sine, zero + 0.5, sine, cosine, zero], -1).view(40, 2, 3)
+    weights = sampling_weights(None, (6, 6), (6, 6), affine=affine)
+    assert (weights > 0).sum(-1).max() == 4  # a token as wide as a cell takes one point, so the four cells around it
 
 
 def test_compose_applies_the_inner_map_first() -> None:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
+
 from tokenlabel.core.errors import LabelError
 from tokenlabel.labels import SparseTargets, one_hot_targets, sparse_targets, token_cross_entropy
 
-BATCH, TOKENS, CLASSES = 4, 12, 25
+BATCH, TOKENS, CLASSES = 4, 12, 60
 
 
 def make_targets(tail: bool = False) -> SparseTargets:
     rng = np.random.default_rng(0)
-    classes = rng.random((BATCH, 5, 7, CLASSES)).argsort(-1)[..., :3]
+    classes = rng.random((BATCH, 5, 7, 20)).argsort(-1)[..., :3]  # 40 classes are in no map
     classes[1] = [4, 5, 6]  # a short vocabulary, so there is padding
     scores = -np.sort(-rng.normal(3, 2, classes.shape), axis=-1)
     boxes = np.array([[0, 0, 1, 1], [0.2, 0.1, 0.9, 0.5], [0.4, 0.0, 1.6, 1.0], [2, 2, 3, 3]])
@@ -53,6 +56,16 @@ def test_equals_the_dense_loss_and_gradient(tail: bool, blended: bool, masked: b
     assert counted.any(1).tolist() != [True] * BATCH  # the last image has no token inside: the case is covered
 
 
+def test_targets_that_do_not_sum_to_one() -> None:
+    targets = dataclasses.replace(make_targets(), background=torch.full((BATCH, TOKENS), 0.3))
+    ours, reference = make_logits(), make_logits()
+    loss, expected = token_cross_entropy(ours, targets), dense_loss(reference, targets.dense(), targets.inside)
+    torch.testing.assert_close(loss, expected, atol=1e-5, rtol=1e-6)
+    loss.backward()
+    expected.backward()
+    torch.testing.assert_close(ours.grad, reference.grad, atol=1e-6, rtol=1e-5)
+
+
 def test_gradcheck() -> None:
     targets = make_targets()
     assert torch.autograd.gradcheck(lambda logits: token_cross_entropy(logits, targets), (make_logits(),))
@@ -77,7 +90,7 @@ def test_nothing_takes_part() -> None:
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_class_labels_equal_torch(smoothing: float) -> None:
-    index = torch.tensor([3, 0, 24, 7])
+    index = torch.tensor([3, 0, 59, 7])
     logits = make_logits(torch.float32)[:, 0].detach()
     loss = token_cross_entropy(logits[:, None], one_hot_targets(index, CLASSES, smoothing))
     torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(logits, index, label_smoothing=smoothing))
@@ -113,7 +126,7 @@ def test_empty_batch() -> None:
 
 def test_errors_name_the_axes() -> None:
     targets = make_targets()
-    with pytest.raises(LabelError, match=r"logits \(batch, tokens, classes\) are \(4, 12, 24\)"):
+    with pytest.raises(LabelError, match=r"logits \(batch, tokens, classes\) are \(4, 12, 59\)"):
         token_cross_entropy(torch.zeros(BATCH, TOKENS, CLASSES - 1), targets)
     with pytest.raises(LabelError, match=r"participation \(batch, tokens\) is \(4, 11\)"):
         token_cross_entropy(make_logits(), targets, torch.ones(BATCH, TOKENS - 1, dtype=torch.bool))

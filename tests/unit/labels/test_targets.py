@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torchvision.ops import roi_align
+
 from tokenlabel.core.errors import LabelError
 from tokenlabel.labels import SparseTargets, one_hot_targets, pooled_target, sparse_targets
 from tokenlabel.labels.geometry import sampling_weights, view_affine
-from torchvision.ops import roi_align
 
 BATCH, ROWS, COLS, K = 4, 6, 9, 3
 GRID = (5, 4)
@@ -56,15 +57,18 @@ def test_published_target(num_classes: int, as_torch: bool) -> None:
 
 
 def test_large_logits_do_not_overflow() -> None:
-    scores, classes = make_maps(40)
+    scores, classes = make_maps(3000)
     boxes = make_boxes()
     for factor in (-300, 300):
         large = (scores * factor).astype(np.float16)
-        targets = sparse_targets(large, classes, boxes, grid=GRID, num_classes=40)
-        torch.testing.assert_close(targets.dense(), dense_reference(large, classes, boxes, 40), atol=2e-4, rtol=1e-3)
+        targets = sparse_targets(large, classes, boxes, grid=GRID, num_classes=3000)
+        torch.testing.assert_close(targets.dense(), dense_reference(large, classes, boxes, 3000), atol=2e-4, rtol=1e-3)
     low = np.full_like(scores, -3000)
     every = sparse_targets(low, make_maps(K)[1], boxes, grid=GRID, num_classes=K).dense()
     torch.testing.assert_close(every, torch.full_like(every, 1 / 3))
+    three = np.broadcast_to(np.array([1, 2, 3], np.int64), low.shape).copy()
+    others = sparse_targets(low, three, boxes, grid=GRID, num_classes=40).dense()
+    torch.testing.assert_close(others[..., 4:], torch.full((BATCH, 20, 36), 1 / 37))
 
 
 def test_padding_changes_nothing() -> None:

@@ -1,0 +1,224 @@
+"""A whole run on real photographs: it learns, it resumes to the same numbers, it says what it could not read."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tokenlabel.core.errors import CheckpointError, LabelError
+from tokenlabel.core.files import read_json, write_json
+from tokenlabel.engine.loop import MetricsFile, TrainingError
+from tokenlabel.eval.evaluation import evaluate_run, load_trained
+from tokenlabel.train.job import build_model, train_run
+
+from .conftest import Workplace
+
+Spec = dict[str, Any]
+
+
+def train(spec: Spec, workplace: Workplace, folder: Path, **changes: Any) -> dict[str, Any]:
+    options = {"labels_folder": workplace.labels, "start_folder": None, "seed": 0, "machine": workplace.machine} | changes
+    return train_run(spec, manifests=workplace.manifests, done=folder / "done.json", **options)
+
+
+def lines(folder: Path) -> list[dict[str, float]]:
+    """metrics.jsonl without what depends on the clock."""
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in MetricsFile(folder / "metrics.jsonl").lines()]
+
+
+def test_the_token_loss_falls_on_real_photographs(spec: Spec, workplace: Workplace, tmp_path: Path) -> None:
+    spec["recipe"] |= {
+        "epochs": 12, "ema_decay": None, "randaugment_count": 0, "erasing_probability": 0.0, "crop_scale": [0.8, 1.0],
+        "mix": "none",
+    }  # fmt: skip
+    train(spec, workplace, tmp_path)
+    losses = [line["token_loss"] for line in lines(tmp_path)]
+    assert losses[0] > 6.5  # ln 1000 = 6.9: it starts knowing nothing
+    assert losses[-1] < losses[0] - 0.5
+    classes = [line["class_loss"] for line in lines(tmp_path)]
+    assert classes[-1] < classes[0] - 0.5
+
+
+def test_unreadable_photographs_are_skipped_and_counted(spec: Spec, workplace: Workplace, tmp_path: Path) -> None:
+    marker = train(spec, workplace, tmp_path / "token")
+    assert marker["unreadable"] == 1  # known from the shard's status
+    assert marker["skipped"] == 3  # once an epoch
+    assert marker["images"] == 3 * 24  # of 35 readable ones, two batches of 12 an epoch
+
+    spec["labels"] = None
+    spec["recipe"] |= {"supervision": "hard", "class_target": "label", "token_weight": 0.0}
+    hard = train(spec, workplace, tmp_path / "hard", labels_folder=None)
+    assert hard["unreadable"] == 0  # nobody looked before
+    assert hard["skipped"] == 3  # found at every epoch
+    assert hard["images"] == 3 * 36 - 3
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"mix": "none"},
+        {"mix": "cutmix"},
+        {"mix": "mixup"},
+        {"mix": "mixtoken_mixup"},
+        {"mix": "cutmix_mixup", "mix_probability": 0.5},
+        {"participation": 0.2},
+        {"class_target": "label"},
+        {"label_mass": "exact"},
+        {"supervision": "relabel", "token_weight": 0.0},
+        {"erasing_mode": "const", "erasing_probability": 1.0, "clip_norm": 1.0},
+    ],
+    ids=lambda change: "-".join(f"{value}" for value in change.values()),
+)
+def test_every_supervision_and_mixing_of_the_tables_trains(
+    spec: Spec, workplace: Workplace, tmp_path: Path, change: Spec
+) -> None:
+    spec["recipe"] |= {"epochs": 1, **change}
+    train(spec, workplace, tmp_path)
+    (line,) = lines(tmp_path)
+    assert 1 < line["class_loss"] < 12
+    assert ("token_loss" in line) == (spec["recipe"]["supervision"] == "token")
+
+
+def test_the_same_seed_gives_the_same_run_whatever_the_workers(spec: Spec, workplace: Workplace, tmp_path: Path) -> None:
+    spec["recipe"]["epochs"] = 1
+    train(spec, workplace, tmp_path / "a")
+    train(spec, workplace, tmp_path / "b", machine=workplace.machine | {"workers": 2})
+    train(spec, workplace, tmp_path / "c", seed=1)
+    assert lines(tmp_path / "a") == lines(tmp_path / "b")
+    assert lines(tmp_path / "a") != lines(tmp_path / "c")
+    first, second = (load_file(tmp_path / name / "model.safetensors") for name in "ab")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def start(spec: Spec, workplace: Workplace, place: Path, folder: Path) -> subprocess.Popen[str]:
+    write_json(place / "spec.json", spec)
+    write_json(place / "machine.json", workplace.machine)
+    return subprocess.Popen(
+        [
+            sys.executable, "-m", "tokenlabel.train", "--spec", str(place / "spec.json"), "--machine",
+            str(place / "machine.json"), "--manifest", str(workplace.root / "manifest"), "--labels", str(workplace.labels),
+            "--done", str(folder / "done.json"),
+        ],
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["SIGKILL", "SIGTERM"])
+def test_a_stopped_run_continues_to_the_same_weights(
+    spec: Spec, workplace: Workplace, tmp_path: Path, number: signal.Signals
+) -> None:
+    spec["recipe"]["epochs"] = 8
+    train(spec, workplace, tmp_path / "whole")
+    folder = tmp_path / "stopped"
+    process = start(spec, workplace, tmp_path, folder)
+    deadline = time.monotonic() + 120
+    while len(MetricsFile(folder / "metrics.jsonl").lines()) < 2:
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.kill(process.pid, number)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == (-9 if number == signal.SIGKILL else 2)
+    if number == signal.SIGTERM:
+        assert "stopped by SIGTERM at epoch" in stderr
+    assert not (folder / "done.json").exists()
+    assert (folder / "checkpoint.pt").exists()
+
+    train(spec, workplace, folder)
+    assert lines(folder) == lines(tmp_path / "whole")
+    for name in ("model.safetensors", "model_ema.safetensors"):
+        whole, resumed = load_file(tmp_path / "whole" / name), load_file(folder / name)
+        assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+    assert not (folder / "checkpoint.pt").exists()
+
+
+def test_fine_tuning_starts_from_the_averaged_weights_at_a_higher_resolution(
+    spec: Spec, workplace: Workplace, tmp_path: Path
+) -> None:
+    train(spec, workplace, tmp_path / "first")
+    averaged = load_file(tmp_path / "first" / "model_ema.safetensors")
+    spec |= {"stage": "finetune", "image_px": 96, "start": "12345678"}
+    model = build_model(spec, tmp_path / "first", 0)
+    assert model.grid == (6, 6)
+    assert model.pos_embed.shape == (1, 37, 48)
+    assert torch.equal(model.head.weight, averaged["head.weight"])
+    assert torch.equal(model.pos_embed[:, 0], averaged["pos_embed"][:, 0])
+    marker = train(spec, workplace, tmp_path / "second", start_folder=tmp_path / "first")
+    assert marker["epochs"] == 3
+    with pytest.raises(CheckpointError, match="--start"):
+        build_model(spec, None, 0)
+
+
+def test_a_runs_weights_say_what_they_are_and_can_be_measured(spec: Spec, workplace: Workplace, tmp_path: Path) -> None:
+    train(spec, workplace, tmp_path)
+    model, found, classes = load_trained(tmp_path / "model_ema.safetensors")
+    assert found == spec
+    assert len(classes) == 1000
+    assert model.token_score_weight == 0.5
+    evaluation = {"crop": 0.9, "interpolation": "bicubic", "use_ema": True}
+    result = evaluate_run(tmp_path, evaluation, workplace.machine, workplace.manifests["val"])
+    assert result["weights"] == "model_ema.safetensors"
+    assert result["val_images"] == 12
+    assert 0 <= result["top1"] <= result["top5"] <= 100
+    assert evaluate_run(tmp_path, evaluation | {"use_ema": False}, workplace.machine, workplace.manifests["val"])[
+        "weights"
+    ] == ("model.safetensors")
+
+
+def test_an_untrained_token_head_has_no_say(spec: Spec, workplace: Workplace, tmp_path: Path) -> None:
+    spec["labels"] = None
+    spec["recipe"] |= {"epochs": 1, "supervision": "hard", "class_target": "label", "token_weight": 0.0}
+    train(spec, workplace, tmp_path, labels_folder=None)
+    model, _, _ = load_trained(tmp_path / "model.safetensors")
+    assert model.token_score_weight == 0.0
+
+
+def test_a_loss_that_is_not_finite_stops_with_a_reason(spec: Spec, workplace: Workplace, tmp_path: Path) -> None:
+    spec["recipe"] |= {"learning_rate": 1e30, "epochs": 3}
+    with pytest.raises(TrainingError, match=r"epoch \d, step \d: the loss is not finite.*learning_rate"):
+        train(spec, workplace, tmp_path)
+
+
+def test_labels_of_other_photographs_are_refused(spec: Spec, workplace: Workplace, tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    other = replace(workplace.manifests["train"], shard_digests=("0" * 32,))
+    with pytest.raises(LabelError, match="other photographs"):
+        train_run(
+            spec, workplace.machine, manifests={**workplace.manifests, "train": other}, labels_folder=workplace.labels,
+            start_folder=None, seed=0, done=tmp_path / "done.json",
+        )  # fmt: skip
+
+
+def test_a_checkpoint_of_another_spec_is_refused(spec: Spec, workplace: Workplace, tmp_path: Path) -> None:
+    process = start(spec | {"recipe": spec["recipe"] | {"epochs": 50}}, workplace, tmp_path, tmp_path / "run")
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "run" / "checkpoint.pt").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.kill()
+    process.communicate()
+    with pytest.raises(CheckpointError, match=r"checkpoint\.pt: training state of spec"):
+        train(spec, workplace, tmp_path / "run")
+
+
+def test_metrics_are_json_lines_with_the_learning_rate(spec: Spec, workplace: Workplace, tmp_path: Path) -> None:
+    spec["recipe"] |= {"epochs": 3, "warmup_epochs": 1, "cooldown_epochs": 1, "warmup_learning_rate": 1e-6}
+    train(spec, workplace, tmp_path, machine=workplace.machine | {"validate_every_epochs": 2})
+    found = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    rates = [line["learning_rate"] for line in found]
+    assert rates[0] == 1e-6
+    assert rates[1] > rates[2] > rates[3]
+    assert rates[3] == pytest.approx(1e-5)
+    assert ["top1" in line for line in found] == [False, True, False, True]
+    assert read_json(tmp_path / "done.json")["epochs"] == 4

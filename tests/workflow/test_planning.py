@@ -1,0 +1,121 @@
+"""Planning the paper's study on a machine with no data and no GPU; every mistake stops there with one line."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from .conftest import REPOSITORY, planned_jobs, run_snakemake
+
+FULL = {
+    "make_manifest": 1, "annotate_shard": 576, "train_run": 62, "evaluate_run": 62, "make_table": 10, "draw_label_maps": 1,
+    "make_report": 1, "all": 1,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--profile", "slurm", "-n", "all"], FULL),
+        (["-n", "all"], FULL),
+        (["-n", "labels"], {"make_manifest": 1, "annotate_shard": 576, "labels": 1}),
+        (
+            ["-n", "results/ablation_annotators.csv"],
+            {"make_manifest": 1, "annotate_shard": 576, "train_run": 10, "evaluate_run": 10, "make_table": 1},
+        ),
+        (
+            ["-n", "results/ablation_participation.csv"],
+            {"make_manifest": 1, "annotate_shard": 64, "train_run": 10, "evaluate_run": 10, "make_table": 1},
+        ),
+        (
+            ["-n", "results/ablation_augmentation.csv"],
+            {"make_manifest": 1, "annotate_shard": 64, "train_run": 5, "evaluate_run": 5, "make_table": 1},
+        ),
+        (
+            ["-n", "results/main.csv"],
+            {"make_manifest": 1, "annotate_shard": 64, "train_run": 8, "evaluate_run": 8, "make_table": 1},
+        ),
+    ],
+    ids=["slurm all", "all", "labels", "annotators", "participation", "augmentation", "main"],
+)  # fmt: skip
+def test_the_imagenet_study_is_planned_within_ten_seconds_and_leaves_no_trace(
+    tmp_path: Path, arguments: list[str], expected: dict[str, int]
+) -> None:
+    started = time.monotonic()
+    finished = run_snakemake(tmp_path, *arguments, overlay={"data_root": "/no/such/folder"})
+    elapsed_s = time.monotonic() - started
+    assert planned_jobs(finished) == expected
+    assert elapsed_s <= 10
+    assert [path.name for path in tmp_path.iterdir() if path.name != ".snakemake"] == ["study.yaml"]
+
+
+MISTAKES: list[tuple[str, Callable[[dict[str, Any]], Any], list[str]]] = [
+    ("misspelt key", lambda o: o.update(labels={"imagepx": 3}), ["labels.imagepx", "'image_px'"]),
+    ("wrong type", lambda o: o.update(labels={"shards": "many"}), ["labels.shards", "'many'"]),
+    ("unknown model", lambda o: o.update(defaults={"model": "lvvit_x"}), ["defaults.model", "'lvvit_x'", "lvvit_s"]),
+    ("unknown annotator", lambda o: o.update(select={"annotators": ["nfnet_f7"]}), ["select.annotators[0]", "'nfnet_f7'"]),
+    (
+        "unknown augmentation",
+        lambda o: o.update(recipes={"released_code": {"randaugment_operations": ["Shear"]}}),
+        ["randaugment_operations", "'Shear'", "ShearX"],
+    ),
+    (
+        "annotator of other classes",
+        lambda o: o.update(dataset={"num_classes": 10, "class_map": None}),
+        ["efficientnet_b3", "1000 classes", "has 10"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("change", "expected"), [m[1:] for m in MISTAKES], ids=[m[0] for m in MISTAKES])
+def test_a_mistake_stops_the_plan_with_one_line(
+    tmp_path: Path, change: Callable[[dict[str, Any]], Any], expected: list[str]
+) -> None:
+    overlay: dict[str, Any] = {}
+    change(overlay)
+    finished = run_snakemake(tmp_path, "-n", "all", overlay=overlay)
+    assert finished.returncode != 0
+    (line,) = [line for line in finished.stderr.splitlines() if line.startswith("error: ")]
+    for part in expected:
+        assert part in line
+    assert "Traceback" not in finished.stderr
+
+
+def test_a_missing_data_root_is_said_before_any_job(tmp_path: Path) -> None:
+    finished = run_snakemake(tmp_path, "all", "--cores", "1", overlay={"data_root": "/no/such/folder"})
+    assert finished.returncode != 0
+    assert "error: configuration key data_root: '/no/such/folder': no such folder" in finished.stderr
+    assert "rule make_manifest" not in finished.stderr + finished.stdout
+    again = run_snakemake(tmp_path, "all", "--cores", "1", overlay={"data_root": str(tmp_path)})
+    assert "LockException" not in again.stderr  # the first call left no lock behind
+
+
+def test_an_unwritable_results_folder_is_said_before_any_job(tmp_path: Path) -> None:
+    (tmp_path / "results").write_text("a file where the folder should be")
+    finished = run_snakemake(tmp_path, "all", "--cores", "1", overlay={"data_root": str(tmp_path)})
+    assert finished.returncode != 0
+    assert "error: results/" in finished.stderr
+    assert "cannot be written" in finished.stderr
+    assert "Traceback" not in finished.stderr
+
+
+def test_an_empty_class_folder_stops_the_first_job_with_its_name(tmp_path: Path, photographs: Path) -> None:
+    import shutil
+
+    shutil.copytree(photographs, tmp_path / "data")
+    (tmp_path / "data" / "train" / "n01440764").mkdir()
+    demo = yaml.safe_load((REPOSITORY / "demo" / "config.yaml").read_text())
+    finished = run_snakemake(tmp_path, "labels", "--cores", "1", overlay=demo | {"data_root": str(tmp_path / "data")})
+    assert finished.returncode != 0
+    assert "train/n01440764: this class folder holds no image file" in finished.stderr
+    assert "annotate_shard" not in finished.stdout.split("Select jobs", 1)[-1]
+
+
+def test_config_on_the_command_line_sets_the_data_root(tmp_path: Path) -> None:
+    finished = run_snakemake(tmp_path, "all", "--cores", "1", "--config", "data_root=/not/here")
+    assert "'/not/here'" in finished.stderr

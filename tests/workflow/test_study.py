@@ -1,0 +1,194 @@
+"""A study that ran: what a change plans, what it leaves alone, and what the results say."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tokenlabel.core.files import read_json
+from tokenlabel.labels import LabelStore
+
+from .conftest import REPOSITORY, everything_under, planned_jobs, run_snakemake
+
+pytestmark = pytest.mark.xdist_group("study")
+Overlay = dict[str, Any]
+
+
+def test_everything_is_made_and_the_tables_agree_with_the_runs(finished_study: Path) -> None:
+    results = finished_study / "results"
+    rows = list(csv.DictReader((results / "ablation_annotators.csv").read_text().splitlines()))
+    assert [row["name"] for row in rows] == ["hard_labels", "lite0"]
+    for row in rows:
+        (evaluation,) = (results / "runs" / row["run"] / "seed0").glob("evaluation-*.json")
+        measured = read_json(evaluation)
+        assert float(row["top1_mean"]) == pytest.approx(measured["top1"], abs=0.006)
+        assert int(row["val_images"]) == measured["val_images"] == 40
+        assert "epochs 40->2" in row["capped"]
+        assert row["difference"] == ""
+    main = list(csv.DictReader((results / "main.csv").read_text().splitlines()))
+    assert [row["image_px"] for row in main] == ["64", "80"]
+    assert (results / "figures" / "label_maps.png").stat().st_size > 10_000
+    for folder in ("logs", "benchmarks"):
+        stems = {path.relative_to(finished_study / folder).with_suffix("") for path in (finished_study / folder).rglob("*.*")}
+        assert {Path("tables/main"), Path("report"), Path("figures/label_maps")} <= stems
+
+
+def test_the_report_holds_tables_figures_and_their_captions(finished_study: Path) -> None:
+    html = (finished_study / "results" / "report.html").read_text(encoding="utf-8")
+    for part in ("ablation_annotators.csv", "main.csv", "label_maps.png", "train_run", "annotate_shard"):
+        assert part in html
+    assert "Do three annotators each write labels" in html
+
+
+def test_labels_are_a_store_that_other_code_can_open(finished_study: Path) -> None:
+    (folder,) = (finished_study / "results" / "labels").iterdir()
+    store = LabelStore(folder, "train")
+    assert (len(store), store.grid, store.k) == (24, (5, 5), 5)
+    assert store.verify()
+
+
+def test_specs_lie_beside_the_outputs_and_say_what_was_run(finished_study: Path) -> None:
+    runs = sorted((finished_study / "results" / "runs").iterdir())
+    assert len(runs) == 3  # hard, token, fine-tuned; nothing for rows that nobody asked for
+    for run in runs:
+        spec = read_json(run / "spec.json")
+        assert spec["recipe"]["epochs"] == 2
+        assert read_json(run / "seed0" / "done.json")["digest"] == run.name.rsplit("-", 1)[1]
+
+
+def test_a_second_call_does_nothing(finished_study: Path, overlay: Overlay) -> None:
+    assert planned_jobs(run_snakemake(finished_study, "-n", "all", overlay=overlay)) == {}
+
+
+def test_touched_and_copied_files_rerun_nothing(finished_study: Path, overlay: Overlay, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(finished_study, copy)
+    for path in copy.rglob("*"):
+        if path.is_file() and ".snakemake" not in path.parts:
+            os.utime(path)  # every file is new, in arbitrary order
+    assert planned_jobs(run_snakemake(copy, "-n", "all", overlay=overlay)) == {}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda o: o["machine"].update(workers=1, micro_batch=8, precision="float32", part_seconds=5),
+        lambda o: o.update(weights_root="/elsewhere", data_root="/elsewhere"),
+    ],
+    ids=["machine", "roots"],
+)
+def test_a_machine_value_reruns_nothing(finished_study: Path, overlay: Overlay, change: Any) -> None:
+    change(overlay)
+    before = everything_under(finished_study / "results")
+    assert planned_jobs(run_snakemake(finished_study, "-n", "all", overlay=overlay)) == {}
+    assert everything_under(finished_study / "results") == before
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (
+            lambda o: o["recipes"]["demo"].update(weight_decay=0.1),
+            {"train_run": 3, "evaluate_run": 3, "make_table": 2, "make_report": 1},
+        ),
+        (
+            lambda o: o["recipes"]["demo_finetune"].update(weight_decay=0.1),
+            {"train_run": 1, "evaluate_run": 1, "make_table": 1, "make_report": 1},
+        ),
+        (
+            lambda o: o["labels"].update(k=3),
+            {"annotate_shard": 2, "draw_label_maps": 1, "train_run": 2, "evaluate_run": 2, "make_table": 2, "make_report": 1},
+        ),
+        (
+            lambda o: o.update(evaluation={"crop": 0.8}),
+            {"evaluate_run": 2, "make_table": 2, "make_report": 1},
+        ),
+    ],
+    ids=["recipe", "fine-tuning recipe", "labels", "evaluation"],
+)
+def test_a_scientific_value_plans_exactly_what_depends_on_it_beside_the_finished_runs(
+    finished_study: Path, overlay: Overlay, change: Any, expected: dict[str, int]
+) -> None:
+    change(overlay)
+    before = everything_under(finished_study / "results")
+    jobs = planned_jobs(run_snakemake(finished_study, "-n", "all", overlay=overlay))
+    jobs.pop("all")
+    assert jobs == expected
+    assert everything_under(finished_study / "results") == before  # a plan deletes and writes nothing
+
+
+def test_a_changed_value_is_run_beside_the_old_runs_none_of_which_is_deleted(
+    finished_study: Path, overlay: Overlay, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(finished_study, copy)
+    before = everything_under(copy / "results" / "runs") | everything_under(copy / "results" / "labels")
+    overlay["recipes"]["demo_finetune"]["weight_decay"] = 0.1
+    finished = run_snakemake(copy, "results/main.csv", "--cores", "2", overlay=overlay)
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    after = everything_under(copy / "results" / "runs") | everything_under(copy / "results" / "labels")
+    assert before.items() <= after.items()
+    new = {path.split("/")[0] for path in after.keys() - before.keys()}
+    assert len(new) == 1
+    assert next(iter(new)).startswith("lvvit_small-token-lite0-64to80px-")
+
+
+def test_a_new_experiment_plans_exactly_its_jobs(finished_study: Path, overlay: Overlay) -> None:
+    overlay["experiments"]["ablation_beta"] = {
+        "question": "How large should beta be?", "paper": "section 3.2", "seeds": [0],
+        "grid": {"train.token_weight": [0.5, 1.0]},
+    }  # fmt: skip
+    jobs = planned_jobs(run_snakemake(finished_study, "-n", "results/ablation_beta.csv", overlay=overlay))
+    assert jobs == {"train_run": 1, "evaluate_run": 1, "make_table": 1}
+
+
+def test_the_report_alone_is_made_of_what_exists(finished_study: Path, overlay: Overlay) -> None:
+    overlay["select"]["experiments"] = ["main", "ablation_residual"]
+    jobs = planned_jobs(run_snakemake(finished_study, "-n", "results/report.html", overlay=overlay))
+    assert jobs == {"make_report": 1}
+
+
+def test_an_interrupted_study_completes_at_the_next_call(small_study: Overlay, tmp_path: Path) -> None:
+    """Snakemake and its job are killed in the middle of stage 1; the same command finishes the labels."""
+    overlay = json.loads(json.dumps(small_study))
+    overlay["machine"].update(part_seconds=0.01, annotate_batch=1)
+    overlay["labels"]["shards"] = 1
+    import yaml
+
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(overlay))
+    command = [
+        sys.executable, "-m", "snakemake", "--snakefile", str(REPOSITORY / "Snakefile"), "labels", "--cores", "1",
+        "--directory", str(tmp_path), "--configfile", str(tmp_path / "study.yaml"),
+    ]  # fmt: skip
+    process = subprocess.Popen(
+        command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    deadline = time.monotonic() + 120
+    while len(list(tmp_path.glob("results/labels/*/*.parts/part-*.h5"))) < 3:
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not list(tmp_path.glob("results/labels/*/*.done"))
+    locked = run_snakemake(tmp_path, "labels", "--unlock", overlay=overlay)
+    assert locked.returncode == 0, locked.stderr
+    finished = run_snakemake(tmp_path, "labels", "--cores", "1", overlay=overlay)
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    (folder,) = (tmp_path / "results" / "labels").iterdir()
+    assert len(LabelStore(folder, "train")) == 24
+    log = next((tmp_path / "logs" / "labels").rglob("*.log")).read_text()
+    resumed = re.search(r"resuming: (\d+) of 24", log)
+    assert resumed
+    assert int(resumed[1]) >= 3
