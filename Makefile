@@ -16,7 +16,7 @@ demo: $(VENV)/.installed
 	@echo "demo_run/results: ablation_annotators.csv, figures/, report.html. Twenty photographs check the machinery, not the accuracy."
 
 test: $(VENV)/.installed
-	python -m pytest -n 2 --dist loadgroup
+	python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.installed
 	ruff check . && ruff format --check . && snakefmt --check Snakefile rules && mypy && lint-imports

@@ -43,7 +43,9 @@ def run(args: argparse.Namespace) -> int:
     finished = subprocess.run(command, capture_output=True, text=True, check=False)
     if finished.returncode or not temporary.exists():
         lines = [line for line in (finished.stderr or finished.stdout).splitlines() if line.strip()]
-        reason = next((line for line in lines if line.startswith(("error:", "Error", "WorkflowError"))), " ".join(lines[-3:]))
+        reason = next(
+            (line for line in lines if line.startswith(("error:", "Error", "WorkflowError"))), " ".join(lines[-3:])
+        )
         raise DataError(f"{args.out}: Snakemake could not make the report: {reason[:400]}")
     temporary.replace(args.out)
     logger.info("%s: %d results", args.out, len(existing))

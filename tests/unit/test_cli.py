@@ -30,7 +30,11 @@ def test_every_verb_explains_itself(verb: str) -> None:
 @pytest.mark.parametrize("stage", ["annotate", "train", "eval", "labels", "data", "demo"])
 def test_the_stages_are_modules_too(stage: str) -> None:
     finished = subprocess.run(
-        [sys.executable, "-m", f"tokenlabel.{stage}", "--help"], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-m", f"tokenlabel.{stage}", "--help"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
     assert finished.returncode == 0
     assert f"usage: python -m tokenlabel.{stage}" in finished.stdout
@@ -58,7 +62,9 @@ def test_torch_is_not_loaded_where_it_is_not_needed(statement: str) -> None:
 
 
 def test_a_missing_spec_is_one_line(tmp_path: Path) -> None:
-    finished = run("train", "--spec", "no.json", "--machine", "m.json", "--manifest", "x", "--done", str(tmp_path / "d"))
+    finished = run(
+        "train", "--spec", "no.json", "--machine", "m.json", "--manifest", "x", "--done", str(tmp_path / "d")
+    )
     assert finished.returncode == 2
     assert finished.stderr.splitlines() == [
         "error: no.json: the run's spec is missing. The workflow writes it when it starts; run snakemake."
@@ -87,7 +93,13 @@ def test_predict_writes_classes_and_maps_and_counts_what_it_cannot_read(tmp_path
     (folder / "two.jpg").write_bytes(source[1].read_bytes())
     (folder / "broken.jpg").write_bytes(b"not a photograph")
     finished = run(
-        "predict", str(tmp_path / "run"), str(folder), "--out", str(tmp_path / "p.csv"), "--maps", str(tmp_path / "maps")
+        "predict",
+        str(tmp_path / "run"),
+        str(folder),
+        "--out",
+        str(tmp_path / "p.csv"),
+        "--maps",
+        str(tmp_path / "maps"),
     )
     assert finished.returncode == 1  # one photograph could not be read
     assert "broken.jpg: cannot be decoded" in finished.stderr

@@ -39,11 +39,7 @@ def test_a_wheel_installs_and_imports_elsewhere(tmp_path: Path) -> None:
 
 
 def test_environments_pin_what_the_lock_pins_and_cover_the_base_dependencies() -> None:
-    lock = dict(
-        re.split(r"==", line.strip().lower())
-        for line in (REPOSITORY / "requirements.lock").read_text().splitlines()
-        if "==" in line
-    )
+    lock = locked_versions()
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     names = {re.split(r"[<>=]", item)[0] for item in project["dependencies"]}
     study = {re.split(r"[<>=]", item)[0] for item in project["optional-dependencies"]["study"]}
@@ -62,14 +58,24 @@ def test_environments_pin_what_the_lock_pins_and_cover_the_base_dependencies() -
 def test_the_lock_satisfies_pyproject() -> None:
     from packaging.requirements import Requirement
 
-    lock = dict(
-        line.strip().lower().replace("_", "-").split("==") for line in (REPOSITORY / "requirements.lock").read_text().splitlines() if "==" in line
-    )
+    lock = locked_versions()
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
-    wanted = [*project["dependencies"], *(item for extra in project["optional-dependencies"].values() for item in extra)]
+    wanted = [
+        *project["dependencies"],
+        *(item for extra in project["optional-dependencies"].values() for item in extra),
+    ]
     for item in wanted:
         requirement = Requirement(item)
         assert requirement.specifier.contains(lock[requirement.name.lower().replace("_", "-")]), item
+
+
+def locked_versions() -> dict[str, str]:
+    """Distribution -> version of requirements.lock, names in lower case with hyphens."""
+    lines = (REPOSITORY / "requirements.lock").read_text(encoding="utf-8").splitlines()
+    return {
+        name.lower().replace("_", "-"): version
+        for name, version in (line.strip().split("==") for line in lines if "==" in line)
+    }
 
 
 RULES = [
@@ -100,7 +106,9 @@ def test_functions_of_rules_stand_in_common_only() -> None:
     assert len((REPOSITORY / "Snakefile").read_text().splitlines()) <= 55
 
 
-@pytest.mark.parametrize("path", sorted((REPOSITORY / "src").rglob("*.py")), ids=lambda p: str(p.relative_to(REPOSITORY)))
+@pytest.mark.parametrize(
+    "path", sorted((REPOSITORY / "src").rglob("*.py")), ids=lambda p: str(p.relative_to(REPOSITORY))
+)
 def test_every_module_says_what_it_is_and_none_is_a_god_file(path: Path) -> None:
     source = path.read_text(encoding="utf-8")
     assert ast.get_docstring(ast.parse(source)), path

@@ -58,7 +58,11 @@ MISTAKES: list[tuple[str, Callable[[dict[str, Any]], Any], list[str]]] = [
     ("misspelt key", lambda o: o.update(labels={"imagepx": 3}), ["labels.imagepx", "'image_px'"]),
     ("wrong type", lambda o: o.update(labels={"shards": "many"}), ["labels.shards", "'many'"]),
     ("unknown model", lambda o: o.update(defaults={"model": "lvvit_x"}), ["defaults.model", "'lvvit_x'", "lvvit_s"]),
-    ("unknown annotator", lambda o: o.update(select={"annotators": ["nfnet_f7"]}), ["select.annotators[0]", "'nfnet_f7'"]),
+    (
+        "unknown annotator",
+        lambda o: o.update(select={"annotators": ["nfnet_f7"]}),
+        ["select.annotators[0]", "'nfnet_f7'"],
+    ),
     (
         "unknown augmentation",
         lambda o: o.update(recipes={"released_code": {"randaugment_operations": ["Shear"]}}),

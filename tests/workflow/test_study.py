@@ -21,7 +21,6 @@ from tokenlabel.labels import LabelStore
 
 from .conftest import REPOSITORY, everything_under, planned_jobs, run_snakemake
 
-pytestmark = pytest.mark.xdist_group("study")
 Overlay = dict[str, Any]
 
 
@@ -40,7 +39,9 @@ def test_everything_is_made_and_the_tables_agree_with_the_runs(finished_study: P
     assert [row["image_px"] for row in main] == ["64", "80"]
     assert (results / "figures" / "label_maps.png").stat().st_size > 10_000
     for folder in ("logs", "benchmarks"):
-        stems = {path.relative_to(finished_study / folder).with_suffix("") for path in (finished_study / folder).rglob("*.*")}
+        stems = {
+            path.relative_to(finished_study / folder).with_suffix("") for path in (finished_study / folder).rglob("*.*")
+        }
         assert {Path("tables/main"), Path("report"), Path("figures/label_maps")} <= stems
 
 
@@ -108,7 +109,14 @@ def test_a_machine_value_reruns_nothing(finished_study: Path, overlay: Overlay, 
         ),
         (
             lambda o: o["labels"].update(k=3),
-            {"annotate_shard": 2, "draw_label_maps": 1, "train_run": 2, "evaluate_run": 2, "make_table": 2, "make_report": 1},
+            {
+                "annotate_shard": 2,
+                "draw_label_maps": 1,
+                "train_run": 2,
+                "evaluate_run": 2,
+                "make_table": 2,
+                "make_report": 1,
+            },
         ),
         (
             lambda o: o.update(evaluation={"crop": 0.8}),
@@ -192,3 +200,29 @@ def test_an_interrupted_study_completes_at_the_next_call(small_study: Overlay, t
     resumed = re.search(r"resuming: (\d+) of 24", log)
     assert resumed
     assert int(resumed[1]) >= 3
+
+
+def test_the_readmes_python_runs_as_it_stands(finished_study: Path) -> None:
+    (block,) = re.findall(
+        r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL
+    )
+    (folder,) = (finished_study / "results" / "labels").iterdir()
+    from tokenlabel.data.manifest import load_manifest
+
+    (data,) = (finished_study / "results" / "data").iterdir()
+    code = block.replace("results/labels/nfnet_f6-1a2b3c4d", str(folder))
+    code = code.replace("n01440764/a.JPEG", load_manifest(data, "train").path(0)) + "\nprint(float(loss))\n"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert found.returncode == 0, found.stderr
+    assert 1 < float(found.stdout) < 20
+
+
+def test_an_own_folder_of_photographs_works_as_the_readme_says(photographs: Path, tmp_path: Path) -> None:
+    """The example's overlay plans a study over photographs that have no validation split."""
+    finished = run_snakemake(
+        tmp_path, "-n", "all", "--configfile", str(REPOSITORY / "examples" / "custom_folder" / "config.yaml"),
+        "--config", f"data_root={photographs / 'train'}",
+    )  # fmt: skip
+    jobs = planned_jobs(finished)
+    assert jobs["train_run"] == 2
+    assert jobs["annotate_shard"] == 4

@@ -72,7 +72,14 @@ def write_machine(place: Path, **changes: Any) -> None:
 
 
 def make_manifest(place: Path) -> None:
-    spec = {"class_map": "imagenet-1k", "num_classes": 1000, "val_fraction": None, "val_seed": 0, "images": None, "shards": 1}
+    spec = {
+        "class_map": "imagenet-1k",
+        "num_classes": 1000,
+        "val_fraction": None,
+        "val_seed": 0,
+        "images": None,
+        "shards": 1,
+    }
     manifests = build_manifests(spec, read_json(place / "machine.json"))
     write_json(place / "manifest" / "manifest.done", save_manifests(place / "manifest", manifests))
 
@@ -200,7 +207,9 @@ def test_a_killed_job_resumes_from_its_parts_and_gives_the_same_shard(workplace:
     assert 3 <= len(kept) < 18
 
     log = workplace / "resumed.log"
-    resumed = subprocess.run([*command(workplace), "--log", str(log)], capture_output=True, text=True, timeout=300, check=False)
+    resumed = subprocess.run(
+        [*command(workplace), "--log", str(log)], capture_output=True, text=True, timeout=300, check=False
+    )
     assert resumed.returncode == 0, resumed.stderr
     assert f"resuming: {len(kept)} of 18" in log.read_text()
     whole = workplace / "labels_whole" / "lite0-00000000" / "train-00000-of-00001.h5"
@@ -266,7 +275,9 @@ def test_a_missing_data_root_is_the_first_thing_a_job_says(workplace: Path) -> N
 
 def test_the_log_gives_identity_first_and_cost_last(workplace: Path) -> None:
     log = workplace / "job.log"
-    finished = subprocess.run([*command(workplace), "--log", str(log)], capture_output=True, text=True, timeout=300, check=False)
+    finished = subprocess.run(
+        [*command(workplace), "--log", str(log)], capture_output=True, text=True, timeout=300, check=False
+    )
     assert finished.returncode == 0, finished.stderr
     assert finished.stderr == ""  # all is well: nothing on the terminal
     lines = log.read_text().splitlines()

@@ -13,7 +13,7 @@ def test_a_cell_is_drawn_where_it_belongs() -> None:
     best_class = np.zeros((6, 6), dtype=np.uint16)
     best_class[0:2, 4:6] = 7
     picture = colour_map(best_class)
-    legend = dict((index, colour) for colour, index in picture.legend)
+    legend = {index: colour for colour, index in picture.legend}
     drawn = np.array(overlay(Image.new("RGB", (240, 120)), picture.colours, opacity=1.0))
     red, green, blue = (int(legend[7][start : start + 2], 16) for start in (1, 3, 5))
     rows, cols = np.nonzero((drawn == (red, green, blue)).all(-1))
@@ -26,7 +26,7 @@ def test_one_class_has_one_colour_in_all_maps_of_a_photograph() -> None:
     second = np.array([[3, 3, 3], [3, 3, 3], [2, 2, 9]])
     colours = choose_colours([first, second])
     assert colours[3] == COLOURS[0]
-    maps = [dict((i, c) for c, i in colour_map(best, colours).legend) for best in (first, second)]
+    maps = [{i: c for c, i in colour_map(best, colours).legend} for best in (first, second)]
     assert maps[0][3] == maps[1][3]
     assert maps[0][2] == maps[1][2]
 

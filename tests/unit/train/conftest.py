@@ -48,7 +48,14 @@ def workplace(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Wo
         "workers": 0, "annotate_batch": 12, "micro_batch": 12, "part_seconds": 60.0, "validate_every_epochs": 0,
         "dataset": {"format": "folder", "train": "train", "val": "val", "on_unreadable": "record"},
     }  # fmt: skip
-    data = {"class_map": "imagenet-1k", "num_classes": 1000, "val_fraction": None, "val_seed": 0, "images": None, "shards": 1}
+    data = {
+        "class_map": "imagenet-1k",
+        "num_classes": 1000,
+        "val_fraction": None,
+        "val_seed": 0,
+        "images": None,
+        "shards": 1,
+    }
     manifests = build_manifests(data, machine)
     write_json(root / "manifest" / "manifest.done", save_manifests(root / "manifest", manifests))
     labels = root / "labels" / "lite0-00000000"

@@ -27,7 +27,12 @@ Spec = dict[str, Any]
 
 
 def train(spec: Spec, workplace: Workplace, folder: Path, **changes: Any) -> dict[str, Any]:
-    options = {"labels_folder": workplace.labels, "start_folder": None, "seed": 0, "machine": workplace.machine} | changes
+    options = {
+        "labels_folder": workplace.labels,
+        "start_folder": None,
+        "seed": 0,
+        "machine": workplace.machine,
+    } | changes
     return train_run(spec, manifests=workplace.manifests, done=folder / "done.json", **options)
 
 
@@ -89,7 +94,9 @@ def test_every_supervision_and_mixing_of_the_tables_trains(
     assert ("token_loss" in line) == (spec["recipe"]["supervision"] == "token")
 
 
-def test_the_same_seed_gives_the_same_run_whatever_the_workers(spec: Spec, workplace: Workplace, tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_run_whatever_the_workers(
+    spec: Spec, workplace: Workplace, tmp_path: Path
+) -> None:
     spec["recipe"]["epochs"] = 1
     train(spec, workplace, tmp_path / "a")
     train(spec, workplace, tmp_path / "b", machine=workplace.machine | {"workers": 2})
