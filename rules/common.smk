@@ -92,6 +92,8 @@ def label_job_of(wildcards):
 
 
 # Input functions run once for every job that is planned; they leave the job's spec beside its outputs on the way.
+# What expensive jobs wait for is `ancient`: Snakemake compares times whatever its rerun triggers are, and a touched or
+# copied marker must not start a week of training. What is current, the digest in the path says.
 
 
 def manifest_after_spec(spec):
@@ -99,7 +101,7 @@ def manifest_after_spec(spec):
 
     def manifest(wildcards):
         write_document(*spec(wildcards))
-        return STUDY.data.marker
+        return ancient(STUDY.data.marker)
 
     return manifest
 
@@ -123,7 +125,7 @@ def data_root_after_spec(wildcards):
 def labels_of_run(wildcards):
     """Markers of all shards that a run learns from; none for hard labels."""
     job = run_of(wildcards).labels
-    return job.markers if job else []
+    return [ancient(marker) for marker in job.markers] if job else []
 
 
 def results_of_table(wildcards):
@@ -136,7 +138,7 @@ def results_of_table(wildcards):
 def start_of_run(wildcards):
     """Marker of the run that a fine-tuning continues; none for a training."""
     start = run_of(wildcards).start
-    return [start.done(wildcards.seed)] if start else []
+    return [ancient(start.done(wildcards.seed))] if start else []
 
 
 def manifest_folder(wildcards):
@@ -172,9 +174,7 @@ def train_runtime(wildcards, attempt):
     run = run_of(wildcards)
     recipe = run.spec["recipe"]
     epochs = recipe["epochs"] + recipe["cooldown_epochs"]
-    return attempt * cost.train_minutes(
-        STUDY.train_images, epochs, STUDY.gmacs(run), SETTINGS.gpu_tflops, SETTINGS.gpus_per_run
-    )
+    return attempt * cost.train_minutes(STUDY.train_images, epochs, STUDY.gmacs(run), SETTINGS.gpu_tflops)
 
 
 def selected_results():

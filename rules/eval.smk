@@ -2,7 +2,7 @@ rule evaluate_run:
     """Top-1 and top-5 of one run on the validation split."""
     input:
         manifest=manifest_after_spec(lambda wildcards: STUDY.evaluation_document(wildcards.evaluation)),
-        done="results/runs/{run}/seed{seed}/done.json",
+        done=ancient("results/runs/{run}/seed{seed}/done.json"),
     output:
         result="results/runs/{run}/seed{seed}/evaluation-{evaluation}.json",
     log:
@@ -30,8 +30,8 @@ rule evaluate_run:
 rule draw_label_maps:
     """One page of the selected annotators' maps over photographs: a look says whether the labels are right."""
     input:
-        manifest=STUDY.data.marker,
-        labels=[marker for job in STUDY.drawn_labels for marker in job.markers],
+        manifest=ancient(STUDY.data.marker),
+        labels=[ancient(marker) for job in STUDY.drawn_labels for marker in job.markers],
     output:
         figure=report(
             "results/figures/label_maps.png",

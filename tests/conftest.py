@@ -32,6 +32,15 @@ def raw_config(_raw_config: dict[str, Any]) -> dict[str, Any]:
     return copy.deepcopy(_raw_config)
 
 
+def machine_settings(data_root: Path, **changes: Any) -> dict[str, Any]:
+    """machine.json of a small job on the CPU of this machine, photographs in data_root/train and data_root/val."""
+    return {
+        "data_root": str(data_root), "weights_root": "", "device": "cpu", "precision": "float32", "threads": 1, "workers": 0,
+        "annotate_batch": 12, "micro_batch": 12, "part_seconds": 60.0, "validate_every_epochs": 0,
+        "dataset": {"format": "folder", "train": "train", "val": "val", "on_unreadable": "record"},
+    } | changes  # fmt: skip
+
+
 @pytest.fixture(scope="session")
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with train/ and val/ of the demo's 160 crops of real photographs."""

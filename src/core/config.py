@@ -236,7 +236,6 @@ class Machine(Frozen):
     micro_batch: Positive
     annotate_mem_mb: Positive
     train_mem_mb: Positive
-    gpus_per_run: Positive
     gpu_tflops: Annotated[float, Field(gt=0)]
     part_seconds: Annotated[float, Field(gt=0)]
     validate_every_epochs: Annotated[int, Field(ge=0)]

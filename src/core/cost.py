@@ -20,9 +20,9 @@ def annotate_minutes(images: int, gmacs: float, tflops: float) -> int:
     return _limit(seconds)
 
 
-def train_minutes(images: int, epochs: int, gmacs: float, tflops: float, gpus: int) -> int:
-    """Minutes for a training: `epochs` forward and backward passes over `images` photographs on `gpus` GPUs."""
-    seconds = images * epochs * gmacs * 1e9 * FLOPS_PER_MULTIPLY_ADD * BACKWARD_FACTOR / (tflops * 1e12 * gpus)
+def train_minutes(images: int, epochs: int, gmacs: float, tflops: float) -> int:
+    """Minutes for a training: `epochs` forward and backward passes over `images` photographs on one GPU."""
+    seconds = images * epochs * gmacs * 1e9 * FLOPS_PER_MULTIPLY_ADD * BACKWARD_FACTOR / (tflops * 1e12)
     return _limit(seconds)
 
 

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import pydantic
 
@@ -38,21 +38,30 @@ ROW_KEYS = ("model", "annotator", "recipe", "finetune_recipe", "finetune_px", "i
 
 
 @dataclass(frozen=True)
-class DataJob:
-    """The manifest of the data set."""
+class Planned:
+    """Something that is made in a folder of its own, named by what decides it."""
+
+    kind: ClassVar[str]
 
     name: str
     spec: dict[str, Any]
 
     @property
     def folder(self) -> str:
-        """Folder of the manifest."""
-        return str(RESULTS / "data" / self.name)
+        """Folder of the outputs."""
+        return str(RESULTS / self.kind / self.name)
 
     @property
     def document(self) -> tuple[str, dict[str, Any]]:
         """Path and content of the spec that lies beside the outputs."""
         return f"{self.folder}/spec.json", self.spec
+
+
+@dataclass(frozen=True)
+class DataJob(Planned):
+    """The manifest of the data set."""
+
+    kind = "data"
 
     @property
     def marker(self) -> str:
@@ -61,23 +70,13 @@ class DataJob:
 
 
 @dataclass(frozen=True)
-class LabelJob:
+class LabelJob(Planned):
     """All label shards of one annotator."""
 
-    name: str
+    kind = "labels"
+
     annotator: str
-    spec: dict[str, Any]
     shards: int
-
-    @property
-    def folder(self) -> str:
-        """Folder of the shards."""
-        return str(RESULTS / "labels" / self.name)
-
-    @property
-    def document(self) -> tuple[str, dict[str, Any]]:
-        """Path and content of the spec that lies beside the outputs."""
-        return f"{self.folder}/spec.json", self.spec
 
     @property
     def markers(self) -> list[str]:
@@ -86,25 +85,15 @@ class LabelJob:
 
 
 @dataclass(frozen=True)
-class Run:
+class Run(Planned):
     """One training or fine-tuning, for any number of seeds."""
 
-    name: str
-    spec: dict[str, Any]
+    kind = "runs"
+
     labels: LabelJob | None
     start: Run | None
     evaluation: str
     capped: tuple[str, ...]
-
-    @property
-    def folder(self) -> str:
-        """Folder of the run, one sub-folder per seed."""
-        return str(RESULTS / "runs" / self.name)
-
-    @property
-    def document(self) -> tuple[str, dict[str, Any]]:
-        """Path and content of the spec that lies beside the outputs."""
-        return f"{self.folder}/spec.json", self.spec
 
     def done(self, seed: int) -> str:
         """Path of the marker that says the run is finished."""
@@ -240,7 +229,7 @@ class Study:
 
     def specs(self) -> dict[str, dict[str, Any]]:
         """Path -> spec of everything planned."""
-        planned: list[DataJob | LabelJob | Run] = [self.data, *self.labels.values(), *self.runs.values()]
+        planned: list[Planned] = [self.data, *self.labels.values(), *self.runs.values()]
         return dict(job.document for job in planned)
 
     def evaluation_document(self, digest: str) -> tuple[str, dict[str, Any]]:

@@ -72,13 +72,18 @@ def test_a_second_call_does_nothing(finished_study: Path, overlay: Overlay) -> N
     assert planned_jobs(run_snakemake(finished_study, "-n", "all", overlay=overlay)) == {}
 
 
-def test_touched_and_copied_files_rerun_nothing(finished_study: Path, overlay: Overlay, tmp_path: Path) -> None:
+def test_touched_and_copied_files_rerun_no_run(finished_study: Path, overlay: Overlay, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(finished_study, copy)
     for path in copy.rglob("*"):
         if path.is_file() and ".snakemake" not in path.parts:
             os.utime(path)  # every file is new, in arbitrary order
-    assert planned_jobs(run_snakemake(copy, "-n", "all", overlay=overlay)) == {}
+    # the page of label maps is above 1 MB, where Snakemake compares times and not contents: only the report is made again
+    assert planned_jobs(run_snakemake(copy, "-n", "all", overlay=overlay)).keys() <= {"make_report", "all"}
+    # without Snakemake's own records it cannot compare contents: tables are made again, which costs seconds, no run is
+    shutil.rmtree(copy / ".snakemake")
+    jobs = planned_jobs(run_snakemake(copy, "-n", "all", overlay=overlay))
+    assert jobs.keys() <= {"make_table", "make_report", "draw_label_maps", "all"}
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.conftest import machine_settings
 from tokenlabel.annotate.dense import Annotator, Preprocessing, build_annotator
 from tokenlabel.annotate.weights import find_weights_file, load_weights
 from tokenlabel.core.errors import CheckpointError, ConfigError
@@ -63,12 +64,7 @@ def workplace(photographs: Path, tmp_path: Path) -> Path:
 
 
 def write_machine(place: Path, **changes: Any) -> None:
-    machine = {
-        "data_root": str(place / "data"), "weights_root": "", "device": "cpu", "precision": "float32", "threads": 1,
-        "workers": 0, "annotate_batch": 4, "micro_batch": 8, "part_seconds": 60.0, "validate_every_epochs": 0,
-        "dataset": {"format": "folder", "train": "train", "val": "val", "on_unreadable": "record"},
-    }  # fmt: skip
-    write_json(place / "machine.json", machine | changes)
+    write_json(place / "machine.json", machine_settings(place / "data", annotate_batch=4) | changes)
 
 
 def make_manifest(place: Path) -> None:

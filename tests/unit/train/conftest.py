@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import machine_settings
 from tokenlabel.annotate.shard_job import annotate_shard
 from tokenlabel.core.config import load_config
 from tokenlabel.core.files import write_json
@@ -43,11 +44,7 @@ def workplace(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Wo
             shutil.copytree(folder, root / "data" / split / folder.name)
     victim = sorted((root / "data" / "train").rglob("*.jpg"))[3]
     victim.write_bytes(victim.read_bytes()[:500])
-    machine = {
-        "data_root": str(root / "data"), "weights_root": "", "device": "cpu", "precision": "float32", "threads": 1,
-        "workers": 0, "annotate_batch": 12, "micro_batch": 12, "part_seconds": 60.0, "validate_every_epochs": 0,
-        "dataset": {"format": "folder", "train": "train", "val": "val", "on_unreadable": "record"},
-    }  # fmt: skip
+    machine = machine_settings(root / "data")
     data = {
         "class_map": "imagenet-1k",
         "num_classes": 1000,
