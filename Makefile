@@ -16,7 +16,7 @@ demo: $(VENV)/.installed
 	@echo "demo_run/results: ablation_annotators.csv, figures/, report.html. Twenty photographs check the machinery, not the accuracy."
 
 test: $(VENV)/.installed
-	python -m pytest -n 2 --dist loadfile
+	python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.installed
 	ruff check . && ruff format --check . && snakefmt --check Snakefile rules && mypy && lint-imports

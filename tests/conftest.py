@@ -49,3 +49,9 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("photographs")
     write_crops(root)
     return root
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Starts the longest files first, so that no worker is left with one of them at the end."""
+    slow = ("tests/workflow/test_study.py", "tests/slurm/", "tests/workflow/")
+    items.sort(key=lambda item: next((rank for rank, start in enumerate(slow) if item.nodeid.startswith(start)), len(slow)))
