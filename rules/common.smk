@@ -56,6 +56,10 @@ def python_command():
     return shlex.quote(sys.executable)
 
 
+if not os.access(Path.cwd(), os.W_OK):
+    stop(
+        f"{Path.cwd()}: this folder cannot be written. Run snakemake where results may lie, or give --directory FOLDER."
+    )
 MACHINE = "results/machine.json"
 RESOLVED = "results/study.json"  # the merged configuration, for the report and for whoever asks later
 STUDY = plan_study()
@@ -129,10 +133,14 @@ def labels_of_run(wildcards):
 
 
 def results_of_table(wildcards):
-    """Evaluations of all rows and seeds of an experiment."""
+    """Evaluations of all rows and seeds of an experiment, and the plan that names them.
+
+    The plan's digest is in its name, so that a table whose rows changed is made again even where Snakemake's own records
+    are gone. A dry run writes no plan and lists it only where it exists.
+    """
     table = STUDY.tables[wildcards.experiment]
     write_document(table.plan, table.as_json())
-    return table.inputs
+    return table.inputs + ([table.plan] if Path(table.plan).exists() else [])
 
 
 def start_of_run(wildcards):

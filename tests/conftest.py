@@ -34,11 +34,13 @@ def raw_config(_raw_config: dict[str, Any]) -> dict[str, Any]:
 
 def machine_settings(data_root: Path, **changes: Any) -> dict[str, Any]:
     """machine.json of a small job on the CPU of this machine, photographs in data_root/train and data_root/val."""
-    return {
-        "data_root": str(data_root), "weights_root": "", "device": "cpu", "precision": "float32", "threads": 1, "workers": 0,
-        "annotate_batch": 12, "micro_batch": 12, "part_seconds": 60.0, "validate_every_epochs": 0,
+    settings = {
+        "data_root": str(data_root), "weights_root": "", "timm_names": [], "device": "cpu", "precision": "float32",
+        "threads": 1, "workers": 0, "annotate_batch": 12, "micro_batch": 12, "part_seconds": 60.0,
+        "validate_every_epochs": 0, "validation_crop": 0.9,
         "dataset": {"format": "folder", "train": "train", "val": "val", "on_unreadable": "record"},
-    } | changes  # fmt: skip
+    }  # fmt: skip
+    return settings | changes
 
 
 @pytest.fixture(scope="session")
@@ -54,4 +56,6 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Starts the longest files first, so that no worker is left with one of them at the end."""
     slow = ("tests/workflow/test_study.py", "tests/slurm/", "tests/workflow/")
-    items.sort(key=lambda item: next((rank for rank, start in enumerate(slow) if item.nodeid.startswith(start)), len(slow)))
+    items.sort(
+        key=lambda item: next((rank for rank, start in enumerate(slow) if item.nodeid.startswith(start)), len(slow))
+    )

@@ -7,6 +7,7 @@ Values live in config.yaml, not here; here are only types, legal ranges and how 
 from __future__ import annotations
 
 import difflib
+import math
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -39,7 +40,7 @@ RandAugmentOperation = Literal[
 class Frozen(BaseModel):
     """Base of every section: no unknown keys, no change after validation."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Dataset(Frozen):
@@ -93,7 +94,7 @@ class Annotator(Frozen):
 
 
 class ModelSettings(Frozen):
-    """What may be changed of a named architecture; None keeps the architecture's own value."""
+    """What may be changed of an LV-ViT; None keeps the architecture's own value."""
 
     depth: Positive | None = None
     width: Positive | None = None
@@ -104,6 +105,15 @@ class ModelSettings(Frozen):
     stem_channels: Positive | None = None
     residual_scale: Annotated[float, Field(gt=0)] | None = None
 
+    @pydantic.model_validator(mode="after")
+    def _values_fit_together(self) -> ModelSettings:
+        if self.width is not None and self.heads is not None and self.width % self.heads:
+            raise ValueError(f"width {self.width} must be a multiple of heads {self.heads}")
+        kernels, strides = self.stem_kernels, self.stem_strides
+        if kernels is not None and strides is not None and len(kernels) != len(strides):
+            raise ValueError(f"stem_kernels {list(kernels)} and stem_strides {list(strides)} must be of equal length")
+        return self
+
 
 class Model(Frozen):
     """A student."""
@@ -111,9 +121,19 @@ class Model(Frozen):
     architecture: Annotated[str, Field(pattern=r"^(lvvit_[tsml]|t2t_vit_(14|19|24)|timm/.+)$")]
     image_px: Pixels
     stochastic_depth: Annotated[float, Field(ge=0, lt=1)]
+    eval_crop: Annotated[float, Field(gt=0, le=1)]
     settings: ModelSettings = ModelSettings()
     parameters_m: Annotated[float, Field(gt=0)] | None = None
     gmacs: Annotated[float, Field(gt=0)] | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _values_fit_together(self) -> Model:
+        if not self.architecture.startswith("lvvit_") and self.settings != ModelSettings():
+            raise ValueError(f"architecture {self.architecture!r} takes no settings; only lvvit_t, _s, _m and _l do")
+        stride = math.prod(self.settings.stem_strides or (16,))
+        if not self.architecture.startswith("timm/") and self.image_px % stride:
+            raise ValueError(f"image_px {self.image_px} must be a multiple of the token size, {stride} px")
+        return self
 
 
 class Recipe(Frozen):
@@ -152,9 +172,14 @@ class Recipe(Frozen):
     erasing_mode: Literal["pixel", "const"]
 
     @pydantic.model_validator(mode="after")
-    def _tail_is_needed_only_by_exact(self) -> Recipe:
-        if self.crop_scale[0] > self.crop_scale[1] or self.crop_scale[0] == 0:
-            raise ValueError(f"crop_scale {self.crop_scale} must be (smallest, largest), above 0")
+    def _values_fit_together(self) -> Recipe:
+        for name, (smallest, largest) in {"crop_scale": self.crop_scale, "crop_ratio": self.crop_ratio}.items():
+            if smallest > largest or smallest == 0:
+                raise ValueError(f"{name} {[smallest, largest]} must be [smallest, largest], above 0")
+        if self.warmup_epochs >= self.epochs and self.warmup_epochs > 0:
+            raise ValueError(f"warmup_epochs {self.warmup_epochs} must be below epochs {self.epochs}")
+        if self.randaugment_count and not self.randaugment_operations:
+            raise ValueError("randaugment_operations is empty; set randaugment_count: 0 to switch RandAugment off")
         return self
 
 
@@ -186,13 +211,15 @@ class Experiment(Frozen):
     rows: tuple[Row, ...] = ()
     grid: dict[str, list[Any] | Literal["selected"]] = {}
     paper_top1: dict[str, float] = {}
-    seeds: Annotated[tuple[int, ...], Field(min_length=1)]
-    x: str | None = None
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
+    x: Literal["annotator_top1", "participation"] | None = None
 
     @pydantic.model_validator(mode="after")
     def _something_to_run(self) -> Experiment:
         if not self.rows and not self.grid:
             raise ValueError("give rows or a grid")
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"seeds {self.seeds} must differ")
         return self
 
 
@@ -219,14 +246,16 @@ class Caps(Frozen):
 class Evaluation(Frozen):
     """How a trained model is measured."""
 
-    crop: Annotated[float, Field(gt=0, le=1)]
-    finetuned_crop: Annotated[float, Field(gt=0, le=1)]
     interpolation: Literal["bilinear", "bicubic"]
     use_ema: bool
 
 
 class Machine(Frozen):
-    """Where and how jobs run; changes no number beyond rounding, so it is in no digest."""
+    """Where and how jobs run; in no digest.
+
+    Changes numbers by rounding only, but for micro_batch, whose size the stem's batch norms and the mixing partners see;
+    done.json records it.
+    """
 
     device: Literal["auto", "cpu", "cuda", "mps"]
     precision: Literal["auto", "float32", "bfloat16", "float16"]
@@ -239,6 +268,7 @@ class Machine(Frozen):
     gpu_tflops: Annotated[float, Field(gt=0)]
     part_seconds: Annotated[float, Field(gt=0)]
     validate_every_epochs: Annotated[int, Field(ge=0)]
+    validation_crop: Annotated[float, Field(gt=0, le=1)]
 
 
 class Config(Frozen):

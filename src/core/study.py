@@ -138,7 +138,7 @@ class Table:
     @property
     def plan(self) -> str:
         """Path of the document that the table job reads."""
-        return str(RESULTS / "tables" / f"{self.name}.json")
+        return str(RESULTS / "tables" / f"{self.name}-{digest_of(self.as_json())}.json")
 
     @property
     def inputs(self) -> list[str]:
@@ -234,11 +234,21 @@ class Study:
 
     def evaluation_document(self, digest: str) -> tuple[str, dict[str, Any]]:
         """Path and content of the evaluation spec with this digest."""
-        for finetuned in (False, True):
-            spec = self.evaluation_spec(finetuned=finetuned)
+        for crop in {model.eval_crop for model in self.config.models.values()}:
+            spec = self.evaluation_spec(crop)
             if digest_of(spec) == digest:
                 return str(RESULTS / "evaluations" / f"{digest}.json"), spec
         raise ConfigError(f"evaluation-{digest}: no evaluation of this configuration has that digest.")
+
+    @property
+    def timm_names(self) -> list[str]:
+        """timm architectures that the planned jobs build, without weights tags; the first job looks whether they exist."""
+        students = [
+            run.spec["model"]["architecture"] for table in self.selected_tables for run in (r.run for r in table.rows)
+        ]
+        annotators = [job.spec["annotator"]["architecture"] for job in self.selected_labels]
+        names = [name.removeprefix("timm/") for name in students if name.startswith("timm/")] + annotators
+        return sorted({name.split(".", 1)[0] for name in names})
 
     @property
     def train_images(self) -> int:
@@ -270,6 +280,7 @@ class Study:
         return {
             "data_root": self.config.data_root,
             "weights_root": self.config.weights_root,
+            "timm_names": self.timm_names,
             "dataset": {
                 "format": dataset.format,
                 "train": dataset.train,
@@ -332,7 +343,7 @@ class Study:
                 )
             )
         unknown = set(experiment.paper_top1) - {row.name for row in rows}
-        if unknown and experiment.grid.get("annotator") != "selected":
+        if unknown and not experiment.grid:  # an overlay may shorten a grid without repeating the paper's numbers
             raise unknown_name("row", sorted(unknown)[0], [row.name for row in rows], f"{where}.paper_top1")
         return Table(name=name, experiment=experiment, seeds=seeds, rows=tuple(rows))
 
@@ -355,12 +366,12 @@ class Study:
         ]
         for image_px in choice["finetune_px"]:
             px = min(image_px, caps.finetune_px or image_px)
+            model = _validated(model, {"image_px": px}, f"{where}.finetune_px")
             if px < previous_px:
                 raise ConfigError(
                     f"configuration key {where}.finetune_px: {px} px is below the {previous_px} px before it; "
                     "fine-tuning goes to an equal or higher resolution. Raise it or caps.finetune_px."
                 )
-            model = model.model_copy(update={"image_px": px})
             capped = (*run.capped, f"finetune_px {image_px}->{px}") if px != image_px else run.capped
             recipe = _override(finetune, choice, "finetune", where)
             run = self._run("finetune", model_name, model, recipe, choice["annotator"], run, capped, where)
@@ -415,18 +426,18 @@ class Study:
                 spec=spec,
                 labels=labels,
                 start=start,
-                evaluation=digest_of(self.evaluation_spec(finetuned=start is not None)),
+                evaluation=digest_of(self.evaluation_spec(model.eval_crop)),
                 capped=tuple(dict.fromkeys((*capped, *recipe_caps))),
             )
         return self.runs[name]
 
-    def evaluation_spec(self, *, finetuned: bool) -> dict[str, Any]:
-        """What an evaluation depends on besides the run."""
+    def evaluation_spec(self, crop: float) -> dict[str, Any]:
+        """What an evaluation depends on besides the run; crop: share of the shorter side."""
         evaluation = self.config.evaluation
         return {
             "stage": "evaluate",
             "version": STAGE_VERSIONS["evaluate"],
-            "crop": evaluation.finetuned_crop if finetuned else evaluation.crop,
+            "crop": crop,
             "interpolation": evaluation.interpolation,
             "use_ema": evaluation.use_ema,
         }
@@ -455,7 +466,7 @@ def _data_job(config: Config) -> DataJob:
 
 def _expanded_rows(config: Config, name: str, experiment: Experiment) -> list[Row]:
     grid: dict[str, list[Any]] = {}
-    for key, values in experiment.grid.items():
+    for key, values in sorted(experiment.grid.items()):  # an overlay's merge may reorder keys; rows keep their names
         if values == "selected":
             if key != "annotator":
                 raise ConfigError(
@@ -495,12 +506,12 @@ def _check_row_keys(choice: Mapping[str, Any], where: str) -> None:
         if key not in legal:
             raise unknown_name("setting", key, legal, f"configuration key {where}.set")
     chain = choice["finetune_px"]
-    if not isinstance(chain, (list, tuple)) or not all(isinstance(px, int) for px in chain):
+    if not isinstance(chain, (list, tuple)) or not all(type(px) is int for px in chain):
         raise ConfigError(f"configuration key {where}.finetune_px: {chain!r} is not legal: a list of pixels, as [384]")
 
 
 def _known(kind: str, name: str, catalogue: Mapping[str, Any], where: str) -> str:
-    if name not in catalogue:
+    if not isinstance(name, str) or name not in catalogue:
         raise unknown_name(kind, str(name), catalogue, f"configuration key {where}")
     return name
 
@@ -572,5 +583,5 @@ def _capped_model(model: Model, caps: Caps) -> tuple[Model, tuple[str, ...]]:
         settings["width"] = caps.width
         settings["heads"] = next(heads for heads in (4, 3, 2, 1) if caps.width % heads == 0)
         notes.append(f"width {width}->{caps.width}")
-    update["settings"] = model.settings.model_copy(update=settings)
-    return model.model_copy(update=update), tuple(notes)
+    update["settings"] = {**model.settings.model_dump(), **settings}
+    return _validated(model, update, "caps"), tuple(notes)

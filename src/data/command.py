@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import time
 from pathlib import Path
 
 from ..core.command import add_job_arguments, read_document
+from ..core.errors import unknown_name
 from ..core.files import write_json
 from ..core.identity import digest_of
 from ..core.log import job_log, logger
@@ -19,12 +21,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--done", type=Path, required=True, help="marker to write; the manifest lies beside it")
 
 
+def check_timm_names(names: list[str]) -> None:
+    """Refuses a study that names an architecture timm does not have, in its first job instead of its last.
+
+    Raises:
+        ConfigError: the first unknown name, with near ones.
+    """
+    import timm
+
+    for name in names:
+        if not timm.is_model(name):
+            near = difflib.get_close_matches(name, timm.list_models(), n=8, cutoff=0.4)
+            raise unknown_name("timm architecture", name, near, "configuration keys annotators and models")
+
+
 def run(args: argparse.Namespace) -> int:
     """Writes the manifest and its marker."""
     spec = read_document(args.spec, "the data spec")
     machine = read_document(args.machine, "the machine settings")
     started = time.monotonic()
     with job_log("manifest", digest=digest_of(spec), seed=None, device="cpu") as counts:
+        check_timm_names(machine["timm_names"])
         manifests = build_manifests(spec, machine)
         summary = save_manifests(args.done.parent, manifests)
         counts["images"] = sum(len(manifest) for manifest in manifests.values())

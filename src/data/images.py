@@ -6,6 +6,7 @@ Called by every stage that looks at a photograph. Never guesses: what cannot be 
 from __future__ import annotations
 
 import io
+import re
 import warnings
 from typing import Literal
 
@@ -39,10 +40,22 @@ def decode_image(encoded: bytes) -> Image.Image:
             warnings.simplefilter("ignore")  # Pillow warns of odd EXIF and palettes; the pixels are what counts here
             with Image.open(io.BytesIO(encoded)) as picture:
                 picture.load()
-                return ImageOps.exif_transpose(picture).convert("RGB")
+                upright = ImageOps.exif_transpose(picture)
+                return _eight_bits(upright).convert("RGB")
     except Exception as error:  # noqa: BLE001 - Pillow's decoders raise almost any type on damaged bytes
-        reason = " ".join(str(error).split()) or type(error).__name__
+        text = re.sub(r" <_io\.BytesIO object at 0x[0-9a-f]+>", " the file", str(error))  # an address differs every run
+        reason = " ".join(text.split()) or type(error).__name__
         raise UnreadableImageError(f"{type(error).__name__}: {reason}"[:200]) from None
+
+
+def _eight_bits(picture: Image.Image) -> Image.Image:
+    """Scales 16-bit grey to 8 bits, which Pillow's own conversion would clip to white."""
+    if not picture.mode.startswith("I"):
+        return picture
+    levels = np.asarray(picture).astype(np.int64)
+    if levels.min() < 0 or levels.max() > 65535:
+        raise ValueError(f"grey levels {levels.min()} to {levels.max()} are neither 8 nor 16 bits")
+    return Image.fromarray((levels // 257).astype(np.uint8))
 
 
 def resize(picture: Image.Image, width: int, height: int, interpolation: Literal["bilinear", "bicubic"]) -> Image.Image:

@@ -171,6 +171,12 @@ def build_manifests(spec: dict[str, Any], machine: dict[str, Any]) -> dict[str, 
         val_entries, val_folders = list_entries(root, places["val"], places["format"])
         _check_folders(root / places["val"], val_entries, val_folders, classes)
         val_source = "val"
+    for split, entries in (("train", train_entries), ("val", val_entries)):
+        if not entries:
+            raise DataError(
+                f"split {split} of {root} has no photograph. "
+                + ("A class needs two photographs to give one to validation." if places["val"] is None else "Add some.")
+            )
     if spec["images"] is not None:
         kept = sorted(train_entries, key=lambda entry: derived_seed("images", entry.path))[: spec["images"]]
         train_entries = sorted(kept, key=lambda entry: entry.path)

@@ -70,6 +70,13 @@ def list_entries(data_root: Path, location: str, data_format: str) -> tuple[list
         entries, folders = _list_folder(place)
     if not folders:
         raise DataError(f"{place}: no class folders. Expected one folder per class with the photographs inside.")
+    for entry in entries:
+        try:
+            entry.path.encode("utf-8")
+        except UnicodeEncodeError:
+            raise DataError(
+                f"{place}: the file name {entry.path!r} is not UTF-8, so it has no id. Rename the file."
+            ) from None
     return sorted(entries, key=lambda entry: entry.path), sorted(folders)
 
 
@@ -104,6 +111,10 @@ def _list_tar(place: Path, inner: str) -> tuple[list[Entry], list[str]]:
                 elif member.isfile() and "/" in relative and Path(relative).suffix.lower() in IMAGE_SUFFIXES:
                     folders.add(relative.split("/", 1)[0])
                     entries.append(Entry(relative, member.size, member.offset_data))
+            end = archive.offset  # where the archive's closing block of zeros begins
+        size_bytes = place.stat().st_size
+        if end + tarfile.BLOCKSIZE > size_bytes or any(e.offset + e.size_bytes > size_bytes for e in entries):
+            raise DataError(f"{place}: cut off, the archive has no end. Copy it again.")
     except tarfile.TarError as error:
         raise DataError(
             f"{place}: not an uncompressed tar file ({error}). Unpack it or repack it without gzip."

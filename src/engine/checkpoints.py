@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ..core.errors import CheckpointError
+from ..core.errors import CheckpointError, OutputError
 from ..core.files import atomic_path
 
 
@@ -27,17 +27,20 @@ class Progress:
 
 def save_checkpoint(path: Path, digest: str, progress: Progress, states: dict[str, Any]) -> None:
     """Writes the training state of the spec with this digest."""
+    document = {
+        "digest": digest,
+        "epoch": progress.epoch,
+        "step": progress.step,
+        "totals": dict(progress.totals),
+        "states": states,
+    }
     with atomic_path(path) as temporary:
-        torch.save(
-            {
-                "digest": digest,
-                "epoch": progress.epoch,
-                "step": progress.step,
-                "totals": dict(progress.totals),
-                "states": states,
-            },
-            temporary,
-        )
+        try:
+            torch.save(document, temporary)
+        except RuntimeError as error:  # torch's own writer reports a full disk this way
+            raise OutputError(
+                f"{path}: the training state cannot be written (disk full?); the last one is kept."
+            ) from error
 
 
 def load_checkpoint(path: Path, digest: str) -> tuple[Progress, dict[str, Any]] | None:
@@ -50,10 +53,10 @@ def load_checkpoint(path: Path, digest: str) -> tuple[Progress, dict[str, Any]] 
         return None
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001 - pickle raises many types on damaged files
-        raise CheckpointError(
-            f"{path}: damaged training state ({' '.join(str(error).split())[:120]}). Delete it; the run starts over."
-        ) from None
+        if not isinstance(saved, dict) or not {"digest", "epoch", "step", "totals", "states"} <= saved.keys():
+            raise ValueError("not a training state")
+    except Exception:  # noqa: BLE001 - pickle raises many types on damaged files, with advice that would mislead here
+        raise CheckpointError(f"{path}: damaged, or no training state. Delete it; the run starts over.") from None
     if saved["digest"] != digest:
         raise CheckpointError(f"{path}: training state of spec {saved['digest']}, this run is {digest}. Move it away.")
     return Progress(saved["epoch"], saved["step"], saved["totals"]), saved["states"]

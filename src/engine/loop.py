@@ -75,12 +75,14 @@ class Task:
     Attributes:
         batches: (epoch, first step) -> the epoch's steps from there on, each a list of (micro-batch, weight); weights of
             a step sum to one.
+        steps_per_epoch: optimiser steps of an epoch.
         loss: (model, micro-batch, epoch, step) -> the loss and its parts, all scalar tensors.
         validate: measures a model; logged with the epoch. None: never.
         validate_every_epochs: 0: never.
     """
 
     batches: Callable[[int, int], Iterable[list[tuple[Any, float]]]]
+    steps_per_epoch: int
     loss: Callable[[nn.Module, Any, int, int], tuple[torch.Tensor, dict[str, torch.Tensor]]]
     validate: Callable[[nn.Module], dict[str, float]] | None = None
     validate_every_epochs: int = 0
@@ -135,7 +137,11 @@ def fit(
         warmup_lr_init=optimisation.warmup_learning_rate,
         cycle_limit=1,
     )
-    averaged = ModelEmaV3(model, decay=optimisation.ema_decay) if optimisation.ema_decay else None
+    averaged = None
+    if optimisation.ema_decay:
+        # decay 1 - 1/(1 + step) until it reaches the recipe's: a plain mean at first. Without it a short run's average would
+        # still be mostly the random weights it began with (decay 0.99992 forgets them in 30,000 steps).
+        averaged = ModelEmaV3(model, decay=optimisation.ema_decay, use_warmup=True, warmup_power=1.0)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
     checkpoint = folder / "checkpoint.pt"
     metrics = MetricsFile(folder / "metrics.jsonl")
@@ -176,7 +182,7 @@ def fit(
                     epoch=epoch, step=step, device=device, precision=precision,
                 )  # fmt: skip
                 if averaged is not None:
-                    averaged.update(model)
+                    averaged.update(model, step=epoch * task.steps_per_epoch + step + 1)
                 step += 1
                 totals.add("seconds", time.monotonic() - started)
                 if stop.requested or time.monotonic() - saved_at > CHECKPOINT_SECONDS:

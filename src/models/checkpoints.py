@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core.errors import CheckpointError
+from ..core.errors import CheckpointError, OutputError
 from ..core.files import atomic_path
 from .tokens import TokenModel
 from .transformer import initialise_linear, interpolate_position_embedding
@@ -105,13 +105,17 @@ def save_weights(
     Raises:
         OutputError: the file cannot be written.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     state = model_or_state.state_dict() if isinstance(model_or_state, nn.Module) else model_or_state
     # Entries of their own: safetensors refuses tensors that share memory or are not contiguous.
     own = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in state.items()}
     with atomic_path(Path(path)) as temporary:
-        save_file(own, temporary, dict(metadata))
+        try:
+            save_file(own, temporary, dict(metadata))
+        except SafetensorError as error:  # its own writer reports a full disk this way
+            raise OutputError(f"{path}: the weights cannot be written ({error}).") from error
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:

@@ -185,13 +185,20 @@ class Batches:
         return steps
 
 
-def check_labels_fit(store: LabelStore, markers: dict[int, dict[str, Any]], manifest: Manifest) -> None:
-    """Refuses labels that were made from other photographs.
+def check_labels_fit(
+    store: LabelStore, markers: dict[int, dict[str, Any]], manifest: Manifest, labels_digest: str
+) -> None:
+    """Refuses labels that were made from other photographs, by another annotator or with other settings.
 
     Raises:
-        LabelError: a shard's manifest digest is not the current one.
+        LabelError: a shard's digest of its photographs or of its spec is not the expected one.
     """
     for shard, marker in markers.items():
+        if marker["labels_digest"] != labels_digest:
+            raise LabelError(
+                f"label shard {shard} of {store.annotator}: made by another annotator or with other settings (spec "
+                f"{marker['labels_digest']}, the run learns from {labels_digest}). Give the right --labels folder."
+            )
         if marker["manifest_digest"] != manifest.shard_digests[shard]:
             raise LabelError(
                 f"label shard {shard} of {store.annotator}: made from other photographs than the manifest lists. "

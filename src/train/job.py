@@ -31,8 +31,6 @@ from .augment import Augmentation
 from .batches import Batches, TrainingSet, check_labels_fit
 from .supervision import Supervision
 
-VALIDATION_CROP = 0.9  # of the validations during training only; the evaluation stage has its own setting
-
 
 def train_run(
     spec: dict[str, Any],
@@ -89,13 +87,14 @@ def train_run(
         if batches.batch_size < recipe.batch_size:
             logger.warning("batch_size %d: only %d photographs", recipe.batch_size, batches.batch_size)
         crops = CenterCrops(
-            manifests["val"], machine, spec["image_px"], VALIDATION_CROP, "bicubic", model.mean, model.std
+            manifests["val"], machine, spec["image_px"], machine["validation_crop"], "bicubic", model.mean, model.std
         )
         supervision = Supervision(spec["recipe"], model.num_classes, seed)
         result = fit(
             model,
             Task(
                 batches=batches,
+                steps_per_epoch=batches.steps_per_epoch,
                 loss=supervision.loss,
                 validate=lambda measured: measure_accuracy(
                     measured, crops, machine, num_classes=model.num_classes, device=device, precision=precision
@@ -122,6 +121,7 @@ def train_run(
             "seed": seed,
             "epochs": recipe.epochs + recipe.cooldown_epochs,
             "steps_per_epoch": batches.steps_per_epoch,
+            "micro_batch": batches.micro_batch,
             "images": result.images,
             "skipped": result.skipped + dataset.unreadable * (recipe.epochs + recipe.cooldown_epochs),
             "unreadable": dataset.unreadable,
@@ -159,7 +159,7 @@ def _open_labels(folder: Path | None, spec: dict[str, Any], manifest: Manifest) 
     store = LabelStore(folder, split="train")
     total = len(manifest.shard_digests)
     markers = {shard: read_marker(folder / shard_file_name("train", shard, total, ".done")) for shard in range(total)}
-    check_labels_fit(store, markers, manifest)
+    check_labels_fit(store, markers, manifest, digest_of(spec["labels"]))
     return store
 
 

@@ -13,7 +13,7 @@ import yaml
 from .conftest import REPOSITORY, planned_jobs, run_snakemake
 
 FULL = {
-    "make_manifest": 1, "annotate_shard": 576, "train_run": 62, "evaluate_run": 62, "make_table": 10, "draw_label_maps": 1,
+    "make_manifest": 1, "annotate_shard": 576, "train_run": 63, "evaluate_run": 63, "make_table": 10, "draw_label_maps": 1,
     "make_report": 1, "all": 1,
 }  # fmt: skip
 
@@ -70,6 +70,11 @@ MISTAKES: list[tuple[str, Callable[[dict[str, Any]], Any], list[str]]] = [
         ["randaugment_operations", "'Shear'", "ShearX"],
     ),
     (
+        "model that is a list",
+        lambda o: o.update(defaults={"model": ["lvvit_s"]}),
+        ["defaults.model", "['lvvit_s']", "string"],
+    ),
+    (
         "annotator of other classes",
         lambda o: o.update(dataset={"num_classes": 10, "class_map": None}),
         ["efficientnet_b3", "1000 classes", "has 10"],
@@ -119,6 +124,16 @@ def test_an_empty_class_folder_stops_the_first_job_with_its_name(tmp_path: Path,
     assert finished.returncode != 0
     assert "train/n01440764: this class folder holds no image file" in finished.stderr
     assert "annotate_shard" not in finished.stdout.split("Select jobs", 1)[-1]
+
+
+def test_an_architecture_that_timm_does_not_have_stops_the_first_job(tmp_path: Path, photographs: Path) -> None:
+    demo = yaml.safe_load((REPOSITORY / "demo" / "config.yaml").read_text())
+    demo["annotators"]["efficientnet_lite0"]["architecture"] = "tf_efficientnet_lite9.in1k"
+    finished = run_snakemake(tmp_path, "labels", "--cores", "1", overlay=demo | {"data_root": str(photographs)})
+    assert finished.returncode != 0
+    assert "unknown timm architecture 'tf_efficientnet_lite9'" in finished.stderr
+    assert "tf_efficientnet_lite0" in finished.stderr  # a near one
+    assert not (tmp_path / "logs" / "labels").exists()
 
 
 def test_config_on_the_command_line_sets_the_data_root(tmp_path: Path) -> None:

@@ -124,8 +124,8 @@ def test_a_machine_value_reruns_nothing(finished_study: Path, overlay: Overlay, 
             },
         ),
         (
-            lambda o: o.update(evaluation={"crop": 0.8}),
-            {"evaluate_run": 2, "make_table": 2, "make_report": 1},
+            lambda o: o.update(evaluation={"interpolation": "bilinear"}),
+            {"evaluate_run": 3, "make_table": 2, "make_report": 1},
         ),
     ],
     ids=["recipe", "fine-tuning recipe", "labels", "evaluation"],
@@ -164,6 +164,19 @@ def test_a_new_experiment_plans_exactly_its_jobs(finished_study: Path, overlay: 
     }  # fmt: skip
     jobs = planned_jobs(run_snakemake(finished_study, "-n", "results/ablation_beta.csv", overlay=overlay))
     assert jobs == {"train_run": 1, "evaluate_run": 1, "make_table": 1}
+
+
+def test_a_table_follows_its_rows_even_without_snakemakes_records(
+    finished_study: Path, overlay: Overlay, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(finished_study, copy)
+    shutil.rmtree(copy / ".snakemake")
+    overlay["experiments"]["ablation_annotators"]["rows"][0]["label"] = "renamed"
+    finished = run_snakemake(copy, "results/ablation_annotators.csv", "--cores", "1", overlay=overlay)
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    assert "renamed" in (copy / "results" / "ablation_annotators.csv").read_text()
+    assert "rule train_run" not in finished.stderr
 
 
 def test_the_report_alone_is_made_of_what_exists(finished_study: Path, overlay: Overlay) -> None:

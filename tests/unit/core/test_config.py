@@ -62,6 +62,57 @@ MISTAKES: list[tuple[str, Callable[[Raw], Any], list[str]]] = [
         ["experiments.main.rows.lvvit_t.model", "'x'", "lvvit_t"],
     ),
     (
+        "a list for a model in a row",
+        lambda c: c["experiments"]["main"]["rows"][0]["set"].update(model=["lvvit_s"]),
+        ["experiments.main.rows.lvvit_t.model", "['lvvit_s']"],
+    ),
+    (
+        "a resolution between two token grids",
+        lambda c: c["experiments"]["main"]["rows"][0]["set"].update(image_px=230),
+        ["experiments.main.rows.lvvit_t.set", "230", "multiple of the token size, 16"],
+    ),
+    (
+        "a fine-tuning resolution between two token grids",
+        lambda c: c["experiments"]["main"]["rows"][0]["set"].update(finetune_px=[385]),
+        ["finetune_px", "385", "16"],
+    ),
+    (
+        "a fine-tuning resolution out of range",
+        lambda c: c["experiments"]["main"]["rows"][0]["set"].update(finetune_px=[99999]),
+        ["finetune_px", "99999", "4096"],
+    ),
+    (
+        "a capped resolution between two token grids",
+        lambda c: c.update(caps={"image_px": 100}),
+        ["caps", "100", "multiple"],
+    ),
+    (
+        "heads that do not divide the width",
+        lambda c: c["experiments"]["main"]["rows"][0]["set"].update({"architecture.width": 385}),
+        ["architecture", "width 385", "heads"],
+    ),
+    (
+        "a stem of unequal lengths",
+        lambda c: c["models"]["lvvit_s"]["settings"].update(stem_strides=[2, 8]),
+        ["models.lvvit_s.settings", "equal length"],
+    ),
+    (
+        "a setting of LV-ViT on another model",
+        lambda c: c["experiments"]["main"]["rows"][0]["set"].update({"model": "deit_s", "architecture.depth": 3}),
+        ["timm/deit_small_patch16_224", "takes no settings"],
+    ),
+    ("an infinite rate", lambda c: c["recipes"]["finetune"].update(learning_rate=float("inf")), ["learning_rate", "finite"]),
+    ("a reversed range", lambda c: c["recipes"]["finetune"].update(crop_ratio=[1.3, 0.7]), ["crop_ratio", "smallest"]),
+    ("more warm-up than training", lambda c: c["recipes"]["finetune"].update(warmup_epochs=99), ["warmup_epochs 99", "30"]),
+    (
+        "no operation to choose from",
+        lambda c: c["recipes"]["finetune"].update(randaugment_operations=[]),
+        ["randaugment_operations", "randaugment_count: 0"],
+    ),
+    ("a negative seed", lambda c: c["experiments"]["main"].update(seeds=[-1]), ["experiments.main.seeds", "-1"]),
+    ("a seed twice", lambda c: c["experiments"]["main"].update(seeds=[0, 0]), ["experiments.main", "must differ"]),
+    ("an unknown axis", lambda c: c["experiments"]["main"].update(x="foo"), ["experiments.main.x", "'foo'", "participation"]),
+    (
         "two rows of one name",
         lambda c: c["experiments"]["main"]["rows"].append({"name": "lvvit_t"}),
         ["experiments.main", "'lvvit_t'", "twice"],

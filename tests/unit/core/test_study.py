@@ -130,6 +130,35 @@ def test_a_new_experiment_is_one_entry_and_only_its_jobs(raw_config: Raw) -> Non
     assert len(after.tables["ablation_beta"].inputs) == 4
 
 
+def test_an_overlay_may_shorten_a_grid_and_rows_keep_their_names(raw_config: Raw) -> None:
+    experiment = raw_config["experiments"]["ablation_participation"]
+    experiment["grid"] = {
+        "train.participation": [0.2, 1.0],
+        "model": ["lvvit_s"],
+    }  # an overlay's merge may reorder keys
+    rows = Study.plan(raw_config).tables["ablation_participation"].rows
+    assert [(row.name, row.paper_top1) for row in rows] == [
+        ("lvvit_s_participation_0_2", 82.8),
+        ("lvvit_s_participation_1_0", 83.3),
+    ]
+
+
+def test_learning_rates_follow_table_7(raw_config: Raw) -> None:
+    rows = {row.name: row.run.spec["recipe"] for row in Study.plan(raw_config).tables["ablation_supervision"].rows}
+    assert {name: recipe["learning_rate_batch"] for name, recipe in rows.items()} == {
+        "mixtoken_token": 640, "mixtoken_relabel": 1024, "cutmix_relabel": 1024, "mixtoken_hard": 1024, "cutmix_hard": 1024,
+    }  # fmt: skip
+
+
+def test_the_evaluation_sees_what_the_released_validation_saw(raw_config: Raw) -> None:
+    study = Study.plan(raw_config)
+    crops = {row.name: study.evaluation_document(row.run.evaluation)[1]["crop"] for row in study.tables["main"].rows}
+    assert crops == {
+        "lvvit_t": 0.9, "lvvit_s": 0.9, "lvvit_s_384": 0.9, "lvvit_m": 1.0, "lvvit_m_384": 1.0, "lvvit_l": 1.0,
+        "lvvit_l_448": 1.0, "lvvit_l_512": 1.0,
+    }  # fmt: skip
+
+
 def test_fine_tuning_is_a_chain(raw_config: Raw) -> None:
     study = Study.plan(raw_config)
     last = next(row.run for row in study.tables["main"].rows if row.name == "lvvit_l_512")

@@ -35,6 +35,24 @@ def test_every_mode_becomes_rgb(mode: str) -> None:
     assert decode_image(encoded(Image.new(mode, (5, 4)), file_format)).mode == "RGB"
 
 
+def test_sixteen_bit_grey_is_scaled_and_not_clipped_to_white() -> None:
+    levels = np.linspace(0, 65535, 64 * 64, dtype=np.uint16).reshape(64, 64)
+    seen = np.array(decode_image(encoded(Image.fromarray(levels), "PNG")))
+    assert seen[0, 0, 0] == 0
+    assert seen[-1, -1, 0] == 255
+    assert 120 < seen.mean() < 135
+
+
+def test_the_reason_is_the_same_every_time() -> None:
+    reasons = set()
+    for _ in range(2):
+        with pytest.raises(UnreadableImageError) as caught:
+            decode_image(b"not an image" * 3)
+        reasons.add(str(caught.value))
+    assert len(reasons) == 1
+    assert "0x" not in reasons.pop()
+
+
 @pytest.mark.parametrize(
     "damage",
     [lambda b: b"", lambda b: b"not an image", lambda b: b[: len(b) // 2], lambda b: b[:20]],

@@ -133,6 +133,37 @@ def test_missing_and_empty_places_are_named(folder: Path, tmp_path: Path) -> Non
         build_manifests(spec(num_classes=4), machine(folder))
 
 
+@pytest.mark.parametrize("size", [0.5, 0.97])
+def test_a_tar_that_was_cut_off_is_refused(folder: Path, size: float) -> None:
+    whole = folder / "train.tar"
+    with tarfile.open(whole, "w") as archive:
+        archive.add(folder / "train", ".")
+    whole.write_bytes(whole.read_bytes()[: int(whole.stat().st_size * size) // 512 * 512])
+    if size > 0.9:  # only the closing blocks are gone
+        with tarfile.open(whole) as archive:
+            end = max(member.offset_data + (member.size + 511) // 512 * 512 for member in archive)
+        whole.write_bytes(whole.read_bytes()[:end])
+    with pytest.raises(DataError, match=r"train\.tar: (cut off|not an uncompressed tar)"):
+        build_manifests(spec(), machine(folder, format="tar", train="train.tar", val="train.tar"))
+
+
+def test_a_split_without_photographs_is_refused_at_once(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        (tmp_path / "train" / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "train" / name / "only.jpg")
+    with pytest.raises(DataError, match=r"split val .* has no photograph.*two photographs"):
+        build_manifests(spec(val_fraction=0.2), machine(tmp_path, val=None))
+
+
+def test_a_file_name_that_is_not_utf8_is_named(folder: Path) -> None:
+    import os
+
+    with open(os.fsencode(folder / "train" / "n2") + b"/\xff.jpg", "wb") as file:
+        file.write(b"x")
+    with pytest.raises(DataError, match="not UTF-8"):
+        build_manifests(spec(), machine(folder))
+
+
 def test_a_changed_photograph_is_refused(folder: Path) -> None:
     manifest = build_manifests(spec(), machine(folder))["train"]
     source = manifest.open_source(machine(folder))

@@ -207,6 +207,39 @@ def test_labels_of_other_photographs_are_refused(spec: Spec, workplace: Workplac
         )  # fmt: skip
 
 
+def test_labels_of_another_annotator_are_refused(spec: Spec, workplace: Workplace, tmp_path: Path) -> None:
+    spec["labels"] = json.loads(json.dumps(spec["labels"]))
+    spec["labels"]["annotator"]["architecture"] = "tf_efficientnet_lite2.in1k"
+    with pytest.raises(LabelError, match="another annotator"):
+        train(spec, workplace, tmp_path)
+
+
+def test_a_short_runs_averaged_weights_have_forgotten_the_random_start(
+    spec: Spec, workplace: Workplace, tmp_path: Path
+) -> None:
+    """With the paper's decay of 0.99992 and no warm-up, nine steps would leave 99.9 % of the random weights."""
+    spec["recipe"] |= {"ema_decay": 0.99992, "learning_rate": 1e-2}
+    begun = build_model(spec, None, 0).state_dict()
+    train(spec, workplace, tmp_path)
+    averaged, last = load_file(tmp_path / "model_ema.safetensors"), load_file(tmp_path / "model.safetensors")
+    for name in ("head.weight", "blocks.0.attn.qkv.weight"):
+        moved = float((last[name] - begun[name]).norm())
+        assert float((averaged[name] - begun[name]).norm()) > 0.3 * moved
+        assert not torch.equal(averaged[name], last[name])
+
+
+@pytest.mark.parametrize("content", [b"rubbish", None], ids=["bytes", "another file of torch"])
+def test_a_damaged_checkpoint_is_one_line(
+    spec: Spec, workplace: Workplace, tmp_path: Path, content: bytes | None
+) -> None:
+    if content is None:
+        torch.save({"a": torch.zeros(1)}, tmp_path / "checkpoint.pt")
+    else:
+        (tmp_path / "checkpoint.pt").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"checkpoint\.pt: damaged, or no training state. Delete it"):
+        train(spec, workplace, tmp_path)
+
+
 def test_a_checkpoint_of_another_spec_is_refused(spec: Spec, workplace: Workplace, tmp_path: Path) -> None:
     process = start(spec | {"recipe": spec["recipe"] | {"epochs": 50}}, workplace, tmp_path, tmp_path / "run")
     deadline = time.monotonic() + 120
