@@ -37,11 +37,13 @@ def write_document(path, document):
     """
     if workflow.exec_mode != ExecMode.DEFAULT or workflow.dryrun or workflow.touch:
         return
+    documents = {path: document}
+    if MACHINE not in WRITTEN:  # moving the data reruns nothing, yet the next job sees it
+        documents |= {RESOLVED: config, MACHINE: STUDY.machine()}
     try:
-        write_json_if_changed(Path(path), document)
-        write_json_if_changed(Path(RESOLVED), config)
-        # moving the data reruns nothing, yet the next job sees it
-        write_json_if_changed(Path(MACHINE), STUDY.machine())
+        for place in documents.keys() - WRITTEN:  # 64 shards share a spec: one look at the file system is enough
+            write_json_if_changed(Path(place), documents[place])
+            WRITTEN.add(place)
     except TokenLabelError as error:
         stop(error)
 
@@ -60,6 +62,7 @@ if not os.access(Path.cwd(), os.W_OK):
     stop(
         f"{Path.cwd()}: this folder cannot be written. Run snakemake where results may lie, or give --directory FOLDER."
     )
+WRITTEN = set()  # documents that this process has written or found up to date
 MACHINE = "results/machine.json"
 RESOLVED = "results/study.json"  # the merged configuration, for the report and for whoever asks later
 STUDY = plan_study()

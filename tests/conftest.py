@@ -43,6 +43,24 @@ def machine_settings(data_root: Path, **changes: Any) -> dict[str, Any]:
     return settings | changes
 
 
+def write_manifests(folder: Path, machine: dict[str, Any]) -> dict[str, Any]:
+    """Lists ImageNet-named class folders in one shard, as the manifest job does; returns split -> manifest."""
+    from tokenlabel.core.files import write_json
+    from tokenlabel.data.manifest import build_manifests, save_manifests
+
+    spec = {
+        "class_map": "imagenet-1k",
+        "num_classes": 1000,
+        "val_fraction": None,
+        "val_seed": 0,
+        "images": None,
+        "shards": 1,
+    }
+    manifests = build_manifests(spec, machine)
+    write_json(folder / "manifest.done", save_manifests(folder, manifests))
+    return manifests
+
+
 @pytest.fixture(scope="session")
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with train/ and val/ of the demo's 160 crops of real photographs."""

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..core.errors import CheckpointError, ConfigError, unknown_name
+from ..core.errors import CheckpointError, ConfigError
+from ..data.timm_names import check_timm_names
 from .weights import load_weights
 
 CHECK_TOLERANCE = 1e-3  # of the logits' spread; float32 on a CPU gives 1e-6, bfloat16 is checked in float32
@@ -108,10 +109,7 @@ def build_annotator(spec: dict[str, Any], weights_root: Path) -> Annotator:
     import timm
 
     architecture = spec["architecture"]
-    name = architecture.split(".", 1)[0]
-    if not timm.is_model(name):
-        near = timm.list_models(f"*{name.split('_')[-1]}*") or timm.list_models()
-        raise unknown_name("timm architecture", name, near[:20], "annotator")
+    check_timm_names([architecture.split(".", 1)[0]])
     weights = load_weights(spec, weights_root)
     backbone = timm.create_model(architecture, pretrained=False, num_classes=spec["num_classes"])
     missing, unexpected = _load(backbone, weights.state, architecture)

@@ -25,16 +25,13 @@ Pixels = Annotated[int, Field(ge=16, le=4096)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 # timm's increasing set, "rand-m9-mstd0.5-inc1" in its notation; geometric ones move the labels with the pixels
-PIXEL_OPERATIONS = (
-    "AutoContrast", "Equalize", "Invert", "PosterizeIncreasing", "SolarizeIncreasing", "SolarizeAdd",
-    "ColorIncreasing", "ContrastIncreasing", "BrightnessIncreasing", "SharpnessIncreasing",
-)  # fmt: skip
-GEOMETRIC_OPERATIONS = ("Rotate", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel")
 RandAugmentOperation = Literal[
     "AutoContrast", "Equalize", "Invert", "PosterizeIncreasing", "SolarizeIncreasing", "SolarizeAdd",
     "ColorIncreasing", "ContrastIncreasing", "BrightnessIncreasing", "SharpnessIncreasing",
     "Rotate", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel",
 ]  # fmt: skip
+GEOMETRIC_OPERATIONS = ("Rotate", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel")
+PIXEL_OPERATIONS = tuple(name for name in typing.get_args(RandAugmentOperation) if name not in GEOMETRIC_OPERATIONS)
 
 
 class Frozen(BaseModel):

@@ -3,36 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import time
 from pathlib import Path
 
 from ..core.command import add_job_arguments, read_document
-from ..core.errors import unknown_name
 from ..core.files import write_json
 from ..core.identity import digest_of
 from ..core.log import job_log, logger
 from .manifest import build_manifests, save_manifests
+from .timm_names import check_timm_names
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments of the manifest job."""
     add_job_arguments(parser)
     parser.add_argument("--done", type=Path, required=True, help="marker to write; the manifest lies beside it")
-
-
-def check_timm_names(names: list[str]) -> None:
-    """Refuses a study that names an architecture timm does not have, in its first job instead of its last.
-
-    Raises:
-        ConfigError: the first unknown name, with near ones.
-    """
-    import timm
-
-    for name in names:
-        if not timm.is_model(name):
-            near = difflib.get_close_matches(name, timm.list_models(), n=8, cutoff=0.4)
-            raise unknown_name("timm architecture", name, near, "configuration keys annotators and models")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -58,11 +57,6 @@ class Manifest:
     def rows_of_shard(self, shard: int) -> NDArray[np.int64]:
         """Rows whose id modulo the number of shards is `shard`."""
         return np.flatnonzero(self.sample_id % np.uint64(len(self.shard_digests)) == np.uint64(shard))
-
-    @cached_property
-    def row_by_id(self) -> dict[int, int]:
-        """Row of each sample id."""
-        return {int(identifier): row for row, identifier in enumerate(self.sample_id)}
 
     def read(self, source: ByteSource, row: int) -> bytes:
         """Bytes of one photograph; raises DataError where it no longer fits the manifest."""

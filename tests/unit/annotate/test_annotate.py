@@ -17,14 +17,14 @@ import numpy as np
 import pytest
 import torch
 
-from tests.conftest import machine_settings
+from tests.conftest import machine_settings, write_manifests
 from tokenlabel.annotate.dense import Annotator, Preprocessing, build_annotator
 from tokenlabel.annotate.weights import find_weights_file, load_weights
 from tokenlabel.core.errors import CheckpointError, ConfigError
 from tokenlabel.core.files import read_json, write_json
 from tokenlabel.core.log import set_up_logging
 from tokenlabel.data.images import decode_image, resize, to_tensor
-from tokenlabel.data.manifest import build_manifests, load_manifest, save_manifests
+from tokenlabel.data.manifest import load_manifest
 from tokenlabel.demo.photographs import find_photographs
 from tokenlabel.labels import LabelStore
 
@@ -68,16 +68,7 @@ def write_machine(place: Path, **changes: Any) -> None:
 
 
 def make_manifest(place: Path) -> None:
-    spec = {
-        "class_map": "imagenet-1k",
-        "num_classes": 1000,
-        "val_fraction": None,
-        "val_seed": 0,
-        "images": None,
-        "shards": 1,
-    }
-    manifests = build_manifests(spec, read_json(place / "machine.json"))
-    write_json(place / "manifest" / "manifest.done", save_manifests(place / "manifest", manifests))
+    write_manifests(place / "manifest", read_json(place / "machine.json"))
 
 
 def command(place: Path, folder: str = "labels") -> list[str]:

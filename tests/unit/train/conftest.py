@@ -10,11 +10,10 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import machine_settings
+from tests.conftest import machine_settings, write_manifests
 from tokenlabel.annotate.shard_job import annotate_shard
 from tokenlabel.core.config import load_config
-from tokenlabel.core.files import write_json
-from tokenlabel.data.manifest import Manifest, build_manifests, save_manifests
+from tokenlabel.data.manifest import Manifest
 
 LABEL_SPEC = {
     "stage": "annotate", "version": 1, "dataset": {},
@@ -45,16 +44,7 @@ def workplace(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Wo
     victim = sorted((root / "data" / "train").rglob("*.jpg"))[3]
     victim.write_bytes(victim.read_bytes()[:500])
     machine = machine_settings(root / "data")
-    data = {
-        "class_map": "imagenet-1k",
-        "num_classes": 1000,
-        "val_fraction": None,
-        "val_seed": 0,
-        "images": None,
-        "shards": 1,
-    }
-    manifests = build_manifests(data, machine)
-    write_json(root / "manifest" / "manifest.done", save_manifests(root / "manifest", manifests))
+    manifests = write_manifests(root / "manifest", machine)
     labels = root / "labels" / "lite0-00000000"
     annotate_shard(LABEL_SPEC, machine, manifests["train"], 0, labels / "train-00000-of-00001.done")
     return Workplace(root, manifests, labels, machine)
