@@ -25,10 +25,8 @@ from ..core.log import library_versions, logger
 from ..data.images import UnreadableImageError, decode_image, resize, resize_and_center_crop, to_tensor
 from ..data.manifest import Manifest
 from ..engine.device import autocast, choose_device, choose_precision, set_threads
+from ..labels.records import STATUS_OK, STATUS_UNREADABLE, LabelRows, concatenate_rows
 from ..labels.shards import (
-    STATUS_OK,
-    STATUS_UNREADABLE,
-    LabelRows,
     ShardAttributes,
     assemble_parts,
     read_part,
@@ -133,6 +131,7 @@ def annotate_shard(
             labels_digest=digest_of(spec),
             libraries=library_versions(),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
+            storage=machine["label_storage"],
         )
         destination = done.with_name(shard_file_name(manifest.split, shard, total))
         summary = assemble_parts(_finished_parts(parts_folder), destination, attributes, manifest.sample_id[rows])
@@ -192,11 +191,11 @@ def _label_pending(
             checked = True
         buffer.append(_rows_of(spec, manifest, annotator, rows, images, sizes, reasons, device, precision))
         if time.monotonic() - part_started > machine["part_seconds"]:
-            write_part(parts_folder / f"part-{part:05d}.h5", _concatenated(buffer))
+            write_part(parts_folder / f"part-{part:05d}.h5", concatenate_rows(buffer), machine["label_storage"])
             logger.info("part %d: %d photographs", part, sum(len(piece.sample_id) for piece in buffer))
             buffer, part, part_started = [], part + 1, time.monotonic()
     if buffer:
-        write_part(parts_folder / f"part-{part:05d}.h5", _concatenated(buffer))
+        write_part(parts_folder / f"part-{part:05d}.h5", concatenate_rows(buffer), machine["label_storage"])
 
 
 def _report_unreadable(path: str, reason: str, on_unreadable: str) -> None:
@@ -237,19 +236,4 @@ def _rows_of(
         image_size=np.array(sizes, dtype=np.uint32),
         status=np.where(readable, STATUS_OK, STATUS_UNREADABLE).astype(np.uint8),
         reason=list(reasons),
-    )
-
-
-def _concatenated(pieces: list[LabelRows]) -> LabelRows:
-    def joined(name: str) -> NDArray[Any]:
-        return np.concatenate([getattr(piece, name) for piece in pieces])
-
-    return LabelRows(
-        sample_id=joined("sample_id"),
-        scores=joined("scores"),
-        classes=joined("classes"),
-        tail=None if pieces[0].tail is None else joined("tail"),
-        image_size=joined("image_size"),
-        status=joined("status"),
-        reason=[reason for piece in pieces for reason in piece.reason],
     )
