@@ -2,10 +2,10 @@
 
 usage: python bench/labels_storage.py [--maps MAPS.npz] [--images 2000] [--reads 1000] [--repeats 5] [--record] [--figure PNG]
 
-Layouts: one `.pt` file per image (the released code's), HDF5 with two data sets raw and with each filter, one packed record per
-image with plain float16 and class numbers, and the shard format read by LabelStore and by plain h5py. Reads are shuffled; every
-repeat goes through all layouts, so that ratios are paired. Maps are real: without --maps, the demo's annotator labels its crops first
-(a few minutes; cached).
+Layouts: one `.pt` file per image (the released code's), HDF5 with two data sets raw and with each filter, one packed record
+per image without a checksum, and both storage profiles of the shard format, read by LabelStore and by plain h5py. Reads are
+shuffled; every repeat goes through all layouts, so that ratios are paired. Maps are real: without --maps, EfficientNet-Lite0
+labels the demo's crops first (a few minutes; cached).
 """
 
 from __future__ import annotations

@@ -247,9 +247,10 @@ def test_every_flipped_bit_is_found_with_the_digest(tmp_path: Path) -> None:
             verify_shard(path, digest)
 
 
-def test_flipped_bits_without_the_digest_are_found_or_change_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("storage", ["compact", "fast"])
+def test_flipped_bits_without_the_digest_are_found_or_change_nothing(tmp_path: Path, storage: str) -> None:
     rows = make_rows([1, 2, 3])
-    path = write_shard(tmp_path, rows)
+    path = write_shard(tmp_path, rows, storage=storage)
     whole = path.read_bytes()
     places = []
     with h5py.File(path) as file:
@@ -306,6 +307,18 @@ def test_verify_checks_the_columns(tmp_path: Path, name: str, index: Any, value:
         file[name][index] = value
     with pytest.raises(LabelError, match=message):
         verify_shard(path)
+
+
+@pytest.mark.parametrize(("written", "wanted"), [("compact", "fast"), ("fast", "compact")])
+def test_parts_of_the_other_storage_profile_are_taken_along(tmp_path: Path, written: str, wanted: str) -> None:
+    rows = make_rows([1, 2, 3])
+    write_part(tmp_path / "part.h5", rows, written)
+    path = tmp_path / "train-00000-of-00001.h5"
+    assemble_parts([tmp_path / "part.h5"], path, make_attributes(storage=wanted), rows.sample_id)
+    verify_shard(path)
+    with ShardFile(path) as shard:
+        assert shard.layout.storage == wanted
+        assert_same(shard.rows(0, 3), rows)
 
 
 def test_ids_of_another_shard_are_refused(tmp_path: Path) -> None:

@@ -28,8 +28,9 @@ Folder = Callable[..., tuple[Path, LabelRows]]
 
 @pytest.mark.parametrize("tail", [False, True])
 @pytest.mark.parametrize("num_classes", [10, 70000])
-def test_round_trip(label_folder: Folder, tail: bool, num_classes: int) -> None:
-    folder, rows = label_folder(tail=tail, num_classes=num_classes)
+@pytest.mark.parametrize("storage", ["compact", "fast"])
+def test_round_trip(label_folder: Folder, tail: bool, num_classes: int, storage: str) -> None:
+    folder, rows = label_folder(tail=tail, num_classes=num_classes, storage=storage)
     store = LabelStore(folder, split="train")
     assert len(store) == 20
     assert (store.num_classes, store.grid, store.k) == (num_classes, (ROWS, COLS), K)
@@ -60,6 +61,24 @@ def test_get_many_keeps_the_order_and_repetitions(label_folder: Folder) -> None:
     assert batch.reason == [rows.reason[position] for position in wanted]
     assert batch.status[5] == STATUS_UNREADABLE
     assert len(store.get_many([])) == 0
+
+
+def test_shards_of_both_storage_profiles_in_one_folder(label_folder: Folder) -> None:
+    folder, rows = label_folder()
+    mine = rows.take(np.flatnonzero(rows.sample_id % np.uint64(3) == 1))
+    write_shard(folder, mine, shard=1, total=3, manifest_digest="m1", storage="fast")
+    batch = LabelStore(folder, "train").get_many(rows.sample_id)
+    for name in ("scores", "classes", "tail", "image_size", "status"):
+        np.testing.assert_array_equal(getattr(batch, name), getattr(rows, name))
+
+
+@pytest.mark.parametrize("storage", ["compact", "fast"])
+def test_arrays_can_be_handed_to_torch(label_folder: Folder, storage: str) -> None:
+    folder, rows = label_folder(storage=storage)
+    label = LabelStore(folder, "train")[int(rows.sample_id[0])]
+    assert torch.from_numpy(label.scores).shape == (ROWS, COLS, K)  # warns of arrays that are read-only
+    assert label.tail is not None
+    label.tail[0, 0] = 3
 
 
 def test_ids_and_status(label_folder: Folder) -> None:
