@@ -26,6 +26,7 @@ from ..core.seeds import derived_seed
 from ..data.manifest import load_manifest
 from ..labels.released import ReleasedTree, check_class_count
 
+ANNOTATOR_KEYS = ("architecture", "weights", "weights_sha256", "weights_naming", "num_classes")
 STRIDE_PX = 32  # of the classifiers that make label maps; for the default of --image-px
 
 
@@ -53,7 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--view",
         choices=("squash", "center_crop"),
-        help="squash: the map covers the whole photograph; center_crop: its largest centred square, as the released generator's do",
+        help="squash: the map covers the whole photograph; center_crop: its largest centred "
+        "square, as the released generator's do (a crop_pct below 1 is neglected)",
     )
     parser.add_argument(
         "--image-px", type=int, help="side of what the labels' maker saw (default: 32 a column, 576 for 18)"
@@ -144,10 +146,16 @@ def _detect(
     from .detect import UnclearError, decide, gather_evidence
 
     settings = spec.get("annotator", spec)  # of a label job's spec, or that section alone
-    manifest = labels.manifest
-    if settings.get("num_classes") != len(manifest.classes):
+    missing = [name for name in ANNOTATOR_KEYS if name not in settings]
+    if missing:
         raise ConfigError(
-            f"{args.annotator}: its annotator has {settings.get('num_classes')} classes, the manifest {len(manifest.classes)}. "
+            f"{args.annotator}: says no {' and no '.join(missing)} of an annotator. Give spec.json of a label job, "
+            "results/labels/NAME-DIGEST/spec.json."
+        )
+    manifest = labels.manifest
+    if settings["num_classes"] != len(manifest.classes):
+        raise ConfigError(
+            f"{args.annotator}: its annotator has {settings['num_classes']} classes, the manifest {len(manifest.classes)}. "
             "--detect needs an annotator of the same classes."
         )
     device = choose_device(machine["device"])

@@ -36,7 +36,7 @@ from .statistics import MapStatistics, joined, sample_statistics
 from .store import LabelStore, missing_shards, shards_in
 
 SAMPLE = 256  # maps per shard that inspect reads, and
-SAMPLE_OF_ALL = 16384  # of all shards of a folder together
+SAMPLE_OF_ALL = 4096  # of all shards of a folder together
 FREQUENT = 8  # classes that inspect lists
 NAMED = 3  # photographs that verify names
 
@@ -147,11 +147,11 @@ def inspect_shards(paths: Sequence[Path]) -> int:
         _say("")
         own = [field.name for field in fields(ShardAttributes) if field.name not in shared and field.name != "shard"]
         lines = [["file", "images", "ok", "unreadable", "pending", "size_bytes", "bytes/image", *own]]
-        for path, said in zip(group, attributes, strict=True):
-            counts = read_statuses(path)
-            lines.append([path.name, *_counts(counts), *(str(getattr(said, name)) for name in own)])
+        counts = [read_statuses(path) for path in group]
+        for path, said, counted in zip(group, attributes, counts, strict=True):
+            lines.append([path.name, *_counts(counted), *(str(getattr(said, name)) for name in own)])
         if len(group) > 1:
-            lines.append(["all", *_counts(_total([read_statuses(path) for path in group])), *([""] * len(own))])
+            lines.append(["all", *_counts(_total(counts)), *([""] * len(own))])
         _say_table(lines)
         _inspect_maps(group, attributes)
     return 0
@@ -314,7 +314,8 @@ def merge_shards(paths: Sequence[Path], out: Path, split: str, shards: int | Non
         raise LabelError(f"--out {out}: holds shards of split {split!r} already. Give a new folder, or delete them.")
     plan = plan_merge(sources)
     manifest = load_manifest(manifest_folder, split) if manifest_folder else None
-    total = shards or (len(manifest.shard_digests) if manifest else plan.attributes[0].total)
+    total = len(manifest.shard_digests) if manifest else plan.attributes[0].total
+    total = total if shards is None else shards
     if total < 1:
         raise ConfigError(f"--shards {total}: expected at least 1.")
     if manifest is not None:

@@ -343,8 +343,11 @@ def test_merge_refuses_what_it_cannot_do(label_folder: Folder, tmp_path: Path, c
     assert "no shards of split 'val' there" in refused(
         capsys, "merge", folder, "--split", "val", "--out", tmp_path / "x"
     )
-    assert "--shards 0: expected at least 1" not in refused(capsys, "merge", tmp_path / "none", "--out", tmp_path / "x")
-    assert "expected at least 1" in refused(capsys, "merge", folder, "--out", tmp_path / "x", "--shards", "-1")
+    assert "damaged" in refused(capsys, "merge", Path(__file__), "--out", tmp_path / "x")
+    assert "none: missing" in refused(capsys, "merge", tmp_path / "none", "--out", tmp_path / "x")
+    assert "--shards 0: expected at least 1" in refused(
+        capsys, "merge", folder, "--out", tmp_path / "x", "--shards", "0"
+    )
     without_tail = write_shard(tmp_path / "b", make_rows([3, 4], tail=False), labels_digest="spec")
     assert "has no tail, but" in refused(capsys, "merge", folder, without_tail, "--out", tmp_path / "x")
 

@@ -220,6 +220,21 @@ def test_a_cut_off_archive_and_other_files_are_refused(tree: Path) -> None:
         ReleasedTree(tree / "none")
 
 
+def test_a_file_without_end_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "a.pt").symlink_to("/dev/zero")
+    with pytest.raises(LabelError, match="too large for a label"):
+        ReleasedTree(tmp_path).read("c/a.pt")
+
+
+def test_a_file_that_inflates_is_refused() -> None:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", bytes(1 << 25))
+    with pytest.raises(LabelError, match="too large for a label"):
+        parse_released(buffer.getvalue(), "x.pt", CLASSES)
+
+
 # --- what the released loader makes of an export ---
 
 
