@@ -534,6 +534,48 @@ def read_statuses(path: Path) -> ShardSummary:
         return _summary(shard.column("status"), path.stat().st_size, "")
 
 
+def read_index(path: Path) -> tuple[NDArray[np.uint64], NDArray[np.uint8]]:
+    """Sample ids and statuses of a shard in the file's order, without reading its maps.
+
+    Raises:
+        LabelError: as `read_attributes`.
+    """
+    with open_shard(path) as file:
+        attributes_of(file, path)
+        return file["sample_id"][:], file["status"][:]
+
+
+def read_rows(path: Path, positions: NDArray[np.int64]) -> LabelRows:
+    """Some rows of one shard, whatever else lies in its folder; holds no more than these in memory.
+
+    Args:
+        path: of the shard.
+        positions: int64 (n,), rows of the file, in any order.
+
+    Returns:
+        the rows in the order of `positions`.
+
+    Raises:
+        LabelError: as `read_attributes`, or a row whose checksum is wrong.
+    """
+    with open_shard(path) as file:
+        attributes = attributes_of(file, path)
+        shape = (len(positions), attributes.rows, attributes.cols, attributes.k)
+        rows = LabelRows(
+            sample_id=file["sample_id"][:][positions],
+            scores=np.empty(shape, dtype=np.float16),
+            classes=np.empty(shape, dtype=attributes.class_dtype),
+            tail=np.empty(shape[:3], dtype=np.float16) if "tail" in file else None,
+            image_size=file["image_size"][:][positions],
+            status=file["status"][:][positions],
+            reason=_decoded(file["reason"][:][positions]),
+        )
+        for name in _maps_of(rows):
+            for place in np.argsort(positions, kind="stable").tolist():  # in the file's order
+                getattr(rows, name)[place] = file[name][int(positions[place])]
+    return rows
+
+
 def verify_shard(path: Path, expected_sha256: str | None = None) -> ShardSummary:
     """Reads every row of a shard and checks it.
 
