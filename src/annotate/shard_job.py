@@ -132,6 +132,7 @@ def annotate_shard(
             libraries=library_versions(),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             storage=machine["label_storage"],
+            score_step=spec["labels"]["score_step"],
         )
         destination = done.with_name(shard_file_name(manifest.split, shard, total))
         summary = assemble_parts(_finished_parts(parts_folder), destination, attributes, manifest.sample_id[rows])
@@ -206,6 +207,11 @@ def _report_unreadable(path: str, reason: str, on_unreadable: str) -> None:
     logger.warning("%s: cannot be decoded (%s); recorded in the shard, training skips it", path, reason)
 
 
+def round_to_step(logits: torch.Tensor, step: float) -> torch.Tensor:
+    """Rounds to multiples of a step, whose zero bits compress; 0 leaves all as it is."""
+    return (logits / step).round() * step if step else logits
+
+
 @torch.inference_mode()
 def _rows_of(
     spec: dict[str, Any], manifest: Manifest, annotator: Annotator, rows: list[int], images: torch.Tensor,
@@ -219,12 +225,14 @@ def _rows_of(
             f"annotator {annotator.architecture}: its map is {tuple(logits.shape[1:3])} at {spec['labels']['image_px']} px, "
             f"the configuration says grid {expected}. Correct the annotator's grid."
         )
-    scores, classes = logits.topk(spec["labels"]["k"], dim=-1, sorted=True)
+    settings = spec["labels"]
+    scores, classes = logits.topk(settings["k"], dim=-1, sorted=True)
     tail = None
-    if spec["labels"]["tail"]:
+    if settings["tail"]:
         # log of the summed exp of what is not stored, without the cancellation of total minus stored
         rest = logits.scatter(-1, classes, float("-inf"))
-        tail = rest.logsumexp(-1).half().cpu().numpy()
+        tail = round_to_step(rest.logsumexp(-1), settings["score_step"]).half().cpu().numpy()
+    scores = round_to_step(scores, settings["score_step"])
     index_type = np.uint16 if annotator.num_classes <= 65536 else np.uint32
     readable = np.array([not reason for reason in reasons])
     blank = ~readable[:, None, None, None]

@@ -73,6 +73,7 @@ class Labels(Frozen):
     k: Annotated[int, Field(ge=1, le=100)]
     tail: bool
     precision: Literal["float16"]
+    score_step: Annotated[float, Field(ge=0, le=4)]
     shards: Annotated[int, Field(ge=1, le=99999)]
 
 

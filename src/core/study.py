@@ -311,6 +311,7 @@ class Study:
                 "k": labels.k,
                 "tail": labels.tail,
                 "precision": labels.precision,
+                "score_step": labels.score_step,
             },
         }
         name = f"{annotator}-{digest_of(spec)}"

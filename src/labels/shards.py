@@ -100,6 +100,7 @@ class ShardAttributes:
         libraries: name -> version.
         created: ISO time.
         storage: `compact` (fewest bytes) or `fast` (no compression); the same numbers.
+        score_step: of which scores and tail are multiples; 0: as the annotator gave them.
     """
 
     annotator: str
@@ -121,6 +122,7 @@ class ShardAttributes:
     libraries: dict[str, str]
     created: str
     storage: str = "compact"
+    score_step: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("image_px", "num_classes", "rows", "cols", "k", "total"):
@@ -138,6 +140,8 @@ class ShardAttributes:
             raise LabelError(f"label shard: view {self.view!r}, expected one of {', '.join(_VIEWS)}.")
         if self.storage not in LAYOUTS:
             raise LabelError(f"label shard: storage {self.storage!r}, expected one of {', '.join(LAYOUTS)}.")
+        if not 0 <= self.score_step <= 4:
+            raise LabelError(f"label shard: score_step {self.score_step}, expected 0 to 4.")
         if self.precision != "float16":
             raise LabelError(f"label shard: precision {self.precision!r}, expected float16.")
 
@@ -382,6 +386,8 @@ class ShardFile:
         for field in fields(ShardAttributes):
             if field.type == "int":
                 values[field.name] = self._integer(field.name)
+            elif field.type == "float":
+                values[field.name] = float(self._attribute(field.name, "f"))
             else:
                 text = bytes(self._attribute(field.name, "S")).decode("utf-8")
                 values[field.name] = json.loads(text) if field.name in _JSON_FIELDS else text
@@ -631,10 +637,12 @@ def _write_attributes(file: Any, attributes: ShardAttributes) -> None:
     file.attrs["format_version"] = FORMAT_VERSION
     for field in fields(attributes):
         value = getattr(attributes, field.name)
-        if field.name in _JSON_FIELDS:
-            value = json.dumps(value, sort_keys=True)
-        # texts of fixed length lie in checksummed metadata, those of variable length would not
-        file.attrs[field.name] = value if isinstance(value, int) else np.bytes_(value.encode("utf-8") or b"\0")
+        if field.type in ("int", "float"):
+            file.attrs[field.name] = float(value) if field.type == "float" else int(value)
+        else:
+            text = json.dumps(value, sort_keys=True) if field.name in _JSON_FIELDS else value
+            # texts of fixed length lie in checksummed metadata, those of variable length would not
+            file.attrs[field.name] = np.bytes_(text.encode("utf-8") or b"\0")
 
 
 def _create_records(file: Any, layout: RecordLayout, count: int) -> Callable[[int, bytes], None]:

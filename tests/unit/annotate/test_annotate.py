@@ -36,7 +36,7 @@ LITE0 = {
     "num_classes": 1000,
     "grid": [5, 5],
 }
-LABELS = {"image_px": 160, "view": "squash", "k": 5, "tail": False, "precision": "float16"}
+LABELS = {"image_px": 160, "view": "squash", "k": 5, "tail": False, "precision": "float16", "score_step": 0}
 SPEC = {"stage": "annotate", "version": 1, "dataset": {}, "annotator": LITE0, "labels": LABELS}
 
 
@@ -152,6 +152,25 @@ def test_a_shard_holds_the_annotators_top_classes(workplace: Path, lite0: Annota
     marker = read_json(workplace / "labels" / "lite0-00000000" / "train-00000-of-00001.done")
     assert marker["images"] == 18
     assert len(marker["sha256"]) == 64
+
+
+def test_scores_are_rounded_to_steps(workplace: Path) -> None:
+    write_json(workplace / "spec.json", read_json(workplace / "spec.json") | {"labels": LABELS | {"tail": True}})
+    assert annotate(workplace).returncode == 0
+    stepped = LABELS | {"tail": True, "score_step": 0.25}
+    write_json(workplace / "spec.json", read_json(workplace / "spec.json") | {"labels": stepped})
+    assert annotate(workplace, "labels_stepped").returncode == 0
+    raw, rounded = (LabelStore(workplace / name / "lite0-00000000", "train") for name in ("labels", "labels_stepped"))
+    assert (raw.attributes.score_step, rounded.attributes.score_step) == (0.0, 0.25)
+    for first, second in ((raw[int(identifier)], rounded[int(identifier)]) for identifier in raw.ids[:3]):
+        np.testing.assert_array_equal(second.classes, first.classes)
+        for exact, stored in ((first.scores, second.scores), (first.tail, second.tail)):
+            assert exact is not None
+            assert stored is not None
+            np.testing.assert_array_equal(stored % 0.25, 0)
+            np.testing.assert_allclose(stored.astype(np.float32), exact.astype(np.float32), atol=0.125 + 0.01)
+    sizes = [read_json(next(store.path.glob("*.done")))["size_bytes"] for store in (raw, rounded)]
+    assert sizes[1] < sizes[0]
 
 
 def test_an_unreadable_photograph_is_recorded_with_its_reason_and_the_job_goes_on(workplace: Path) -> None:
