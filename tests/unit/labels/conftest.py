@@ -83,7 +83,7 @@ def spoil(rows: LabelRows, position: int, reason: str) -> None:
     rows.classes[position] = 0
 
 
-def write_shard(folder: Path, rows: LabelRows, **changes: Any) -> Path:
+def write_shard(folder: Path, rows: LabelRows, /, **changes: Any) -> Path:
     """One shard and its marker, made as the annotate stage makes it."""
     attributes = make_attributes(**changes)
     path = folder / shard_file_name(attributes.split, attributes.shard, attributes.total)

@@ -53,3 +53,26 @@ def where_from(pixels: np.ndarray, opposite: np.ndarray, size: tuple[int, int]) 
     rows, cols = np.nonzero(shown)
     points = np.stack([cols + 0.5, rows + 0.5, np.ones(len(rows))], 1)
     return np.linalg.lstsq(points, colour[shown] / 255 * np.array(size), rcond=None)[0].T, points[:, :2]
+
+
+def shown_by_tokens(
+    pixels: np.ndarray, grid: tuple[int, int], tokens: tuple[int, int], doubt_px: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Per token the region that all its pixels show, -1 outside the photograph; and whether they agree, neighbours included."""
+    rows, cols = pixels.shape[0] // tokens[0], pixels.shape[1] // tokens[1]
+    shown = np.pad(region_of(pixels, grid), doubt_px, mode="edge")
+    patches = [
+        shown[row * rows : (row + 1) * rows + 2 * doubt_px, col * cols : (col + 1) * cols + 2 * doubt_px]
+        for row in range(tokens[0])
+        for col in range(tokens[1])
+    ]
+    return np.array([patch.flat[0] for patch in patches]), np.array(
+        [(patch == patch.flat[0]).all() for patch in patches]
+    )
+
+
+def region_maps(grid: tuple[int, int], cells_per_region: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Score maps (1, rows, cols, 1) that are sure of each cell's region: scores and classes."""
+    numbers = np.arange(grid[0] * grid[1]).reshape(grid)
+    numbers = numbers.repeat(cells_per_region[0], 0).repeat(cells_per_region[1], 1)
+    return np.full((1, *numbers.shape, 1), 8.0, np.float32), numbers[None, ..., None]

@@ -25,7 +25,7 @@ from tokenlabel.labels.geometry import (
 )
 from tokenlabel.train.augment import apply_operation
 
-from .drawing import region_of, regions
+from .drawing import region_maps, regions, shown_by_tokens
 
 
 def random_boxes(generator: torch.Generator, count: int, reach: float = 1.0) -> torch.Tensor:
@@ -242,27 +242,6 @@ def moved(picture: Image.Image, steps: list[Step]) -> tuple[np.ndarray, np.ndarr
     return np.array(picture.resize((VIEW_PX, VIEW_PX), Image.Resampling.NEAREST)), affine
 
 
-def shown_by_tokens(pixels: np.ndarray, doubt_px: int) -> tuple[np.ndarray, np.ndarray]:
-    """Per token the region that all its pixels show, -1 outside the photograph; and whether they agree, neighbours included."""
-    shown = np.pad(region_of(pixels, REGIONS), doubt_px, mode="edge")
-    rows, cols = VIEW_PX // TOKENS[0], VIEW_PX // TOKENS[1]
-    patches = [
-        shown[row * rows : (row + 1) * rows + 2 * doubt_px, col * cols : (col + 1) * cols + 2 * doubt_px]
-        for row in range(TOKENS[0])
-        for col in range(TOKENS[1])
-    ]
-    return np.array([patch.flat[0] for patch in patches]), np.array(
-        [(patch == patch.flat[0]).all() for patch in patches]
-    )
-
-
-def region_maps(cells_per_region: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Score maps (1, rows, cols, 1) that are sure of each cell's region."""
-    numbers = np.arange(REGIONS[0] * REGIONS[1]).reshape(REGIONS)
-    numbers = numbers.repeat(cells_per_region[0], 0).repeat(cells_per_region[1], 1)
-    return np.full((1, *numbers.shape, 1), 8.0, np.float32), numbers[None, ..., None]
-
-
 def disagreements(
     pixels: np.ndarray, affine: np.ndarray, cells: tuple[int, int], doubt_px: int, *, fills: bool = False
 ) -> tuple[int, int]:
@@ -271,10 +250,10 @@ def disagreements(
     Fill colour is compared on demand: pixels that one step pushes over the border are lost to the next, while their place in
     the photograph, and so their label, is not.
     """
-    scores, classes = region_maps(cells)
+    scores, classes = region_maps(REGIONS, cells)
     targets = sparse_targets(scores, classes, None, TOKENS, REGIONS[0] * REGIONS[1], affine=affine[None, :2])
     found = np.where(targets.inside[0].numpy(), targets.dense()[0].argmax(-1).numpy(), -1)
-    expected, sure = shown_by_tokens(pixels, doubt_px)
+    expected, sure = shown_by_tokens(pixels, REGIONS, TOKENS, doubt_px)
     sure &= fills | (expected >= 0)
     return int((found != expected)[sure].sum()), int(sure.sum())
 
@@ -339,7 +318,7 @@ def test_each_view_masks_what_its_maps_do_not_cover(view: str, size: tuple[int, 
         wrong, compared = disagreements(pixels, onto_map, (3, 4), doubt_px=4, fills=True)
         assert wrong == 0
         assert compared > 60
-        expected, sure = shown_by_tokens(pixels, 4)
+        expected, sure = shown_by_tokens(pixels, REGIONS, TOKENS, 4)
         if len(steps) != 2 or steps[1][0] != "Rotate":  # which has margins of its own
             assert bool((expected == -1)[sure].any()) == (covered != size)
 
