@@ -27,6 +27,7 @@ from ..core.errors import LabelError
 # (3, 3), px of the picture after a step -> px of the picture before; pixel i covers [i, i + 1]
 Matrix = NDArray[np.float64]
 Size = tuple[int, int]  # width and height in px
+IDENTITY: Matrix = np.eye(3)
 Handler = Callable[[Any, Any], tuple[Any, Matrix]]  # a step and a picture -> the changed picture and its map
 
 # classes of torchvision.transforms, its v2 and timm.data that leave every pixel where it is
@@ -101,7 +102,7 @@ class WithView:
             LabelError: a step changed the picture in another way than it said.
         """
         width, height = _size(image)
-        moved = self._transform(_Moved(image, np.eye(3)))
+        moved = self._transform(_Moved(image, IDENTITY))
         view_width, view_height = _size(moved.image)
         affine = np.diag([1 / width, 1 / height, 1.0]) @ moved.matrix @ np.diag([view_width, view_height, 1.0])
         return AffineView(moved.image, torch.from_numpy(affine[:2]).to(torch.float32))
@@ -156,7 +157,7 @@ class _Step:
 
     def __call__(self, moved: _Moved) -> _Moved:
         image, matrix = self.handler(self.step, moved.image)
-        return _Moved(image, moved.matrix @ matrix)
+        return _Moved(image, moved.matrix if matrix is IDENTITY else moved.matrix @ matrix)
 
 
 def _tracked(step: Any, pixel_only: tuple[type, ...]) -> Any:
@@ -234,7 +235,7 @@ def _pixels(step: Any, image: Any) -> tuple[Any, Matrix]:
             f"transform {type(step).__name__}: counts as one that leaves pixels in place, but made {_size(changed)} px "
             f"(width, height) of {_size(image)} px. Take it out of pixel_only."
         )
-    return changed, np.eye(3)
+    return changed, IDENTITY
 
 
 def _drawn(step: Any, image: Any) -> tuple[Any, Any]:
@@ -279,7 +280,7 @@ def _resize(step: Any, image: Any) -> tuple[Any, Matrix]:
 
 def _flip(step: Any, image: Any, axis: int) -> tuple[Any, Matrix]:
     changed = step(image)  # the very same object when the coin says no
-    return changed, np.eye(3) if changed is image else _mirror(axis, _size(image))
+    return changed, IDENTITY if changed is image else _mirror(axis, _size(image))
 
 
 def _operations_of(step: Any) -> list[Any]:
@@ -288,7 +289,7 @@ def _operations_of(step: Any) -> list[Any]:
 
 
 def _timm_operations(step: Any, image: Any) -> tuple[Any, Matrix]:
-    matrix = np.eye(3)
+    matrix = IDENTITY
 
     def watch(operation: Any) -> Any:
         def apply(picture: Any, *args: Any, **kwargs: Any) -> Any:
@@ -337,7 +338,7 @@ def _v2_operations(step: Any, image: Any) -> tuple[Any, Matrix]:
 
 def _replayed(step: Any, calls: list[tuple[str, dict[str, Any]]], size: Size, final: Size) -> Matrix:
     """The map of the functionals that a step called on a picture of `size`, which became `final`."""
-    matrix = np.eye(3)
+    matrix = IDENTITY
     for name, arguments in calls:
         moved, size = _KERNELS[name](arguments, size, final)
         matrix = matrix @ moved
