@@ -9,26 +9,45 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .dataset import LabeledDataset, LabelMaps
+    from .geometry import center_crop_affine, compose, map_affine, view_affine
     from .losses import token_cross_entropy
     from .store import LabelStore
     from .targets import SparseTargets, one_hot_targets, pooled_target, sparse_targets
+    from .views import AffineView, WithView
 
 __all__ = [
+    "AffineView",
+    "LabelMaps",
     "LabelStore",
+    "LabeledDataset",
     "SparseTargets",
+    "WithView",
+    "center_crop_affine",
+    "compose",
+    "map_affine",
     "one_hot_targets",
     "pooled_target",
     "sparse_targets",
     "token_cross_entropy",
+    "view_affine",
 ]
 
 _MODULE_OF = {
+    "AffineView": "views",
+    "LabelMaps": "dataset",
     "LabelStore": "store",
+    "LabeledDataset": "dataset",
     "SparseTargets": "targets",
+    "WithView": "views",
+    "center_crop_affine": "geometry",
+    "compose": "geometry",
+    "map_affine": "geometry",
     "one_hot_targets": "targets",
     "pooled_target": "targets",
     "sparse_targets": "targets",
     "token_cross_entropy": "losses",
+    "view_affine": "geometry",
 }
 
 

@@ -82,6 +82,31 @@ def center_crop_affine(image_size: ArrayLike) -> Tensor:
     return torch.stack(entries, -1).view(-1, 2, 3)
 
 
+def map_affine(view: str, image_size: ArrayLike, affine: ArrayLike) -> Tensor:
+    """The map of a training view onto score maps, which is what `sparse_targets(..., affine=)` takes.
+
+    Args:
+        view: of the score maps, `LabelStore.view`.
+        image_size: (batch, 2), height and width of the photographs in px.
+        affine: (batch, 2, 3), normalised view -> normalised photograph.
+
+    Returns:
+        (batch, 2, 3), normalised view -> normalised score map, in the type of `affine` (at least float32).
+
+    Raises:
+        ShapeError: other axes, or a view that is not known.
+    """
+    maps = checked_affine(affine)
+    if view == "squash":
+        return maps
+    if view != "center_crop":
+        raise ShapeError(f"view {view!r}, expected squash or center_crop as LabelStore.view gives it.")
+    onto_map = center_crop_affine(image_size).to(maps.device)
+    if len(onto_map) != len(maps):
+        raise ShapeError(f"image_size is of {len(onto_map)} photographs, affine of {len(maps)}.")
+    return compose(onto_map, maps).to(maps.dtype)
+
+
 def compose(outer: Tensor, inner: Tensor) -> Tensor:
     """The map that applies `inner` and then `outer`.
 

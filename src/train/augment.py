@@ -22,6 +22,7 @@ from torchvision.transforms import RandomResizedCrop
 
 from ..core.config import GEOMETRIC_OPERATIONS
 from ..data.images import RESAMPLING, to_tensor
+from ..labels.views import geometric_affine
 
 Affine = NDArray[np.float64]  # (3, 3), normalised view -> normalised image, x right, y down
 OPERATION_PROBABILITY = 0.5  # of each RandAugment operation; timm's default
@@ -132,29 +133,3 @@ def apply_operation(
         arguments = (max(1, *arguments),)
     changed = operation(square, *arguments, fillcolor=fill, resample=resample)
     return changed, geometric_affine(name, *arguments) if name in GEOMETRIC_OPERATIONS else np.eye(3)
-
-
-def geometric_affine(name: str, amount: float) -> Affine:
-    """Normalised map, changed square picture -> picture before, of one geometric operation.
-
-    Args:
-        name: Rotate (amount in degrees), ShearX, ShearY (factor), TranslateXRel, TranslateYRel (share of the side).
-
-    Source: the matrices that timm hands to Pillow's Image.transform and Image.rotate, for pictures with equal sides.
-    """
-    affine = np.eye(3)
-    if name == "ShearX":
-        affine[0, 1] = amount
-    elif name == "ShearY":
-        affine[1, 0] = amount
-    elif name == "TranslateXRel":
-        affine[0, 2] = amount
-    elif name == "TranslateYRel":
-        affine[1, 2] = amount
-    else:  # Rotate turns about the centre, counter-clockwise for positive degrees with y down
-        angle = -np.deg2rad(amount)
-        turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
-        centre = np.array([0.5, 0.5])
-        affine[:2, :2] = turn
-        affine[:2, 2] = centre - turn @ centre
-    return affine

@@ -18,7 +18,7 @@ from ..core.log import logger
 from ..core.seeds import derived_seed
 from ..data.images import UnreadableImageError, decode_image
 from ..data.manifest import Manifest
-from ..labels import LabelStore
+from ..labels import LabelStore, map_affine
 from ..labels.shards import STATUS_OK
 from .augment import Augmentation
 
@@ -81,7 +81,6 @@ class TrainingSet(Dataset[Item]):
     ) -> None:
         self._manifest, self._augmentation, self._store, self._seed = manifest, augmentation, store, seed
         self._source = manifest.open_source(machine)
-        self._maps_are_crops = store is not None and store.view == "center_crop"
         self.rows, self.unreadable = self._usable_rows()
 
     def _usable_rows(self) -> tuple[np.ndarray[Any, Any], int]:
@@ -105,14 +104,12 @@ class TrainingSet(Dataset[Item]):
                 logger.warning("%s: cannot be decoded (%s); skipped", self._manifest.path(row), error)
             return None
         view = self._augmentation(picture, derived_seed("augment", self._seed, epoch, identifier))
-        affine = view.affine
-        if self._maps_are_crops:
-            from ..labels.geometry import center_crop_affine, compose
-
-            size = torch.tensor([[picture.height, picture.width]])
-            affine = compose(center_crop_affine(size), affine[None])[0].to(torch.float32)
-        label = self._store[identifier] if self._store is not None else None
-        return view.image, int(self._manifest.class_index[row]), affine, label
+        class_index = int(self._manifest.class_index[row])
+        if self._store is None:
+            return view.image, class_index, view.affine, None
+        size = np.array([[picture.height, picture.width]])
+        affine = map_affine(self._store.view, size, view.affine[None])[0]
+        return view.image, class_index, affine, self._store[identifier]
 
 
 def _collate(items: list[Item]) -> MicroBatch:

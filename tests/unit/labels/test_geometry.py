@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from torchvision.ops import roi_align
 
 from tokenlabel.core.errors import LabelError
-from tokenlabel.labels.geometry import center_crop_affine, compose, sampling_weights, token_centres, view_affine
+from tokenlabel.labels import sparse_targets
+from tokenlabel.labels.geometry import (
+    center_crop_affine,
+    compose,
+    map_affine,
+    sampling_weights,
+    token_centres,
+    view_affine,
+)
+from tokenlabel.train.augment import apply_operation
+
+from .drawing import region_maps, regions, shown_by_tokens
 
 
 def random_boxes(generator: torch.Generator, count: int, reach: float = 1.0) -> torch.Tensor:
@@ -32,19 +45,31 @@ def sampled(maps: torch.Tensor, weights: torch.Tensor, grid: tuple[int, int]) ->
     return (weights.to(maps.dtype) @ maps.flatten(2).transpose(1, 2)).transpose(1, 2).unflatten(2, grid)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     seed=st.integers(0, 2**31),
     map_size=st.tuples(st.integers(1, 20), st.integers(1, 20)),
     grid=st.tuples(st.integers(1, 15), st.integers(1, 15)),
-    reach=st.sampled_from([1.0, 1.7, 4.0]),
+    reach=st.sampled_from([1.0, 1.7, 4.0]),  # 1: inside the photograph; above: partly or wholly outside
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    flipped=st.lists(st.booleans(), min_size=5, max_size=5),
+    as_affine=st.booleans(),
 )
-def test_boxes_equal_roi_align(seed: int, map_size: tuple[int, int], grid: tuple[int, int], reach: float) -> None:
+def test_boxes_equal_roi_align(
+    seed: int, map_size: tuple[int, int], grid: tuple[int, int], reach: float, dtype: torch.dtype, flipped: list[bool],
+    as_affine: bool,
+) -> None:  # fmt: skip
     generator = torch.Generator().manual_seed(seed)
-    maps = torch.randn(5, 3, *map_size, generator=generator) * 5
-    boxes = random_boxes(generator, 5, reach)
-    found = sampled(maps, sampling_weights(boxes, grid, map_size), grid)
-    torch.testing.assert_close(found, reference(maps, boxes, grid), atol=2e-5, rtol=1e-5)
+    maps = torch.randn(5, 3, *map_size, generator=generator).to(dtype)
+    boxes, mirrored = random_boxes(generator, 5, reach).to(dtype), torch.tensor(flipped)
+    expected = reference(maps, boxes, grid)
+    expected = torch.where(mirrored[:, None, None, None], expected.flip(3), expected)
+    weights = sampling_weights(boxes, grid, map_size, flipped=mirrored)
+    assert weights.dtype == dtype
+    torch.testing.assert_close(sampled(maps, weights, grid), expected, atol=1e-5, rtol=0)
+    if as_affine and dtype == torch.float64:  # in float32 a ceiling may fall to the other side of a whole number
+        weights = sampling_weights(None, grid, map_size, affine=view_affine(boxes, mirrored))
+        torch.testing.assert_close(sampled(maps, weights, grid), expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -179,6 +204,145 @@ def test_token_centres_are_row_by_row() -> None:
     centres = token_centres(view_affine([[0.0, 0.0, 1.0, 0.5]]), (2, 4))
     torch.testing.assert_close(centres[0, :, 0], torch.tensor([1, 3, 5, 7, 1, 3, 5, 7]) / 8)
     torch.testing.assert_close(centres[0, :, 1], torch.tensor([1, 1, 1, 1, 3, 3, 3, 3]) / 8)
+
+
+# --- general maps, by drawing: what the transformed pixels show is what the targets must say
+
+REGIONS = (4, 5)  # rows and columns of the drawn photograph's regions; a region's class is its number, row by row
+PHOTOGRAPH = (423, 320)  # width and height in px
+VIEW_PX, TOKENS = 320, (16, 20)
+OPERATIONS = ("Rotate", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel", "FlipX", "FlipY", "Crop")
+LIMITS = {"Rotate": 180.0, "ShearX": 0.5, "ShearY": 0.5, "TranslateXRel": 0.4, "TranslateYRel": 0.4}
+FLIPS = {"FlipX": Image.Transpose.FLIP_LEFT_RIGHT, "FlipY": Image.Transpose.FLIP_TOP_BOTTOM}
+FLIP_AFFINES = {"FlipX": np.diag([-1.0, 1, 1]), "FlipY": np.diag([1.0, -1, 1])}
+FLIP_AFFINES["FlipX"][0, 2] = FLIP_AFFINES["FlipY"][1, 2] = 1.0
+Step = tuple[
+    str, float, float
+]  # an operation, its amount in [-1, 1], and another number in [0, 1] for the crop's place
+
+
+def moved(picture: Image.Image, steps: list[Step]) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels after the steps, and the composed map (3, 3), normalised view -> normalised photograph."""
+    affine = np.eye(3)
+    for name, amount, place in steps:
+        if name in FLIPS:
+            picture, step = picture.transpose(FLIPS[name]), FLIP_AFFINES[name]
+        elif name == "Crop":
+            width, height = round(picture.width * (0.5 + abs(amount) / 2)), round(picture.height * (0.5 + place / 2))
+            left, top = round((picture.width - width) * place), round((picture.height - height) * abs(amount))
+            step = np.array([[width / picture.width, 0, left / picture.width],
+                             [0, height / picture.height, top / picture.height], [0, 0, 1]])  # fmt: skip
+            picture = picture.crop((left, top, left + width, top + height))
+        else:
+            if picture.size != (VIEW_PX, VIEW_PX):  # as in training: timm's operations see the resized crop
+                picture = picture.resize((VIEW_PX, VIEW_PX), Image.Resampling.NEAREST)
+            arguments = (amount * LIMITS[name],)
+            picture, step = apply_operation(picture, name, arguments, (0, 0, 0), Image.Resampling.NEAREST)
+        affine = affine @ step
+    return np.array(picture.resize((VIEW_PX, VIEW_PX), Image.Resampling.NEAREST)), affine
+
+
+def disagreements(
+    pixels: np.ndarray, affine: np.ndarray, cells: tuple[int, int], doubt_px: int, *, fills: bool = False
+) -> tuple[int, int]:
+    """Tokens whose target differs from what their pixels show, and how many could be compared.
+
+    Fill colour is compared on demand: pixels that one step pushes over the border are lost to the next, while their place in
+    the photograph, and so their label, is not.
+    """
+    scores, classes = region_maps(REGIONS, cells)
+    targets = sparse_targets(scores, classes, None, TOKENS, REGIONS[0] * REGIONS[1], affine=affine[None, :2])
+    found = np.where(targets.inside[0].numpy(), targets.dense()[0].argmax(-1).numpy(), -1)
+    expected, sure = shown_by_tokens(pixels, REGIONS, TOKENS, doubt_px)
+    sure &= fills | (expected >= 0)
+    return int((found != expected)[sure].sum()), int(sure.sum())
+
+
+@settings(max_examples=120, deadline=None)
+@given(
+    steps=st.lists(
+        st.tuples(st.sampled_from(OPERATIONS), st.floats(-1, 1), st.floats(0, 1)), max_size=6
+    ),
+    cells=st.tuples(st.integers(1, 5), st.integers(1, 4)),
+)  # fmt: skip
+def test_targets_say_what_the_pixels_show_after_any_sequence(steps: list[Step], cells: tuple[int, int]) -> None:
+    pixels, affine = moved(regions(*PHOTOGRAPH, REGIONS), steps)
+    # each resampling by nearest may be off by half a pixel, which later crops enlarge
+    cuts = sum(name not in FLIPS for name, *_ in steps)
+    wrong, _ = disagreements(pixels, affine, cells, doubt_px=2 + 2 * len(steps), fills=cuts < 2)
+    assert wrong == 0
+
+
+SEQUENCE: list[Step] = [
+    ("Crop", 0.6, 0.3), ("FlipX", 0, 0), ("Rotate", 0.15, 0), ("ShearX", 0.3, 0), ("TranslateYRel", 0.3, 0), ("FlipY", 0, 0),
+]  # fmt: skip
+
+
+def corrupted(name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels of `SEQUENCE`, and a map with one mistake in it."""
+    pixels, affine = moved(regions(*PHOTOGRAPH, REGIONS), SEQUENCE)
+    if name == "x and y swapped":
+        affine = affine[[1, 0, 2]]
+    elif name == "flip forgotten":
+        affine = moved(regions(*PHOTOGRAPH, REGIONS), [step for step in SEQUENCE if step[0] != "FlipX"])[1]
+    elif name == "rotation the wrong way":
+        affine = moved(regions(*PHOTOGRAPH, REGIONS), [(n, -a if n == "Rotate" else a, p) for n, a, p in SEQUENCE])[1]
+    elif name == "order reversed":
+        affine = moved(regions(*PHOTOGRAPH, REGIONS), SEQUENCE[::-1])[1]
+    return pixels, affine
+
+
+def test_a_sequence_is_compared_at_enough_tokens() -> None:
+    wrong, compared = disagreements(*corrupted("nothing"), (3, 2), doubt_px=2)
+    assert wrong == 0
+    assert compared > 20
+
+
+@pytest.mark.parametrize("mistake", ["x and y swapped", "flip forgotten", "rotation the wrong way", "order reversed"])
+def test_a_mistake_in_the_map_is_seen_by_the_drawing(mistake: str) -> None:
+    wrong, compared = disagreements(*corrupted(mistake), (3, 2), doubt_px=2)
+    assert wrong > compared / 8
+
+
+@pytest.mark.parametrize("size", [(600, 320), (320, 600), (400, 400)], ids=["wide", "tall", "square"])
+@pytest.mark.parametrize("view", ["squash", "center_crop"])
+def test_each_view_masks_what_its_maps_do_not_cover(view: str, size: tuple[int, int]) -> None:
+    """Regions are drawn where the map lies; a centre crop's margin is drawn in the colour of fills."""
+    width, height = size
+    covered = size if view == "squash" else (min(size), min(size))
+    photograph = Image.new("RGB", size)
+    photograph.paste(regions(*covered, REGIONS), ((width - covered[0]) // 2, (height - covered[1]) // 2))
+    for steps in ([], [("FlipX", 0.0, 0.0), ("Rotate", 0.1, 0.0)], [("FlipY", 0.0, 0.0), ("Crop", 0.8, 0.9)]):
+        pixels, affine = moved(photograph, steps)
+        onto_map = map_affine(view, [(height, width)], affine[None, :2])[0].numpy()
+        wrong, compared = disagreements(pixels, onto_map, (3, 4), doubt_px=4, fills=True)
+        assert wrong == 0
+        assert compared > 60
+        expected, sure = shown_by_tokens(pixels, REGIONS, TOKENS, 4)
+        if len(steps) != 2 or steps[1][0] != "Rotate":  # which has margins of its own
+            assert bool((expected == -1)[sure].any()) == (covered != size)
+
+
+def test_map_affine_of_a_squash_is_the_view_itself() -> None:
+    affine = view_affine([[0.1, 0.2, 0.9, 0.7]])
+    assert torch.equal(map_affine("squash", [(100, 300)], affine), affine)
+    on_crop = map_affine("center_crop", [(100, 300)], affine)
+    assert on_crop.dtype == affine.dtype
+    torch.testing.assert_close(on_crop[0] @ torch.tensor([0.5, 0.6, 1.0]), torch.tensor([0.5, 0.5]))
+
+
+@pytest.mark.parametrize(
+    ("view", "size", "message"),
+    [
+        ("centre", [(9, 9)], "view 'centre', expected squash or center_crop"),
+        ("center_crop", [(9, 9)] * 2, "image_size is of 2 photographs, affine of 1"),
+        ("center_crop", [(0, 9)], "below 1 px"),
+        ("center_crop", [9, 9], r"image_size \(batch, height and width\) is \(2,\)"),
+    ],
+)
+def test_map_affine_errors(view: str, size: list[Any], message: str) -> None:
+    with pytest.raises(LabelError, match=message):
+        map_affine(view, size, view_affine([[0.0, 0.0, 1.0, 1.0]]))
 
 
 @pytest.mark.parametrize(
