@@ -6,6 +6,7 @@ a wrong label. Written by the annotate stage (closed parts, then assembled), rea
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -183,7 +184,7 @@ def write_part(path: Path, rows: LabelRows) -> None:
         OutputError: the folder cannot be written.
     """
     rows = _checked_rows(rows, str(path))
-    with atomic_path(path) as temporary, h5py.File(temporary, "w", libver=_LIBVER) as file:
+    with atomic_path(path) as temporary, _new_file(temporary) as file:
         file.attrs["format_version"] = FORMAT_VERSION
         _write_columns(file, rows.sample_id, rows.image_size, rows.status, rows.reason)
         for name in _maps_of(rows):
@@ -235,7 +236,7 @@ def assemble_parts(
     status = np.full(len(expected), STATUS_PENDING, dtype=np.uint8)
     image_size = np.zeros((len(expected), 2), dtype=np.uint32)
     with atomic_path(destination) as temporary:
-        with h5py.File(temporary, "w", libver=_LIBVER) as file:
+        with _new_file(temporary) as file:
             _write_attributes(file, attributes)
             _create_maps(file, attributes, len(expected), has_tail)
             for part, place in zip(parts, positions, strict=True):
@@ -337,6 +338,45 @@ def verify_shard(path: Path, expected_sha256: str | None = None) -> ShardSummary
 
 
 # --- reading and writing HDF5 ---
+
+
+class _Disk(io.FileIO):
+    """A new file that remembers the first error of writing and lets HDF5 go on.
+
+    HDF5 writes when it closes a file, fails again there, and again when Python frees its objects: a full disk would end in a
+    RuntimeError and lines on standard error. The file is given up anyway, so what fails to be written is forgotten.
+    """
+
+    error: OSError | None = None
+
+    def write(self, data: Any, /) -> int:
+        view = memoryview(data).cast("B")
+        try:
+            done = 0
+            while done < len(view):  # a nearly full disk takes a part
+                done += super().write(view[done:])
+        except OSError as error:
+            self.error = self.error or error
+        return len(view)
+
+    def truncate(self, size: int | None = None, /) -> int:
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self.error = self.error or error
+            return size or 0
+
+
+@contextmanager
+def _new_file(path: Path) -> Iterator[Any]:
+    """Opens an HDF5 file for writing; a disk that fails is an OSError at the end of the block."""
+    with _Disk(path, "w+") as disk:
+        try:
+            with h5py.File(disk, "w", libver=_LIBVER) as file:
+                yield file
+        finally:
+            if disk.error is not None:
+                raise disk.error
 
 
 @contextmanager
