@@ -14,7 +14,8 @@ from .core.command import run_command
 VERBS = {
     "data": ("data.command", "list the photographs of a data set in a manifest"),
     "annotate": ("annotate.command", "stage 1: write one label shard with a pretrained annotator"),
-    "labels": ("labels.command", "inspect and verify label shards"),
+    "annotate import": ("annotate.import_command", "bring labels of the released layout into shards"),
+    "labels": ("labels.command", "inspect, verify, merge and export label shards"),
     "train": ("train.command", "stage 2 and fine-tuning: train a vision transformer on labels"),
     "evaluate": ("eval.command", "measure top-1 and top-5 of a trained run"),
     "table": ("eval.table_command", "make an experiment's CSV and figure"),
@@ -28,6 +29,8 @@ VERBS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Parses the command line and runs one verb; returns its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if " ".join(arguments[:2]) in VERBS:  # a verb of two words
+        arguments[:2] = [" ".join(arguments[:2])]
     parser = argparse.ArgumentParser(prog="tokenlabel", description="Token labeling for vision transformers.")
     parser.add_argument("--version", action="version", version=f"tokenlabel {__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")

@@ -1,4 +1,4 @@
-"""Stage 1: writes one label shard with a pretrained annotator."""
+"""Stage 1: writes one label shard with a pretrained annotator. To bring in released labels: tokenlabel annotate import --help."""
 
 from __future__ import annotations
 

@@ -27,10 +27,8 @@ from ..core.log import library_versions, logger
 from ..data.images import UnreadableImageError, decode_image, resize, resize_and_center_crop, to_tensor
 from ..data.manifest import Manifest
 from ..engine.device import autocast, choose_device, choose_precision, set_threads
+from ..labels.records import STATUS_OK, STATUS_UNREADABLE, LabelRows, concatenate_rows
 from ..labels.shards import (
-    STATUS_OK,
-    STATUS_UNREADABLE,
-    LabelRows,
     ShardAttributes,
     assemble_parts,
     read_marker,
@@ -144,6 +142,7 @@ def annotate_shard(
             labels_digest=digest_of(spec),
             libraries=library_versions(),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
+            storage=machine["label_storage"],
         )
         lease.check()
         summary = assemble_parts(parts, destination, attributes, manifest.sample_id[rows])
@@ -230,7 +229,7 @@ def _label_pending(
         lease.check()
         part = first_part + len(parts)
         parts.append(parts_folder / f"part-{part:05d}.h5")
-        write_part(parts[-1], _concatenated(buffer))
+        write_part(parts[-1], concatenate_rows(buffer), machine["label_storage"])
         logger.info("part %d: %d photographs", part, sum(len(piece.sample_id) for piece in buffer))
         buffer.clear()
 
@@ -292,19 +291,4 @@ def _rows_of(
         image_size=np.array(sizes, dtype=np.uint32),
         status=np.where(readable, STATUS_OK, STATUS_UNREADABLE).astype(np.uint8),
         reason=list(reasons),
-    )
-
-
-def _concatenated(pieces: list[LabelRows]) -> LabelRows:
-    def joined(name: str) -> NDArray[Any]:
-        return np.concatenate([getattr(piece, name) for piece in pieces])
-
-    return LabelRows(
-        sample_id=joined("sample_id"),
-        scores=joined("scores"),
-        classes=joined("classes"),
-        tail=None if pieces[0].tail is None else joined("tail"),
-        image_size=joined("image_size"),
-        status=joined("status"),
-        reason=[reason for piece in pieces for reason in piece.reason],
     )

@@ -264,6 +264,7 @@ class Machine(Frozen):
     train_mem_mb: Positive
     gpu_tflops: Annotated[float, Field(gt=0)]
     part_seconds: Annotated[float, Field(gt=0)]
+    label_storage: Literal["compact", "fast"]
     validate_every_epochs: Annotated[int, Field(ge=0)]
     validation_crop: Annotated[float, Field(gt=0, le=1)]
 

@@ -12,10 +12,11 @@ from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from ..core.errors import DataError
 
+FIRST_TURNED = 5  # EXIF orientations from here on exchange width and height
 RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
@@ -46,6 +47,23 @@ def decode_image(encoded: bytes) -> Image.Image:
         text = re.sub(r" <_io\.BytesIO object at 0x[0-9a-f]+>", " the file", str(error))  # an address differs every run
         reason = " ".join(text.split()) or type(error).__name__
         raise UnreadableImageError(f"{type(error).__name__}: {reason}"[:200]) from None
+
+
+def upright_size(encoded: bytes) -> tuple[int, int]:
+    """Height and width that `decode_image` would give, from the header alone.
+
+    Raises:
+        UnreadableImageError: no image format that Pillow knows.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(encoded)) as picture:
+                turned = picture.getexif().get(ExifTags.Base.Orientation, 1) >= FIRST_TURNED
+                width, height = picture.size
+    except Exception as error:  # noqa: BLE001 - as in decode_image
+        raise UnreadableImageError(f"{type(error).__name__}: {error}"[:200]) from None
+    return (width, height) if turned else (height, width)
 
 
 def _eight_bits(picture: Image.Image) -> Image.Image:

@@ -2,17 +2,20 @@
 
 Guarantees that a shard is whole or absent, holds exactly the photographs asked for, and that damage is an error and never
 a wrong label. Written by the annotate stage (closed parts, then assembled), read by `store` and `command`; never loads torch.
+docs/label-format.md describes the format for readers without this code.
 """
 
 from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import h5py
 import numpy as np
@@ -20,19 +23,55 @@ from numpy.typing import NDArray
 
 from ..core.errors import LabelError
 from ..core.files import atomic_path, read_json, sha256_of
+from .records import (
+    LAYOUTS,
+    STATUS_OK,
+    STATUS_PENDING,
+    STATUS_UNREADABLE,
+    LabelRows,
+    RecordLayout,
+    check_values,
+    checked_rows,
+    class_dtype,
+    layout_of,
+    named,
+)
+
+__all__ = [
+    "FORMAT_VERSION",
+    "STATUS_OK",
+    "STATUS_PENDING",
+    "STATUS_UNREADABLE",
+    "LabelRows",
+    "ShardAttributes",
+    "ShardFile",
+    "ShardSummary",
+    "assemble_parts",
+    "marker_path",
+    "read_attributes",
+    "read_marker",
+    "read_part",
+    "read_statuses",
+    "shard_file_name",
+    "verify_shard",
+    "write_part",
+]
 
 FORMAT_VERSION = 1
-STATUS_OK, STATUS_UNREADABLE, STATUS_PENDING = 0, 1, 2
 
 REMEDY = "Delete it and its .done marker, then run snakemake labels."
 PART_REMEDY = "Delete it and run snakemake labels; its photographs are labeled again."
+# what h5py raises of a damaged file; none of it reaches a user
+DAMAGE = (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, OverflowError, MemoryError)
 
 _LIBVER = ("v110", "v110")  # checksums HDF5's own metadata and costs 15 instead of 48 bytes per chunk
-_FILTERS: dict[str, Any] = {"shuffle": True, "compression": "gzip", "compression_opts": 4, "fletcher32": True}
+# fletcher32, because HDF5 stores a chunk that gzip cannot shrink as it is, without zlib's checksum
+_COLUMN_FILTERS: dict[str, Any] = {"shuffle": True, "compression": "gzip", "compression_opts": 4, "fletcher32": True}
+_KNOWN_FILTERS = {h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_FLETCHER32}
 _COLUMN_CHUNK = 16384  # rows per chunk of the columns that are read whole
 _MAX_REASON_BYTES = 400
-_VERIFIED_AT_ONCE = 512  # photographs; a few MB
-_MAX_UINT16_CLASSES = 65536
+_MIN_ROW_BYTES = 16  # a record and its place in the index take more; a file cannot hold more rows than this allows
+_ROWS_AT_ONCE = 512  # photographs; a few MB
 _JSON_FIELDS = ("preprocessing", "libraries")
 _VIEWS = ("squash", "center_crop")
 
@@ -58,6 +97,7 @@ class ShardAttributes:
         labels_digest: of the label spec.
         libraries: name -> version.
         created: ISO time.
+        storage: `compact` (fewest bytes) or `fast` (no compression); the same numbers.
     """
 
     annotator: str
@@ -78,6 +118,7 @@ class ShardAttributes:
     labels_digest: str
     libraries: dict[str, str]
     created: str
+    storage: str = "compact"
 
     def __post_init__(self) -> None:
         for name in ("image_px", "num_classes", "rows", "cols", "k", "total"):
@@ -89,41 +130,24 @@ class ShardAttributes:
             )
         if self.k > self.num_classes:
             raise LabelError(f"label shard: k {self.k} is more than the {self.num_classes} classes.")
+        if self.num_classes > 2**32:
+            raise LabelError(f"label shard: num_classes {self.num_classes}, expected at most {2**32}.")
         if self.view not in _VIEWS:
             raise LabelError(f"label shard: view {self.view!r}, expected one of {', '.join(_VIEWS)}.")
+        if self.storage not in LAYOUTS:
+            raise LabelError(f"label shard: storage {self.storage!r}, expected one of {', '.join(LAYOUTS)}.")
         if self.precision != "float16":
             raise LabelError(f"label shard: precision {self.precision!r}, expected float16.")
 
     @property
     def class_dtype(self) -> np.dtype[Any]:
-        """Type of the stored class indices: uint16, or uint32 above 65,536 classes."""
-        return np.dtype(np.uint16 if self.num_classes <= _MAX_UINT16_CLASSES else np.uint32)
+        """Type of the class indices: uint16, or uint32 above 65,536 classes."""
+        return class_dtype(self.num_classes)
 
-
-@dataclass
-class LabelRows:
-    """Labels of n photographs.
-
-    Attributes:
-        sample_id: uint64 (n,).
-        scores: float16 (n, rows, cols, k), raw logits, best first; zeros where the status is not ok.
-        classes: uint16 or uint32 (n, rows, cols, k).
-        tail: float16 (n, rows, cols), log of the summed exp of all logits that are not stored; or None.
-        image_size: uint32 (n, 2), height and width in px.
-        status: uint8 (n,), STATUS_OK, STATUS_UNREADABLE or STATUS_PENDING.
-        reason: n texts, empty where the status is ok.
-    """
-
-    sample_id: NDArray[np.uint64]
-    scores: NDArray[np.float16]
-    classes: NDArray[Any]
-    tail: NDArray[np.float16] | None
-    image_size: NDArray[np.uint32]
-    status: NDArray[np.uint8]
-    reason: list[str]
-
-    def __len__(self) -> int:
-        return len(self.sample_id)
+    def layout(self, has_tail: bool) -> RecordLayout:
+        """Layout of the shard's records."""
+        class_words = self.class_dtype.itemsize // 2
+        return LAYOUTS[self.storage](self.rows, self.cols, self.k, class_words, has_tail)
 
 
 @dataclass(frozen=True)
@@ -166,32 +190,277 @@ def read_marker(path: Path) -> dict[str, Any]:
     """
     path = marker_path(path)
     try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise LabelError(f"marker {path}: not a regular file. Remove it, then run snakemake labels.")
         marker = read_json(path)
     except FileNotFoundError:
         raise LabelError(f"marker {path}: missing, the shard was not finished. Run snakemake labels.") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise LabelError(f"marker {path}: cannot be read ({error}). Delete it and run snakemake labels.") from None
     if not isinstance(marker, dict) or not isinstance(marker.get("sha256"), str):
         raise LabelError(f"marker {path}: no JSON object with a sha256. Delete it and run snakemake labels.")
     return marker
 
 
-def write_part(path: Path, rows: LabelRows) -> None:
+class ShardFile:
+    """An open shard or part: its attributes, its columns, and its records by row.
+
+    Nothing is read that the file only promises: sizes are held against the file's length before anything is allocated,
+    and only data sets that lie in this very file, in the format's own types and filters, are opened.
+
+    Attributes:
+        path: of the file.
+        attributes: what the shard says about itself; None for a part.
+        layout: of its records.
+        count: photographs.
+
+    Args:
+        path: of the file.
+        part: whether it is a part, which has no attributes yet.
+
+    Raises:
+        LabelError: missing, no HDF5 file, truncated, incomplete, of another format version, or not of this format.
+    """
+
+    def __init__(self, path: Path, *, part: bool = False) -> None:
+        self.path = path
+        self._kind, self._remedy = ("part", PART_REMEDY) if part else ("shard", REMEDY)
+        self._file = self._opened()
+        try:
+            with self.damage_named():
+                self._check_version()
+                self.attributes = None if part else self._read_attributes()
+                self._open_records(self.attributes)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _opened(self) -> Any:
+        try:
+            if self.path.exists() and not self.path.is_file():
+                raise LabelError(f"{self._kind} {self.path}: not a regular file. Remove it, then run snakemake labels.")
+            # every chunk is read once; HDF5's default cache of 8 MB per data set would only cost memory
+            return h5py.File(self.path, "r", rdcc_nbytes=0)
+        except FileNotFoundError:
+            raise LabelError(f"{self._kind} {self.path}: missing. Run snakemake labels.") from None
+        except PermissionError:
+            raise LabelError(
+                f"{self._kind} {self.path}: no permission to read it. Ask its owner, or chmod it."
+            ) from None
+        except DAMAGE as error:
+            raise self._damaged(error) from error
+
+    @contextmanager
+    def damage_named(self) -> Iterator[None]:
+        """Turns what h5py raises of damaged content into one LabelError that names the file."""
+        try:
+            yield
+        except DAMAGE as error:
+            raise self._damaged(error) from error
+
+    def _damaged(self, error: BaseException) -> LabelError:
+        return LabelError(
+            f"{self._kind} {self.path}: damaged, truncated or not HDF5 ({_one_line(error)}). {self._remedy}"
+        )
+
+    def _refused(self, what: str) -> LabelError:
+        return LabelError(f"{self._kind} {self.path}: {what}. {self._remedy}")
+
+    def close(self) -> None:
+        """Closes the file; a second time does nothing."""
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    # --- reading ---
+
+    def chunk(self, row: int) -> bytes:
+        """One row's record as it lies in the file; `layout.decode` takes it apart, without this file.
+
+        Raises:
+            OSError, ValueError: the row cannot be read; `damage_named` names the file.
+        """
+        mask, content = self._records.id.read_direct_chunk((row, 0))
+        if mask:
+            raise ValueError(f"row {row} left out a filter")
+        return bytes(content)
+
+    def column(self, name: str) -> NDArray[Any]:
+        """A column: `sample_id` uint64, `status` uint8 or `reason` (bytes), each (count,).
+
+        Raises:
+            LabelError: missing, damaged, or of another type or length.
+        """
+        with self.damage_named():
+            column = self._data_set(name)
+            expected = {"sample_id": "<u8", "status": "|u1"}.get(name)
+            as_expected = column.dtype == expected if expected else self._is_text(column.dtype)
+            if column.shape != (self.count,) or not as_expected:
+                raise self._refused(
+                    f"{name} is {column.dtype} {column.shape}, expected {expected or 'text'} ({self.count},)"
+                )
+            values: NDArray[Any] = column[:]
+        return values
+
+    def reasons(self) -> list[str]:
+        """Why rows are not ok; empty texts for the others.
+
+        Raises:
+            LabelError: as `column`, or no UTF-8.
+        """
+        with self.damage_named():
+            return [text.decode("utf-8") for text in self.column("reason").tolist()]
+
+    @cached_property
+    def _columns(self) -> tuple[NDArray[np.uint64], NDArray[np.uint8], list[str]]:
+        return self.column("sample_id"), self.column("status"), self.reasons()
+
+    def rows(self, start: int, stop: int) -> LabelRows:
+        """Reads and unpacks neighbouring rows.
+
+        Raises:
+            LabelError: a record is damaged, or of another photograph than the column says.
+        """
+        return self._block(start, stop)[1]
+
+    def blocks(self) -> Iterator[tuple[int, list[bytes], LabelRows]]:
+        """All rows in blocks: first row, chunks, unpacked rows."""
+        for start in range(0, self.count, _ROWS_AT_ONCE):
+            yield start, *self._block(start, min(start + _ROWS_AT_ONCE, self.count))
+
+    def _block(self, start: int, stop: int) -> tuple[list[bytes], LabelRows]:
+        identifiers, status, reasons = self._columns
+        records = np.empty((stop - start, self.layout.words), dtype="<u2")
+        chunks = []
+        with self.damage_named():
+            for row in range(start, stop):
+                chunks.append(self.chunk(row))
+                try:
+                    records[row - start] = self.layout.decode(chunks[-1])
+                except ValueError as error:
+                    raise ValueError(f"row {row}: {error}") from None
+            rows = self.layout.unpack(records, status[start:stop], reasons[start:stop])
+        if not np.array_equal(rows.sample_id, identifiers[start:stop]):
+            wrong = start + int(np.flatnonzero(rows.sample_id != identifiers[start:stop])[0])
+            raise self._refused(f"row {wrong} holds another sample id than its column")
+        return chunks, rows
+
+    # --- checks at opening ---
+
+    def _check_version(self) -> None:
+        if "format_version" not in self._file.attrs:
+            raise LabelError(
+                f"{self._kind} {self.path}: has no format version, so it is no label {self._kind}. {self._remedy}"
+            )
+        version = self._integer("format_version")
+        if version != FORMAT_VERSION:
+            newer = "It was written by a newer tokenlabel: update this one." if version > FORMAT_VERSION else ""
+            raise LabelError(
+                f"{self._kind} {self.path}: format version {version}, this code reads {FORMAT_VERSION}. "
+                f"{newer or self._remedy}"
+            )
+        if "complete" not in self._file.attrs or not self._integer("complete"):
+            raise self._refused("incomplete, its writer was interrupted")
+
+    def _attribute(self, name: str, kinds: str) -> Any:
+        """A scalar attribute whose bytes lie in checksummed metadata; texts of variable length would not."""
+        identifier = self._file.attrs.get_id(name)
+        if identifier.shape != () or identifier.dtype.kind not in kinds:
+            raise ValueError(f"attribute {name} is {identifier.dtype} {identifier.shape}")
+        return self._file.attrs[name]
+
+    def _integer(self, name: str) -> int:
+        return int(self._attribute(name, "iub"))
+
+    def _read_attributes(self) -> ShardAttributes:
+        values: dict[str, Any] = {}
+        for field in fields(ShardAttributes):
+            if field.type == "int":
+                values[field.name] = self._integer(field.name)
+            else:
+                text = bytes(self._attribute(field.name, "S")).decode("utf-8")
+                values[field.name] = json.loads(text) if field.name in _JSON_FIELDS else text
+        try:
+            return ShardAttributes(**values)
+        except LabelError as error:
+            raise LabelError(f"{self._kind} {self.path}: {error} {self._remedy}") from None
+
+    def _open_records(self, attributes: ShardAttributes | None) -> None:
+        data_set = self._data_set("records")
+        if data_set.ndim != 2 or data_set.dtype != "<u2":
+            raise self._refused(f"records are {data_set.dtype} {data_set.shape}, expected uint16 (images, words)")
+        self.count, words = data_set.shape
+        try:
+            if attributes is None:
+                kind = LAYOUTS[bytes(self._attribute("storage", "S")).decode()]
+                sizes = {name: self._integer(name) for name in ("rows", "cols", "k", "class_words")}
+                layouts = [kind(**sizes, has_tail=has_tail) for has_tail in (False, True)]
+            else:
+                layouts = [attributes.layout(has_tail) for has_tail in (False, True)]
+        except LabelError as error:
+            raise self._refused(str(error).rstrip(".")) from None
+        fitting = [layout for layout in layouts if layout.words == words]
+        if not fitting:
+            raise self._refused(
+                f"records are {words} words long, expected {layouts[0].words}, or {layouts[1].words} with a tail"
+            )
+        self.layout = fitting[0]
+        if self.count * _MIN_ROW_BYTES > self.path.stat().st_size:
+            raise self._refused(f"promises {self.count} photographs, more than a file of its length can hold")
+        if self.count:
+            plan = data_set.id.get_create_plist()
+            filters = tuple(plan.get_filter(position)[0] for position in range(plan.get_nfilters()))
+            if data_set.chunks != (1, words) or filters != self.layout.filters:
+                raise self._refused(f"records have chunks {data_set.chunks} and filters {filters}, not the format's")
+        self._records = data_set
+
+    def _data_set(self, name: str) -> Any:
+        """A data set of this file itself, with filters that every HDF5 has and chunks of the format's sizes."""
+        if not isinstance(self._file.get(name, getlink=True), h5py.HardLink):
+            raise self._refused(f"{name} is missing or a link to somewhere else")
+        data_set = self._file[name]
+        if not isinstance(data_set, h5py.Dataset):
+            raise self._refused(f"{name} is no data set")
+        plan = data_set.id.get_create_plist()
+        filters = {plan.get_filter(position)[0] for position in range(plan.get_nfilters())}
+        if data_set.is_virtual or plan.get_external_count() or not filters <= _KNOWN_FILTERS:
+            raise self._refused(f"{name} lies in another file or needs a filter of its own")
+        if data_set.chunks and data_set.chunks[0] > _COLUMN_CHUNK:
+            raise self._refused(f"{name} has chunks of {data_set.chunks[0]} rows, expected at most {_COLUMN_CHUNK}")
+        return data_set
+
+    @staticmethod
+    def _is_text(dtype: np.dtype[Any]) -> bool:
+        return dtype.kind == "S" and dtype.itemsize <= _MAX_REASON_BYTES
+
+
+def write_part(path: Path, rows: LabelRows, storage: str = "compact") -> None:
     """Writes a small closed file of labels, whole or not at all.
+
+    Args:
+        path: of the part.
+        rows: the labels.
+        storage: `compact` or `fast`; that of the shard that it will become saves work.
 
     Raises:
         LabelError: shapes or values that are no labels: non-finite scores, scores beyond float16, no reason.
         OutputError: the folder cannot be written.
     """
-    rows = _checked_rows(rows, str(path))
+    rows = checked_rows(rows, str(path))
+    layout = layout_of(rows, storage)
     with atomic_path(path) as temporary, _new_file(temporary) as file:
         file.attrs["format_version"] = FORMAT_VERSION
-        _write_columns(file, rows.sample_id, rows.image_size, rows.status, rows.reason)
-        for name in _maps_of(rows):
-            values = getattr(rows, name)
-            # a part lives minutes: checksums, but no compression
-            chunks = (1, *values.shape[1:])
-            file.create_dataset(name, data=values, **({"chunks": chunks, "fletcher32": True} if len(rows) else {}))
+        file.attrs["storage"] = np.bytes_(storage.encode())
+        for name in ("rows", "cols", "k", "class_words"):
+            file.attrs[name] = getattr(layout, name)
+        write = _create_records(file, layout, len(rows))
+        for row, chunk in enumerate(layout.encode(layout.pack(rows))):
+            write(row, chunk)
+        _write_columns(file, rows.sample_id, rows.status, rows.reason)
         file.attrs["complete"] = True
 
 
@@ -201,24 +470,14 @@ def read_part(path: Path) -> LabelRows:
     Raises:
         LabelError: missing, damaged, or of another format version.
     """
-    with _reading(path, "part", PART_REMEDY) as file:
-        _check_version(file, path, "part", PART_REMEDY)
-        rows = LabelRows(
-            sample_id=file["sample_id"][:],
-            scores=file["scores"][:],
-            classes=file["classes"][:],
-            tail=file["tail"][:] if "tail" in file else None,
-            image_size=file["image_size"][:],
-            status=file["status"][:],
-            reason=_decoded(file["reason"][:]),
-        )
-    return _checked_rows(rows, f"part {path}")
+    with ShardFile(path, part=True) as part:
+        return checked_rows(part.rows(0, part.count), f"part {path}")
 
 
 def assemble_parts(
     parts: Sequence[Path], destination: Path, attributes: ShardAttributes, expected_ids: NDArray[np.uint64]
 ) -> ShardSummary:
-    """Makes a shard of its parts, row by row in the order of `expected_ids`; holds one part in memory at a time.
+    """Makes a shard of its parts, row by row in the order of `expected_ids`; holds 512 photographs in memory at a time.
 
     Args:
         parts: files of `write_part`, in any order.
@@ -232,21 +491,26 @@ def assemble_parts(
     """
     expected = np.asarray(expected_ids, dtype=np.uint64)
     positions, has_tail = _plan_assembly(parts, destination, expected)
-    sample_id, reason = expected, [""] * len(expected)
+    layout = attributes.layout(has_tail)
+    reason = [""] * len(expected)
     status = np.full(len(expected), STATUS_PENDING, dtype=np.uint8)
-    image_size = np.zeros((len(expected), 2), dtype=np.uint32)
     with atomic_path(destination) as temporary:
         with _new_file(temporary) as file:
             _write_attributes(file, attributes)
-            _create_maps(file, attributes, len(expected), has_tail)
-            for part, place in zip(parts, positions, strict=True):
-                rows = read_part(part)
-                _check_fits(rows, attributes, part)
-                status[place], image_size[place] = rows.status, rows.image_size
-                for index, text in zip(place.tolist(), rows.reason, strict=True):
-                    reason[index] = text
-                _write_maps(file, rows, place)
-            _write_columns(file, sample_id, image_size, status, reason)
+            write = _create_records(file, layout, len(expected))
+            for path, place in zip(parts, positions, strict=True):
+                with ShardFile(path, part=True) as part:
+                    _check_fits(part, layout)
+                    for start, chunks, rows in part.blocks():
+                        check_values(rows, attributes.num_classes, f"part {path}", PART_REMEDY)
+                        block = place[start : start + len(rows)]
+                        status[block] = rows.status
+                        if part.layout != layout:
+                            chunks = list(layout.encode(layout.pack(rows)))
+                        for row, chunk, text in zip(block.tolist(), chunks, rows.reason, strict=True):
+                            write(row, chunk)
+                            reason[row] = text
+            _write_columns(file, expected, status, reason)
             file.attrs["complete"] = True
         digest, size_bytes = sha256_of(temporary), temporary.stat().st_size
     return _summary(status, size_bytes, digest)
@@ -258,31 +522,9 @@ def read_attributes(path: Path) -> ShardAttributes:
     Raises:
         LabelError: missing, no HDF5 file, truncated, incomplete, or of another format version.
     """
-    with open_shard(path) as file:
-        return attributes_of(file, path)
-
-
-@contextmanager
-def open_shard(path: Path) -> Iterator[Any]:
-    """Opens a shard for reading; errors of HDF5 inside the block become a LabelError that names the file."""
-    with _reading(path, "shard", REMEDY) as file:
-        yield file
-
-
-def attributes_of(file: Any, path: Path) -> ShardAttributes:
-    """Attributes of an open shard; to be called inside `open_shard`, which names damage."""
-    _check_version(file, path, "shard", REMEDY)
-    values: dict[str, Any] = {}
-    for field in fields(ShardAttributes):
-        value = file.attrs[field.name]
-        if field.name in _JSON_FIELDS:
-            values[field.name] = json.loads(value)
-        else:
-            values[field.name] = int(value) if field.type == "int" else str(value)
-    try:
-        return ShardAttributes(**values)
-    except LabelError as error:
-        raise LabelError(f"shard {path}: {error} {REMEDY}") from None
+    with ShardFile(path) as shard:
+        assert shard.attributes is not None
+        return shard.attributes
 
 
 def read_statuses(path: Path) -> ShardSummary:
@@ -291,9 +533,50 @@ def read_statuses(path: Path) -> ShardSummary:
     Raises:
         LabelError: as `read_attributes`.
     """
+    with ShardFile(path) as shard:
+        return _summary(shard.column("status"), path.stat().st_size, "")
+
+
+def read_index(path: Path) -> tuple[NDArray[np.uint64], NDArray[np.uint8]]:
+    """Sample ids and statuses of a shard in the file's order, without reading its maps.
+
+    Raises:
+        LabelError: as `read_attributes`.
+    """
     with open_shard(path) as file:
         attributes_of(file, path)
-        return _summary(file["status"][:], path.stat().st_size, "")
+        return file["sample_id"][:], file["status"][:]
+
+
+def read_rows(path: Path, positions: NDArray[np.int64]) -> LabelRows:
+    """Some rows of one shard, whatever else lies in its folder; holds no more than these in memory.
+
+    Args:
+        path: of the shard.
+        positions: int64 (n,), rows of the file, in any order.
+
+    Returns:
+        the rows in the order of `positions`.
+
+    Raises:
+        LabelError: as `read_attributes`, or a row whose checksum is wrong.
+    """
+    with open_shard(path) as file:
+        attributes = attributes_of(file, path)
+        shape = (len(positions), attributes.rows, attributes.cols, attributes.k)
+        rows = LabelRows(
+            sample_id=file["sample_id"][:][positions],
+            scores=np.empty(shape, dtype=np.float16),
+            classes=np.empty(shape, dtype=attributes.class_dtype),
+            tail=np.empty(shape[:3], dtype=np.float16) if "tail" in file else None,
+            image_size=file["image_size"][:][positions],
+            status=file["status"][:][positions],
+            reason=_decoded(file["reason"][:][positions]),
+        )
+        for name in _maps_of(rows):
+            for place in np.argsort(positions, kind="stable").tolist():  # in the file's order
+                getattr(rows, name)[place] = file[name][int(positions[place])]
+    return rows
 
 
 def verify_shard(path: Path, expected_sha256: str | None = None) -> ShardSummary:
@@ -305,7 +588,8 @@ def verify_shard(path: Path, expected_sha256: str | None = None) -> ShardSummary
 
     Raises:
         LabelError: another digest, a failed checksum, shapes that contradict the attributes, classes outside
-            [0, num_classes) or twice in one cell, scores that are not finite or not best first, an id twice.
+            [0, num_classes) or twice in one cell, scores that are not finite or not best first, an id twice or in the
+            wrong shard.
     """
     if not path.is_file():
         raise LabelError(f"shard {path}: missing. Run snakemake labels.")
@@ -314,30 +598,29 @@ def verify_shard(path: Path, expected_sha256: str | None = None) -> ShardSummary
         raise LabelError(
             f"shard {path}: sha256 {digest[:16]}..., its marker says {expected_sha256[:16]}...: damaged or replaced. {REMEDY}"
         )
-    with open_shard(path) as file:
-        attributes = attributes_of(file, path)
-        count = _check_structure(file, attributes, path)
-        identifiers = file["sample_id"][:]
-        if len(np.unique(identifiers)) != count:
-            raise LabelError(f"shard {path}: holds a sample id twice. {REMEDY}")
-        reasons = _decoded(file["reason"][:])
-        sizes, status = file["image_size"][:], file["status"][:]
-        for start in range(0, count, _VERIFIED_AT_ONCE):
-            block = slice(start, min(start + _VERIFIED_AT_ONCE, count))
-            rows = LabelRows(
-                sample_id=identifiers[block],
-                scores=file["scores"][block],
-                classes=file["classes"][block],
-                tail=file["tail"][block] if "tail" in file else None,
-                image_size=sizes[block],
-                status=status[block],
-                reason=reasons[block],
-            )
-            _check_values(rows, attributes, f"shard {path}", REMEDY)
-    return _summary(status, path.stat().st_size, digest)
+    with ShardFile(path) as shard:
+        attributes = shard.attributes
+        assert attributes is not None
+        check_ids(shard.column("sample_id"), attributes, path)
+        for _, _, rows in shard.blocks():
+            check_values(rows, attributes.num_classes, f"shard {path}", REMEDY)
+        return _summary(shard.column("status"), path.stat().st_size, digest)
 
 
-# --- reading and writing HDF5 ---
+def check_ids(identifiers: NDArray[np.uint64], attributes: ShardAttributes, path: Path) -> None:
+    """Ids of a shard: each once, each modulo the number of shards the shard's own number.
+
+    Raises:
+        LabelError: names the first that is wrong.
+    """
+    foreign = identifiers % np.uint64(attributes.total) != np.uint64(attributes.shard)
+    if foreign.any():
+        raise LabelError(
+            f"shard {path}: sample {named(identifiers[foreign])} belongs into another shard than "
+            f"{attributes.shard} of {attributes.total}. {REMEDY}"
+        )
+    if len(np.unique(identifiers)) != len(identifiers):
+        raise LabelError(f"shard {path}: holds a sample id twice. {REMEDY}")
 
 
 class _Disk(io.FileIO):
@@ -379,82 +662,45 @@ def _new_file(path: Path) -> Iterator[Any]:
                 raise disk.error
 
 
-@contextmanager
-def _reading(path: Path, kind: str, remedy: str) -> Iterator[Any]:
-    """Opens an HDF5 file; what h5py raises of a missing or damaged file becomes one LabelError."""
-    try:
-        # every chunk is read once; HDF5's default cache of 8 MB per data set would only cost memory
-        with h5py.File(path, "r", rdcc_nbytes=0) as file:
-            yield file
-    except FileNotFoundError:
-        raise LabelError(f"{kind} {path}: missing. Run snakemake labels.") from None
-    except PermissionError:
-        raise LabelError(f"{kind} {path}: no permission to read it. Ask its owner, or chmod it.") from None
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
-        raise LabelError(f"{kind} {path}: damaged, truncated or not HDF5 ({error}). {remedy}") from error
-
-
-def _check_version(file: Any, path: Path, kind: str, remedy: str) -> None:
-    version = file.attrs.get("format_version")
-    if version is None:
-        raise LabelError(f"{kind} {path}: has no format version, so it is no label {kind}. {remedy}")
-    if version != FORMAT_VERSION:
-        raise LabelError(f"{kind} {path}: format version {version}, this code reads {FORMAT_VERSION}. {remedy}")
-    if not file.attrs.get("complete", False):
-        raise LabelError(f"{kind} {path}: incomplete, its writer was interrupted. {remedy}")
+# --- writing HDF5 ---
 
 
 def _write_attributes(file: Any, attributes: ShardAttributes) -> None:
     file.attrs["format_version"] = FORMAT_VERSION
     for field in fields(attributes):
         value = getattr(attributes, field.name)
-        file.attrs[field.name] = json.dumps(value, sort_keys=True) if field.name in _JSON_FIELDS else value
+        if field.name in _JSON_FIELDS:
+            value = json.dumps(value, sort_keys=True)
+        # texts of fixed length lie in checksummed metadata, those of variable length would not
+        file.attrs[field.name] = value if isinstance(value, int) else np.bytes_(value.encode("utf-8") or b"\0")
 
 
-def _create_maps(file: Any, attributes: ShardAttributes, count: int, has_tail: bool) -> None:
-    cells = (attributes.rows, attributes.cols)
-    shapes: dict[str, tuple[tuple[int, ...], Any]] = {
-        "scores": ((*cells, attributes.k), np.float16),
-        "classes": ((*cells, attributes.k), attributes.class_dtype),
-    }
-    if has_tail:
-        shapes["tail"] = (cells, np.float16)
-    for name, (shape, dtype) in shapes.items():
-        # one chunk is one photograph; HDF5 refuses chunks of an empty data set
-        options = {"chunks": (1, *shape), **_FILTERS} if count else {}
-        file.create_dataset(name, shape=(count, *shape), dtype=dtype, **options)
+def _create_records(file: Any, layout: RecordLayout, count: int) -> Callable[[int, bytes], None]:
+    """Creates the data set of records, one chunk each; gives a function that writes one row's encoded record."""
+    # HDF5 refuses chunks of an empty data set
+    options: dict[str, Any] = {"chunks": (1, layout.words), **layout.options} if count else {}
+    records = file.create_dataset("records", shape=(count, layout.words), dtype="<u2", **options)
+
+    def write(row: int, chunk: bytes) -> None:
+        if layout.storage == "fast":
+            records[row] = np.frombuffer(chunk, dtype="<u2", count=layout.words)  # HDF5 adds its checksum
+        else:
+            records.id.write_direct_chunk((row, 0), chunk)
+
+    return write
 
 
-def _write_maps(file: Any, rows: LabelRows, place: NDArray[np.int64]) -> None:
-    """Writes a part's maps to its places, one slice per run of neighbours."""
-    order = np.argsort(place)
-    place = place[order]
-    starts = np.flatnonzero(np.diff(place, prepend=-2) != 1)
-    for start, stop in zip(starts, [*starts[1:], len(place)], strict=True):
-        target = slice(int(place[start]), int(place[stop - 1]) + 1)
-        for name in _maps_of(rows):
-            file[name][target] = getattr(rows, name)[order[start:stop]]
-
-
-def _write_columns(
-    file: Any,
-    sample_id: NDArray[np.uint64],
-    image_size: NDArray[np.uint32],
-    status: NDArray[np.uint8],
-    reason: Sequence[str],
-) -> None:
-    # texts of fixed length lie inside the checksummed chunks, those of variable length would not
+def _write_columns(file: Any, sample_id: NDArray[np.uint64], status: NDArray[np.uint8], reason: Sequence[str]) -> None:
     texts = np.array([_encoded(text) for text in reason] or [b""], dtype=np.bytes_)[: len(reason)]
     text_type = h5py.string_dtype("utf-8", max(texts.dtype.itemsize, 1))
     columns: dict[str, NDArray[Any]] = {
-        "sample_id": sample_id,
-        "image_size": image_size,
+        "sample_id": sample_id.astype("<u8"),
         "status": status,
         "reason": texts.astype(text_type),
     }
     for name, values in columns.items():
-        chunks = (min(len(values), _COLUMN_CHUNK), *values.shape[1:])
-        file.create_dataset(name, data=values, **({"chunks": chunks, **_FILTERS} if len(values) else {}))
+        chunks = (min(len(values), _COLUMN_CHUNK),)
+        file.create_dataset(name, data=values, **({"chunks": chunks, **_COLUMN_FILTERS} if len(values) else {}))
 
 
 def _encoded(text: str) -> bytes:
@@ -463,12 +709,8 @@ def _encoded(text: str) -> bytes:
     return cut.decode("utf-8", "ignore").encode("utf-8")
 
 
-def _decoded(texts: NDArray[np.bytes_]) -> list[str]:
-    return [text.decode("utf-8") for text in texts.tolist()]
-
-
-def _maps_of(rows: LabelRows) -> list[str]:
-    return ["scores", "classes"] if rows.tail is None else ["scores", "classes", "tail"]
+def _one_line(error: BaseException) -> str:
+    return " ".join((str(error) or type(error).__name__).split())
 
 
 def _summary(status: NDArray[np.uint8], size_bytes: int, digest: str) -> ShardSummary:
@@ -483,120 +725,16 @@ def _summary(status: NDArray[np.uint8], size_bytes: int, digest: str) -> ShardSu
     )
 
 
-# --- checks ---
+# --- checks of an assembly ---
 
 
-def _checked_rows(rows: LabelRows, where: str) -> LabelRows:
-    """The rows in the types of the format.
-
-    Raises:
-        LabelError: shapes that do not fit each other, types or values that the format cannot hold.
-    """
-    count = len(rows.sample_id)
-    if rows.scores.ndim != 4 or len(rows.scores) != count:
-        raise LabelError(
-            f"{where}: scores are {rows.scores.shape}, expected (images, rows, cols, k) of {count} images."
-        )
-    expected: dict[str, tuple[int, ...]] = {
-        "classes": rows.scores.shape,
-        "tail": rows.scores.shape[:3],
-        "image_size": (count, 2),
-        "status": (count,),
-    }
-    for name, shape in expected.items():
-        values = getattr(rows, name)
-        if values is not None and values.shape != shape:
-            raise LabelError(f"{where}: {name} is {values.shape}, expected {shape}.")
-    if len(rows.reason) != count:
-        raise LabelError(f"{where}: {len(rows.reason)} reasons for {count} images.")
-    if rows.classes.dtype not in (np.uint16, np.uint32):
-        raise LabelError(f"{where}: classes are {rows.classes.dtype}, expected uint16 or uint32.")
-    with np.errstate(over="ignore"):  # what overflows is infinite below, and refused with its id
-        half = np.asarray(rows.scores, dtype=np.float16)
-        tail = None if rows.tail is None else np.asarray(rows.tail, dtype=np.float16)
-    checked = LabelRows(
-        sample_id=np.asarray(rows.sample_id, dtype=np.uint64),
-        scores=half,
-        classes=rows.classes,
-        tail=tail,
-        image_size=np.asarray(rows.image_size, dtype=np.uint32),
-        status=np.asarray(rows.status, dtype=np.uint8),
-        reason=list(rows.reason),
+def _check_fits(part: ShardFile, layout: RecordLayout) -> None:
+    found, expected = (
+        f"(rows, cols, k) {(one.rows, one.cols, one.k)} with {16 * one.class_words}-bit classes"
+        for one in (part.layout, layout)
     )
-    _check_finite(
-        checked, where, "The annotator gives logits beyond float16's 65504, or not a number; check its weights."
-    )
-    return checked
-
-
-def _check_finite(rows: LabelRows, where: str, remedy: str) -> None:
-    if np.any(rows.status > STATUS_PENDING):
-        raise LabelError(f"{where}: status {int(rows.status.max())}, expected 0, 1 or 2. {remedy}")
-    usable = rows.status == STATUS_OK
-    bad = usable & ~np.isfinite(rows.scores).all(axis=(1, 2, 3))
-    if rows.tail is not None:
-        # minus infinity is right where every class is stored: nothing is left
-        bad |= usable & (np.isnan(rows.tail) | np.isposinf(rows.tail)).any(axis=(1, 2))
-    if bad.any():
-        raise LabelError(
-            f"{where}: sample {_named(rows.sample_id[bad])} has scores that are not finite in float16. {remedy}"
-        )
-    silent = [index for index in np.flatnonzero(rows.status == STATUS_UNREADABLE) if not rows.reason[index]]
-    if silent:
-        raise LabelError(f"{where}: sample {_named(rows.sample_id[silent])} is unreadable without a reason. {remedy}")
-
-
-def _check_values(rows: LabelRows, attributes: ShardAttributes, where: str, remedy: str) -> None:
-    """Ranges and order of the values of rows with status ok."""
-    _check_finite(rows, where, remedy)
-    usable = rows.status == STATUS_OK
-    scores, classes, identifiers = rows.scores[usable], rows.classes[usable], rows.sample_id[usable]
-    bad = (classes >= attributes.num_classes).any(axis=(1, 2, 3))
-    if bad.any():
-        raise LabelError(
-            f"{where}: sample {_named(identifiers[bad])} has class {int(classes.max())}, "
-            f"expected below {attributes.num_classes}. {remedy}"
-        )
-    in_order = np.sort(classes, axis=-1)
-    bad = (in_order[..., 1:] == in_order[..., :-1]).any(axis=(1, 2, 3))
-    if bad.any():
-        raise LabelError(f"{where}: sample {_named(identifiers[bad])} has a class twice in one cell. {remedy}")
-    bad = (scores[..., 1:] > scores[..., :-1]).any(axis=(1, 2, 3))
-    if bad.any():
-        raise LabelError(f"{where}: sample {_named(identifiers[bad])} has scores that are not best first. {remedy}")
-
-
-def _check_fits(rows: LabelRows, attributes: ShardAttributes, part: Path) -> None:
-    shape = (attributes.rows, attributes.cols, attributes.k)
-    if rows.scores.shape[1:] != shape:
-        raise LabelError(
-            f"part {part}: maps are (rows, cols, k) {rows.scores.shape[1:]}, the shard's are {shape}. {PART_REMEDY}"
-        )
-    _check_values(rows, attributes, f"part {part}", PART_REMEDY)
-
-
-def _check_structure(file: Any, attributes: ShardAttributes, path: Path) -> int:
-    """Compares shapes and types with the attributes; returns the number of rows."""
-    count = len(file["sample_id"])
-    cells = (count, attributes.rows, attributes.cols)
-    expected: dict[str, tuple[tuple[int, ...], Any]] = {
-        "sample_id": ((count,), np.uint64),
-        "scores": ((*cells, attributes.k), np.float16),
-        "classes": ((*cells, attributes.k), attributes.class_dtype),
-        "image_size": ((count, 2), np.uint32),
-        "status": ((count,), np.uint8),
-    }
-    if "tail" in file:
-        expected["tail"] = (cells, np.float16)
-    for name, (shape, dtype) in expected.items():
-        found = file[name]
-        if found.shape != shape or found.dtype != dtype:
-            raise LabelError(
-                f"shard {path}: {name} is {found.dtype} {found.shape}, expected {np.dtype(dtype)} {shape}. {REMEDY}"
-            )
-    if file["reason"].shape != (count,):
-        raise LabelError(f"shard {path}: {file['reason'].shape} reasons, expected ({count},). {REMEDY}")
-    return count
+    if found != expected:
+        raise LabelError(f"part {part.path}: maps are {found}, the shard's are {expected}. {PART_REMEDY}")
 
 
 def _plan_assembly(
@@ -610,39 +748,32 @@ def _plan_assembly(
     filled = np.zeros(len(expected), dtype=bool)
     places: list[NDArray[np.int64]] = []
     tails: set[bool] = set()
-    for part in parts:
-        with _reading(part, "part", PART_REMEDY) as file:
-            _check_version(file, part, "part", PART_REMEDY)
-            identifiers = file["sample_id"][:]
-            tails.add("tail" in file)
+    for path in parts:
+        with ShardFile(path, part=True) as part:
+            identifiers = part.column("sample_id")
+            tails.add(part.layout.has_tail)
         found = np.searchsorted(in_order, identifiers)
         known = np.zeros(len(identifiers), dtype=bool)
         in_range = found < len(expected)
         known[in_range] = in_order[found[in_range]] == identifiers[in_range]
         if not known.all():
             raise LabelError(
-                f"part {part}: sample {_named(identifiers[~known])} does not belong to {destination.name}. {PART_REMEDY}"
+                f"part {path}: sample {named(identifiers[~known])} does not belong to {destination.name}. {PART_REMEDY}"
             )
         place = order[found]
         twice = filled[place]
         if len(np.unique(place)) != len(place) or twice.any():
             again = identifiers[twice] if twice.any() else identifiers
-            raise LabelError(f"part {part}: sample {_named(again)} is there twice. {PART_REMEDY}")
+            raise LabelError(f"part {path}: sample {named(again)} is there twice. {PART_REMEDY}")
         filled[place] = True
         places.append(place)
     if not filled.all():
         raise LabelError(
             f"shard {destination}: {int((~filled).sum())} of {len(expected)} samples are in no part, the first is "
-            f"{_named(expected[~filled])}. Run snakemake labels."
+            f"{named(expected[~filled])}. Run snakemake labels."
         )
     if len(tails) > 1:
         raise LabelError(
             f"shard {destination}: some parts have a tail and some have none. Delete its parts, run again."
         )
     return places, tails == {True}
-
-
-def _named(identifiers: NDArray[np.uint64]) -> str:
-    """The first of some sample ids, and how many more there are."""
-    more = f" (and {len(identifiers) - 1} more)" if len(identifiers) > 1 else ""
-    return f"{int(identifiers[0]):#018x}{more}"

@@ -6,6 +6,8 @@ Used by training, fidelity and drawing, in any number of worker processes (fork 
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import os
 import re
 import threading
@@ -14,18 +16,19 @@ from dataclasses import dataclass, fields
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from ..core.errors import LabelError
 from ..core.seeds import sample_id
+from .records import LabelRows, concatenate_rows
 from .shards import (
+    DAMAGE,
     REMEDY,
     ShardAttributes,
+    ShardFile,
     ShardSummary,
-    attributes_of,
-    open_shard,
+    check_ids,
     read_marker,
     shard_file_name,
     verify_shard,
@@ -33,11 +36,11 @@ from .shards import (
 
 _SHARD_NAME = re.compile(r"(?P<split>.+)-(?P<shard>\d{5,})-of-(?P<total>\d{5,})\.h5")
 # what may differ between the shards of one annotator; the manifest's digest is of each shard's own photographs
-_OWN_ATTRIBUTES = frozenset({"shard", "created", "libraries", "manifest_digest"})
+_OWN_ATTRIBUTES = frozenset({"shard", "created", "libraries", "manifest_digest", "storage"})
 _MAX_OPEN_FILES = 128
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Label:
     """The stored label of one photograph.
 
@@ -60,52 +63,21 @@ class Label:
     reason: str
 
 
-@dataclass(frozen=True)
-class LabelBatch:
-    """Labels of n photographs, in the order asked for; the fields of `Label`, stacked.
-
-    Attributes:
-        sample_id: uint64 (n,).
-        scores: float16 (n, rows, cols, k).
-        classes: uint16 or uint32 (n, rows, cols, k).
-        tail: float16 (n, rows, cols) or None.
-        image_size: uint32 (n, 2), height and width in px.
-        status: uint8 (n,).
-        reason: n texts.
-    """
-
-    sample_id: NDArray[np.uint64]
-    scores: NDArray[np.float16]
-    classes: NDArray[Any]
-    tail: NDArray[np.float16] | None
-    image_size: NDArray[np.uint32]
-    status: NDArray[np.uint8]
-    reason: list[str]
-
-    def __len__(self) -> int:
-        return len(self.sample_id)
-
-
 class _OpenFiles:
-    """HDF5 files of one process; a forked child makes its own, because a lock may have been held while forking."""
+    """Shards open in one process; a forked child makes its own, because a lock may have been held while forking."""
 
     def __init__(self) -> None:
         self.pid = os.getpid()
         self.lock = threading.Lock()
-        self._files: dict[Path, Any] = {}
+        self._files: dict[Path, ShardFile] = {}
 
-    def get(self, path: Path) -> Any:
-        """The open file; to be called with the lock held."""
+    def get(self, path: Path) -> ShardFile:
+        """The open shard; to be called with the lock held."""
         file = self._files.pop(path, None)
         if file is None:
             if len(self._files) >= _MAX_OPEN_FILES:
                 self._files.pop(next(iter(self._files))).close()
-            try:
-                file = h5py.File(path, "r", rdcc_nbytes=0)
-            except OSError as error:
-                raise LabelError(
-                    f"shard {path}: missing or damaged since the store was opened ({error}). {REMEDY}"
-                ) from error
+            file = ShardFile(path)
         self._files[path] = file  # last in, so the first is the one used longest ago
         return file
 
@@ -113,7 +85,7 @@ class _OpenFiles:
 class LabelStore:
     """The labels of one annotator for one split.
 
-    Keeps 13 bytes per photograph in memory; maps are read when asked for. Pickles to worker processes.
+    Keeps 14 bytes per photograph in memory; maps are read when asked for. Pickles to worker processes.
 
     Attributes:
         path: the folder.
@@ -123,60 +95,67 @@ class LabelStore:
     Args:
         path: folder of the shards.
         split: `train`, `val`...
+        manifest_digests: one per shard, of the manifest that the labels must have been made from; None: any.
 
     Raises:
-        LabelError: no such folder or split; a shard is missing, half-written, of another size, annotator or version.
+        LabelError: no such folder or split; a shard is missing, half-written, of another size, annotator, version or data set.
 
     Example:
         store = LabelStore("results/labels/nfnet_f6-1a2b3c4d", split="train")
         label = store[store.id_for("n01440764/a.JPEG")]
     """
 
-    def __init__(self, path: str | os.PathLike[str], split: str) -> None:
+    def __init__(self, path: str | os.PathLike[str], split: str, manifest_digests: Sequence[str] | None = None) -> None:
         self.path = Path(path)
         self.split = split
         self._shards = find_shards(self.path, split)
+        if manifest_digests is not None and len(manifest_digests) != len(self._shards):
+            raise LabelError(
+                f"labels {self.path}: {len(self._shards)} shards, the manifest has {len(manifest_digests)}: labels of another "
+                "making. Give the right folder, or run snakemake labels."
+            )
         self._open_files = _OpenFiles()
-        self._load_index()
+        self._load_index(manifest_digests)
 
-    def _load_index(self) -> None:
+    def _load_index(self, manifest_digests: Sequence[str] | None) -> None:
         identifiers: list[NDArray[np.uint64]] = []
         statuses: list[NDArray[np.uint8]] = []
-        first: ShardAttributes | None = None
+        said: list[ShardAttributes] = []
         tail: bool | None = None
-        for number, shard in enumerate(self._shards):
-            with open_shard(shard) as file:
-                attributes = attributes_of(file, shard)
-                identifiers.append(file["sample_id"][:])
-                statuses.append(file["status"][:])
-                has_tail = "tail" in file
-            first = first or attributes
-            self._check_shard(shard, number, attributes, first)
-            _check_marker(shard, attributes, len(identifiers[-1]))
-            if len(identifiers[-1]):
-                if tail not in (None, has_tail):
-                    raise LabelError(f"shard {shard}: its tail is not as in the shards before it. {REMEDY}")
-                tail = has_tail
-        assert first is not None
-        self.attributes = first
+        for number, path in enumerate(self._shards):
+            with ShardFile(path) as shard:
+                attributes = shard.attributes
+                assert attributes is not None
+                identifiers.append(shard.column("sample_id"))
+                statuses.append(shard.column("status"))
+                said.append(attributes)
+                self._check_shard(path, number, attributes, said[0])
+                if manifest_digests is not None and attributes.manifest_digest != manifest_digests[number]:
+                    raise LabelError(
+                        f"shard {path}: made from other photographs than the manifest lists (digest "
+                        f"{attributes.manifest_digest}, expected {manifest_digests[number]}). {REMEDY}"
+                    )
+                _check_marker(path, attributes, shard.count)
+                check_ids(identifiers[-1], attributes, path)
+                if shard.count:
+                    if tail not in (None, shard.layout.has_tail):
+                        raise LabelError(f"shard {path}: its tail is not as in the shards before it. {REMEDY}")
+                    tail = shard.layout.has_tail
+        self.attributes = said[0]
         self._has_tail = bool(tail)
-        lengths = [len(column) for column in identifiers]
-        self._starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        self._layouts = [attributes.layout(self._has_tail) for attributes in said]
+        self._starts = [0, *itertools.accumulate(len(column) for column in identifiers)]
         joined = np.concatenate(identifiers)
         # position: of the row in the shards laid end to end; 32 bits hold it
         self._position = np.argsort(joined, kind="stable").astype(np.uint32)
         self._ids = joined[self._position]
         self._ids.setflags(write=False)
         self._status = np.concatenate(statuses)[self._position]
-        twice = np.flatnonzero(self._ids[1:] == self._ids[:-1])
-        if len(twice):
-            shards = sorted(
-                {self._place(int(self._position[index + step]))[0].name for index in twice[:1] for step in (0, 1)}
-            )
-            raise LabelError(
-                f"labels {self.path}: sample {int(self._ids[twice[0]]):#018x} is there twice, in {' and '.join(shards)}. "
-                "Delete them with their .done markers, then run snakemake labels."
-            )
+        # ids are evenly spread hashes: a table over their first bits leaves about four to look at, however many there are
+        bits = max(len(self._ids) // 4, 1).bit_length()
+        self._bucket_shift = 64 - bits
+        edges = np.arange(2**bits, dtype=np.uint64) << np.uint64(self._bucket_shift)
+        self._buckets = np.append(np.searchsorted(self._ids, edges), len(self._ids)).astype(np.uint32)
 
     def _check_shard(self, shard: Path, number: int, attributes: ShardAttributes, first: ShardAttributes) -> None:
         said = shard_file_name(attributes.split, attributes.shard, attributes.total)
@@ -233,9 +212,14 @@ class LabelStore:
     def __contains__(self, identifier: object) -> bool:
         if not isinstance(identifier, int | np.integer) or not 0 <= int(identifier) < 2**64:
             return False
-        wanted = np.uint64(identifier)
-        index = int(np.searchsorted(self._ids, wanted))
-        return index < len(self._ids) and bool(self._ids[index] == wanted)
+        return self._index_of(int(identifier)) is not None
+
+    def _index_of(self, identifier: int) -> int | None:
+        """Place among the sorted ids, in constant time."""
+        bucket = identifier >> self._bucket_shift
+        start = int(self._buckets[bucket])
+        candidates: list[int] = self._ids[start : self._buckets[bucket + 1]].tolist()
+        return start + candidates.index(identifier) if identifier in candidates else None
 
     def id_for(self, path: str | os.PathLike[str]) -> int:
         """Sample id of a photograph.
@@ -256,46 +240,55 @@ class LabelStore:
         return identifier
 
     def __getitem__(self, identifier: int) -> Label:
-        batch = self.get_many([identifier])
+        index = self._index_of(int(identifier)) if 0 <= identifier < 2**64 else None
+        if index is None:
+            raise self._absent(int(identifier), 1, 1)
+        rows = self._read(index)
+        height, width = rows.image_size[0].tolist()
         return Label(
             sample_id=int(identifier),
-            scores=batch.scores[0],
-            classes=batch.classes[0],
-            tail=None if batch.tail is None else batch.tail[0],
-            image_size=(int(batch.image_size[0, 0]), int(batch.image_size[0, 1])),
-            status=int(batch.status[0]),
-            reason=batch.reason[0],
+            scores=rows.scores[0],
+            classes=rows.classes[0],
+            tail=None if rows.tail is None else rows.tail[0],
+            image_size=(height, width),
+            status=int(rows.status[0]),
+            reason=rows.reason[0],
         )
 
-    def get_many(self, identifiers: Iterable[int] | NDArray[np.uint64]) -> LabelBatch:
+    def get_many(self, identifiers: Iterable[int] | NDArray[np.uint64]) -> LabelRows:
         """Reads labels, in the order asked for.
 
         Raises:
             LabelError: an id without a label, or a shard that was removed or damaged since.
         """
-        wanted = _as_ids(identifiers)
-        indices = self._find(wanted)
-        (rows, cols), k = self.grid, self.k
-        batch = LabelBatch(
-            sample_id=wanted,
-            scores=np.empty((len(wanted), rows, cols, k), dtype=np.float16),
-            classes=np.empty((len(wanted), rows, cols, k), dtype=self.attributes.class_dtype),
-            tail=np.empty((len(wanted), rows, cols), dtype=np.float16) if self._has_tail else None,
-            image_size=np.empty((len(wanted), 2), dtype=np.uint32),
-            status=self._status[indices],
-            reason=[""] * len(wanted),
-        )
-        positions = self._position[indices].astype(np.int64)
+        indices = self._find(_as_ids(identifiers))
+        if not len(indices):
+            layout = self._layouts[0]
+            return layout.unpack(np.empty((0, layout.words), dtype="<u2"), np.empty(0, dtype=np.uint8), [])
+        order = np.argsort(self._position[indices], kind="stable")  # shard by shard, in the file's order
+        return concatenate_rows([self._read(index) for index in indices[order].tolist()]).take(np.argsort(order))
+
+    def _read(self, index: int) -> LabelRows:
+        """One label by its place among the sorted ids."""
+        number, row = self._place(int(self._position[index]))
+        status, reason, layout = self._status[index : index + 1], "", self._layouts[number]
         open_files = self._files_of_this_process()
-        with open_files.lock:
-            for place in np.argsort(positions, kind="stable").tolist():  # shard by shard, in the file's order
-                shard, row = self._place(int(positions[place]))
-                file = open_files.get(shard)
-                try:
-                    _read_row(file, row, batch, place)
-                except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
-                    raise LabelError(f"shard {shard}: row {row} cannot be read, damaged ({error}). {REMEDY}") from error
-        return batch
+        try:
+            with open_files.lock:
+                shard = open_files.get(self._shards[number])
+                chunk = shard.chunk(row)
+                if status[0]:
+                    reason = shard.reasons()[row]
+            rows = layout.unpack(layout.decode(chunk)[None], status, [reason])
+            if rows.sample_id[0] != self._ids[index]:
+                raise ValueError("the file was replaced since the store was opened")
+            if rows.classes.max() >= self.num_classes:
+                raise ValueError(f"class {rows.classes.max()}, expected below {self.num_classes}")
+        except DAMAGE as error:
+            raise LabelError(
+                f"shard {self._shards[number]}: row {row} cannot be read, damaged ({error}). {REMEDY}"
+            ) from error
+        return rows
 
     def status_of(self, identifiers: Iterable[int] | NDArray[np.uint64]) -> NDArray[np.uint8]:
         """Status of each photograph, uint8 (n,), from memory.
@@ -319,16 +312,20 @@ class LabelStore:
         known[known] = self._ids[indices[known]] == wanted[known]
         if not known.all():
             absent = wanted[~known]
-            raise LabelError(
-                f"labels {self.path}: no label for sample {int(absent[0]):#018x} in split {self.split!r} "
-                f"({len(absent)} of {len(wanted)} asked for are absent). The data set has changed, or these are labels of "
-                "another one: run snakemake labels."
-            )
+            raise self._absent(int(absent[0]), len(absent), len(wanted))
         return indices
 
-    def _place(self, position: int) -> tuple[Path, int]:
-        number = int(np.searchsorted(self._starts, position, side="right")) - 1
-        return self._shards[number], position - int(self._starts[number])
+    def _absent(self, identifier: int, absent: int, asked: int) -> LabelError:
+        return LabelError(
+            f"labels {self.path}: no label for sample {identifier:#018x} in split {self.split!r} "
+            f"({absent} of {asked} asked for are absent). The data set has changed, or these are labels of "
+            "another one: run snakemake labels."
+        )
+
+    def _place(self, position: int) -> tuple[int, int]:
+        """Number of the shard, and the row in it."""
+        number = bisect.bisect_right(self._starts, position) - 1
+        return number, position - self._starts[number]
 
     def _files_of_this_process(self) -> _OpenFiles:
         if self._open_files.pid != os.getpid():
@@ -416,18 +413,6 @@ def _check_marker(shard: Path, attributes: ShardAttributes, images: int) -> None
     for name, value in found.items():
         if name in marker and marker[name] != value:
             raise LabelError(f"shard {shard}: {name} is {value}, its marker says {marker[name]}. {REMEDY}")
-
-
-def _read_row(file: Any, row: int, batch: LabelBatch, place: int) -> None:
-    batch.scores[place] = file["scores"][row]
-    batch.classes[place] = file["classes"][row]
-    if batch.tail is not None:
-        batch.tail[place] = file["tail"][row]
-    batch.image_size[place] = file["image_size"][row]
-    if batch.status[place]:
-        batch.reason[place] = bytes(file["reason"][row]).decode("utf-8")
-    if file["sample_id"][row] != batch.sample_id[place]:
-        raise ValueError("the file was replaced since the store was opened")
 
 
 def _as_ids(identifiers: Iterable[int] | NDArray[np.uint64]) -> NDArray[np.uint64]:

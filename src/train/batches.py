@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from ..core.errors import DataError, LabelError
+from ..core.errors import DataError
 from ..core.log import logger
 from ..core.seeds import derived_seed
 from ..data.images import UnreadableImageError, decode_image
@@ -183,24 +183,3 @@ class Batches:
                 ]
             )
         return steps
-
-
-def check_labels_fit(
-    store: LabelStore, markers: dict[int, dict[str, Any]], manifest: Manifest, labels_digest: str
-) -> None:
-    """Refuses labels that were made from other photographs, by another annotator or with other settings.
-
-    Raises:
-        LabelError: a shard's digest of its photographs or of its spec is not the expected one.
-    """
-    for shard, marker in markers.items():
-        if marker["labels_digest"] != labels_digest:
-            raise LabelError(
-                f"label shard {shard} of {store.annotator}: made by another annotator or with other settings (spec "
-                f"{marker['labels_digest']}, the run learns from {labels_digest}). Give the right --labels folder."
-            )
-        if marker["manifest_digest"] != manifest.shard_digests[shard]:
-            raise LabelError(
-                f"label shard {shard} of {store.annotator}: made from other photographs than the manifest lists. "
-                f"Delete its marker (…-{shard:05d}-of-….done) and run snakemake labels."
-            )

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from ..core.config import Recipe
-from ..core.errors import CheckpointError
+from ..core.errors import CheckpointError, LabelError
 from ..core.files import Lease, sha256_of, write_json
 from ..core.identity import digest_of
 from ..core.log import logger
@@ -25,10 +25,9 @@ from ..engine.loop import Optimisation, Task, fit
 from ..engine.run_model import model_of_spec
 from ..engine.validation import CenterCrops, measure_accuracy
 from ..labels import LabelStore
-from ..labels.shards import read_marker, shard_file_name
 from ..models import TokenModel, load_weights, save_weights
 from .augment import Augmentation
-from .batches import Batches, TrainingSet, check_labels_fit
+from .batches import Batches, TrainingSet
 from .supervision import Supervision
 
 
@@ -156,10 +155,13 @@ def _open_labels(folder: Path | None, spec: dict[str, Any], manifest: Manifest) 
         return None
     if folder is None:
         raise CheckpointError("this run learns from labels; give --labels, the folder of the annotator's shards.")
-    store = LabelStore(folder, split="train")
-    total = len(manifest.shard_digests)
-    markers = {shard: read_marker(folder / shard_file_name("train", shard, total, ".done")) for shard in range(total)}
-    check_labels_fit(store, markers, manifest, digest_of(spec["labels"]))
+    store = LabelStore(folder, split="train", manifest_digests=manifest.shard_digests)
+    found, expected = store.attributes.labels_digest, digest_of(spec["labels"])
+    if found != expected:
+        raise LabelError(
+            f"labels {folder} of {store.annotator}: made by another annotator or with other settings (spec {found}, "
+            f"the run learns from {expected}). Give the right --labels folder."
+        )
     return store
 
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import torch
 
 from tokenlabel.core.files import write_json
 from tokenlabel.core.seeds import sample_id
+from tokenlabel.labels.records import layout_of
 from tokenlabel.labels.shards import (
     STATUS_UNREADABLE,
     LabelRows,
@@ -69,26 +70,23 @@ def make_rows(ids: list[int], seed: int = 0, num_classes: int = 10, tail: bool =
 
 
 def take(rows: LabelRows, index: list[int]) -> LabelRows:
-    values = {
-        field.name: None if getattr(rows, field.name) is None else np.asarray(getattr(rows, field.name))[index]
-        for field in dataclasses.fields(rows)
-    }
-    return LabelRows(**values | {"reason": [rows.reason[position] for position in index]})
+    return rows.take(np.array(index))
 
 
 def spoil(rows: LabelRows, position: int, reason: str) -> None:
     rows.status[position] = STATUS_UNREADABLE
     rows.reason[position] = reason
-    rows.scores[position] = 0
-    rows.classes[position] = 0
+    for values in (rows.scores, rows.classes, rows.tail):
+        if values is not None:
+            values[position] = 0
 
 
-def write_shard(folder: Path, rows: LabelRows, **changes: Any) -> Path:
+def write_shard(folder: Path, rows: LabelRows, /, **changes: Any) -> Path:
     """One shard and its marker, made as the annotate stage makes it."""
     attributes = make_attributes(**changes)
     path = folder / shard_file_name(attributes.split, attributes.shard, attributes.total)
     part = folder / "part.h5"
-    write_part(part, rows)
+    write_part(part, rows, attributes.storage)
     summary = assemble_parts([part], path, attributes, rows.sample_id)
     part.unlink()
     write_json(
@@ -104,6 +102,12 @@ def write_shard(folder: Path, rows: LabelRows, **changes: Any) -> Path:
         },
     )
     return path
+
+
+def rewrite_rows(path: Path, rows: LabelRows) -> None:
+    """Puts other labels into a shard by plain h5py, as somebody else's code might."""
+    with h5py.File(path, "r+") as file:
+        file["records"][:] = layout_of(rows, file.attrs["storage"].decode()).pack(rows)
 
 
 def paths_of(count: int) -> list[str]:
