@@ -104,16 +104,16 @@ def damage(
     return {"count": count, "held": count - len(wrong), "outcomes": dict(outcomes), "wrong": wrong[:10]}
 
 
-def complaint_about(seen: dict[str, Any], *, refuse: bool = False) -> str:
+def complaint_about(seen: dict[str, Any], allowed: Sequence[str] = ("refused", "ok")) -> str:
     """What of an outcome is not as it should be; empty if all is.
 
     Args:
         seen: a line of the reader.
-        refuse: whether reading right labels is wrong too, because the file is not what it says.
+        allowed: what reading may come to: `refused`, `ok` (the right labels), `wrong`.
     """
     if seen["verify"] != "refused":
         return f"verify: {seen['verify']} {seen['verify_said']}"
-    if seen["read"] not in (("refused",) if refuse else ("refused", "ok")):
+    if seen["read"] not in allowed:
         return f"{seen['at']}: {seen['read']} {seen['said']}"
     for said in (seen["verify_said"], seen["said"]):
         if "\n" in said:

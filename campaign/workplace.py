@@ -95,6 +95,7 @@ class Workplace:
         machine = {
             "data_root": str(folder / "data"), "weights_root": "", "timm_names": [], "device": "cpu",
             "precision": "float32", "threads": 1, "workers": 0, "annotate_batch": 1, "part_seconds": 0.0,
+            "label_storage": "compact",
             "dataset": {"format": "folder", "train": "train", "val": "val", "on_unreadable": "record"},
         }  # fmt: skip
         data = {
