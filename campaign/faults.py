@@ -55,6 +55,12 @@ FAULTS = {
         interruptions.stop_writer,
         10,
     ),
+    "damaged_part": Fault(
+        "one bit of a killed job's part flipped",
+        "the rerun names the part in a line or the flip is harmless; with the part deleted, the undisturbed labels",
+        interruptions.damage_part,
+        50,
+    ),
     "full_disk_job": Fault("disk full, at a random size", f"exit code 2 and one line; {_WHOLE}", places.fill_disk, 50),
     "full_disk_writer": Fault(
         "disk full, mostly while assembling", f"exit code 2 and one line; {_WHOLE}", places.fill_disk, 50, "writer"

@@ -32,6 +32,39 @@ def kill_writer(place: Workplace, seed: int, scratch: Path) -> dict[str, Any]:
     }
 
 
+def damage_part(place: Workplace, seed: int, scratch: Path) -> dict[str, Any]:
+    """A job is killed while labeling and one byte of one of its parts changes: named in a line, or harmless; never a label."""
+    labels = fresh_folder(scratch) / "lite0-00000000"
+    assert place.reference
+    rng = random.Random(seed)
+    job = place.start(labels)
+    wanted, began = rng.randint(1, place.images // 2), time.monotonic()
+    while len(parts := sorted(labels.glob("*.parts/part-*.h5"))) < wanted and job.running:
+        require(time.monotonic() - began < 60, "the job writes no parts")
+        time.sleep(0.001)
+    job.signal(signal.SIGKILL)
+    job.wait()
+    require(bool(parts), "the job ended before it was killed")
+    part = rng.choice(parts)
+    spoiled = bytearray(part.read_bytes())
+    offset = rng.randrange(len(spoiled))
+    spoiled[offset] ^= 1 << rng.randrange(8)
+    part.write_bytes(spoiled)
+    again = place.start(labels)
+    said = "harmless"
+    if again.wait():
+        said = again.check_one_line(str(part), "Delete it and run snakemake labels")
+        place.check_nothing_false(labels)
+        part.unlink()
+        last = place.start(labels)
+        require(last.wait() == 0, f"failed with the part gone: {last.said()[-300:]}")
+    return {
+        "did": f"a bit of byte {offset} of {part.name}, one of {len(parts)}",
+        "said": said.replace(str(scratch), ""),
+        "digest": place.check_result(labels),
+    }
+
+
 def start_two_writers(place: Workplace, seed: int, scratch: Path) -> dict[str, Any]:
     """Two jobs for one shard: together (even seeds), or the second while the first is midway (odd seeds)."""
     labels = fresh_folder(scratch) / "lite0-00000000"
