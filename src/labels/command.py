@@ -18,6 +18,7 @@ import numpy as np
 from ..core.errors import ConfigError, LabelError
 from ..data.manifest import Manifest, load_manifest
 from .merge import IDS_ONLY, plan_merge, write_merged
+from .records import LAYOUTS
 from .released import SMALLEST_COLS as RELEASED_COLS
 from .released import check_class_count, released_name, shared_names, write_released
 from .shard_writer import ROWS_AT_ONCE
@@ -91,6 +92,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--shards", type=int, metavar="N", help="shards to write (default: as many as the first source has)"
     )
     merge.add_argument(
+        "--storage",
+        choices=tuple(LAYOUTS),
+        help="compact: fewest bytes; fast: fewest microseconds (default: as the first source)",
+    )
+    merge.add_argument(
         "--manifest",
         type=Path,
         metavar="FOLDER",
@@ -124,7 +130,7 @@ def run(args: argparse.Namespace) -> int:
     if args.action == "verify":
         return verify_shards(args.paths, args.manifest)
     if args.action == "merge":
-        return merge_shards(args.paths, args.out, args.split, args.shards, args.manifest)
+        return merge_shards(args.paths, args.out, args.split, args.shards, args.manifest, args.storage)
     return export_released(args.folder, args.out, args.axes == "released", load_manifest(args.manifest, args.split))
 
 
@@ -303,7 +309,14 @@ def _counted(summary: ShardSummary) -> str:
 # --- merge ---
 
 
-def merge_shards(paths: Sequence[Path], out: Path, split: str, shards: int | None, manifest_folder: Path | None) -> int:
+def merge_shards(
+    paths: Sequence[Path],
+    out: Path,
+    split: str,
+    shards: int | None,
+    manifest_folder: Path | None,
+    storage: str | None = None,
+) -> int:
     """Merges shards into a folder.
 
     Raises:
@@ -313,6 +326,7 @@ def merge_shards(paths: Sequence[Path], out: Path, split: str, shards: int | Non
     if out.is_dir() and shards_in(out).get(split):
         raise LabelError(f"--out {out}: holds shards of split {split!r} already. Give a new folder, or delete them.")
     plan = plan_merge(sources)
+    plan = plan.stored_as(storage) if storage else plan
     manifest = load_manifest(manifest_folder, split) if manifest_folder else None
     total = len(manifest.shard_digests) if manifest else plan.attributes[0].total
     total = total if shards is None else shards

@@ -30,7 +30,7 @@ from .shards import (
 )
 
 # what may differ between shards that are merged
-OWN_ATTRIBUTES = frozenset({"shard", "total", "created", "libraries", "manifest_digest"})
+OWN_ATTRIBUTES = frozenset({"shard", "total", "created", "libraries", "manifest_digest", "storage"})
 IDS_ONLY = "ids:"  # begins the digest of a shard whose photographs no manifest has told
 
 
@@ -55,6 +55,10 @@ class MergePlan:
     row: NDArray[np.int64]
     replaced: int
     repeated: int
+
+    def stored_as(self, storage: str) -> MergePlan:
+        """The same plan, with shards of another storage profile."""
+        return replace(self, attributes=tuple(replace(said, storage=storage) for said in self.attributes))
 
     def ids_of_shard(self, shard: int, total: int) -> NDArray[np.uint64]:
         """Ids that belong to a merged shard, ascending."""

@@ -55,7 +55,7 @@ def write_shard(
         parts = []
         for number, rows in enumerate(pieces):
             parts.append(parts_folder / f"part-{number:05d}.h5")
-            write_part(parts[-1], rows)
+            write_part(parts[-1], rows, attributes.storage)
         summary = assemble_parts(parts, path, attributes, expected_ids)
         marker = {
             "labels_digest": attributes.labels_digest,

@@ -238,6 +238,15 @@ def test_merge_cuts_labels_into_another_number_of_shards(
         assert read_json(marker_path(path))["images"] == (ids % np.uint64(shards) == attributes.shard).sum()
 
 
+def test_merge_changes_the_storage_profile_and_no_number(label_folder: Folder, tmp_path: Path) -> None:
+    folder, rows = label_folder()
+    out = tmp_path / "out"
+    assert main(["labels", "merge", str(folder), "--out", str(out), "--storage", "fast"]) == 0
+    store = LabelStore(out, "train", manifest_digests=["m0", "m1", "m2"])
+    assert store.attributes.storage == "fast"
+    np.testing.assert_array_equal(store.get_many(rows.sample_id).scores, rows.scores)
+
+
 def test_merge_of_two_halves_keeps_the_manifests_digests(label_folder: Folder, tmp_path: Path, capsys: Output) -> None:
     folder, rows = label_folder()
     for shard, half in enumerate(("a", "b", "b")):

@@ -116,7 +116,7 @@ def test_assembly_orders_the_rows(tmp_path: Path, tail: bool) -> None:
         assert file.attrs["view"] == b"squash"
         assert json.loads(file.attrs["preprocessing"])["mean"] == [0.5, 0.5, 0.5]
     with ShardFile(path) as shard:
-        assert_same(shard.rows(0, 6), rows)
+        assert_same(shard.rows(range(6)), rows)
         assert shard.layout.has_tail == tail
     assert (summary.images, summary.ok, summary.unreadable, summary.pending) == (6, 4, 1, 1)
     assert summary.size_bytes == path.stat().st_size
@@ -131,7 +131,7 @@ def test_many_classes_are_stored_in_32_bits(tmp_path: Path) -> None:
     path = write_shard(tmp_path, rows, num_classes=70000)
     verify_shard(path)
     with ShardFile(path) as shard:
-        found = shard.rows(0, 2).classes
+        found = shard.rows(range(2)).classes
     assert found.dtype == np.uint32
     np.testing.assert_array_equal(found, rows.classes)
 
@@ -268,7 +268,7 @@ def test_flipped_bits_without_the_digest_are_found_or_change_nothing(tmp_path: P
             found += 1
         else:  # a bit that fills a byte up at the end of a zlib stream
             with ShardFile(path) as shard:
-                assert_same(shard.rows(0, 3), rows)
+                assert_same(shard.rows(range(3)), rows)
     assert found >= 0.95 * len(places)
 
 
@@ -318,7 +318,7 @@ def test_parts_of_the_other_storage_profile_are_taken_along(tmp_path: Path, writ
     verify_shard(path)
     with ShardFile(path) as shard:
         assert shard.layout.storage == wanted
-        assert_same(shard.rows(0, 3), rows)
+        assert_same(shard.rows(range(3)), rows)
 
 
 def test_ids_of_another_shard_are_refused(tmp_path: Path) -> None:
