@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,8 +20,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from ..core.errors import DataError
-from ..core.files import Lease, write_json
+from ..core.errors import DataError, LabelError, TokenLabelError
+from ..core.files import Lease, remove_leftovers, write_json
 from ..core.identity import digest_of
 from ..core.log import library_versions, logger
 from ..data.images import UnreadableImageError, decode_image, resize, resize_and_center_crop, to_tensor
@@ -29,8 +31,10 @@ from ..labels.records import STATUS_OK, STATUS_UNREADABLE, LabelRows, concatenat
 from ..labels.shards import (
     ShardAttributes,
     assemble_parts,
+    read_marker,
     read_part,
     shard_file_name,
+    verify_shard,
     write_part,
 )
 from .dense import Annotator, Preprocessing, build_annotator
@@ -98,15 +102,22 @@ def annotate_shard(
     started = time.monotonic()
     total = len(manifest.shard_digests)
     rows = manifest.rows_of_shard(shard)
+    destination = done.with_name(shard_file_name(manifest.split, shard, total))
     parts_folder = done.with_suffix(".parts")
-    with Lease(done.with_suffix(".lease")):
-        finished = _finished_parts(parts_folder)
-        labeled = {int(identifier) for part in finished for identifier in read_part(part).sample_id}
+    with Lease(done.with_suffix(".lease")) as lease, _stopping_when_taken_over(lease):
+        if marker := _finished(destination, digest_of(spec), manifest.shard_digests[shard]):
+            logger.info("another job has finished this shard meanwhile")
+            shutil.rmtree(parts_folder, ignore_errors=True)  # of a job that was killed just before it did this
+            return marker
+        remove_leftovers(destination)
+        remove_leftovers(done)
+        parts, labeled = _finished_parts(parts_folder)
         pending = np.array([row for row in rows if int(manifest.sample_id[row]) not in labeled], dtype=np.int64)
         if labeled:
             logger.info("resuming: %d of %d photographs are in finished parts", len(labeled), len(rows))
         annotator = build_annotator(spec["annotator"], Path(machine["weights_root"]))
-        _label_pending(spec, machine, manifest, pending, annotator, parts_folder, first_part=len(finished))
+        first_part = int(parts[-1].stem.removeprefix("part-")) + 1 if parts else 0
+        parts += _label_pending(spec, machine, manifest, pending, annotator, parts_folder, first_part, lease)
         grid = tuple(spec["annotator"]["grid"])
         attributes = ShardAttributes(
             annotator=done.parent.name.rsplit("-", 1)[0],
@@ -134,8 +145,8 @@ def annotate_shard(
             storage=machine["label_storage"],
             score_step=spec["labels"]["score_step"],
         )
-        destination = done.with_name(shard_file_name(manifest.split, shard, total))
-        summary = assemble_parts(_finished_parts(parts_folder), destination, attributes, manifest.sample_id[rows])
+        lease.check()
+        summary = assemble_parts(parts, destination, attributes, manifest.sample_id[rows])
         marker = {
             "labels_digest": attributes.labels_digest,
             "manifest_digest": attributes.manifest_digest,
@@ -146,13 +157,46 @@ def annotate_shard(
             "weights_sha256": annotator.weights_sha256,
             "seconds": round(time.monotonic() - started, 3),
         }
+        lease.check()
         write_json(done, marker)
         shutil.rmtree(parts_folder, ignore_errors=True)
     return marker
 
 
-def _finished_parts(folder: Path) -> list[Path]:
-    return sorted(folder.glob("part-*.h5"))
+@contextmanager
+def _stopping_when_taken_over(lease: Lease) -> Iterator[None]:
+    """Names the cause where a job that stood still finds its files moved by the one that took over."""
+    try:
+        yield
+    except TokenLabelError:
+        lease.check()
+        raise
+
+
+def _finished(destination: Path, labels_digest: str, manifest_digest: str) -> dict[str, Any] | None:
+    """The marker of a shard that needs no work: of this spec and these photographs, and every byte as written."""
+    try:
+        marker = read_marker(destination)
+        if (marker.get("labels_digest"), marker.get("manifest_digest")) != (labels_digest, manifest_digest):
+            return None
+        verify_shard(destination, marker["sha256"])
+    except LabelError:
+        return None
+    return marker
+
+
+def _finished_parts(folder: Path) -> tuple[list[Path], set[int]]:
+    """Parts of earlier jobs and the sample ids in them; one that repeats another's photographs is removed."""
+    parts: list[Path] = []
+    labeled: set[int] = set()
+    for part in sorted(folder.glob("part-*.h5")):
+        identifiers = {int(identifier) for identifier in read_part(part).sample_id}
+        if labeled & identifiers:  # written by a job that another had taken over from
+            part.unlink()
+            continue
+        parts.append(part)
+        labeled |= identifiers
+    return parts, labeled
 
 
 def _label_pending(
@@ -163,8 +207,9 @@ def _label_pending(
     annotator: Annotator,
     parts_folder: Path,
     first_part: int,
-) -> None:
-    """Labels what no part holds yet; closes a part whenever `part_seconds` have passed."""
+    lease: Lease,
+) -> list[Path]:
+    """Labels what no part holds yet; closes a part whenever `part_seconds` have passed. Returns the parts."""
     device = choose_device(machine["device"])
     precision = choose_precision(machine["precision"], device)
     set_threads(machine["threads"])
@@ -177,8 +222,18 @@ def _label_pending(
         collate_fn=_collate,
         pin_memory=device.type == "cuda",
     )
+    parts: list[Path] = []
     buffer: list[LabelRows] = []
-    part, part_started = first_part, time.monotonic()
+    part_started = time.monotonic()
+
+    def close_part() -> None:
+        lease.check()
+        part = first_part + len(parts)
+        parts.append(parts_folder / f"part-{part:05d}.h5")
+        write_part(parts[-1], concatenate_rows(buffer), machine["label_storage"])
+        logger.info("part %d: %d photographs", part, sum(len(piece.sample_id) for piece in buffer))
+        buffer.clear()
+
     checked = False
     for rows, images, sizes, reasons in loader:
         for row, reason in zip(rows, reasons, strict=True):
@@ -192,11 +247,11 @@ def _label_pending(
             checked = True
         buffer.append(_rows_of(spec, manifest, annotator, rows, images, sizes, reasons, device, precision))
         if time.monotonic() - part_started > machine["part_seconds"]:
-            write_part(parts_folder / f"part-{part:05d}.h5", concatenate_rows(buffer), machine["label_storage"])
-            logger.info("part %d: %d photographs", part, sum(len(piece.sample_id) for piece in buffer))
-            buffer, part, part_started = [], part + 1, time.monotonic()
+            close_part()
+            part_started = time.monotonic()
     if buffer:
-        write_part(parts_folder / f"part-{part:05d}.h5", concatenate_rows(buffer), machine["label_storage"])
+        close_part()
+    return parts
 
 
 def _report_unreadable(path: str, reason: str, on_unreadable: str) -> None:

@@ -6,6 +6,7 @@ Everything that other jobs read is written under a name of its own in the same f
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
@@ -40,11 +41,25 @@ def atomic_path(path: Path) -> Iterator[Path]:
     except OSError as error:
         # OSError of the writing itself (full disk, no permission); the reader of the block raises its own errors
         raise OutputError(
-            f"{path}: cannot be written ({error.strerror or error}). Free space or permission is needed there."
+            f"{path}: cannot be written ({_reason(error)}). Free space or permission is needed there."
         ) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _reason(error: OSError) -> str:
+    """The system's words; HDF5 puts four lines of its own into strerror."""
+    return os.strerror(error.errno) if error.errno else str(error)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Removes what killed writers of `path` left beside it; called by the job that holds the output's lease."""
+    own = f".{socket.gethostname()}.{os.getpid()}.tmp"
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        if not left.name.endswith(own):
+            with contextlib.suppress(OSError):
+                left.unlink()
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -88,10 +103,12 @@ class Lease:
 
     The owner rewrites a counter every two seconds. Another job that wants the same output waits; once the counter has
     stood still for 30 s by the waiting job's own clock (or the owner was a process of this host that is gone), the
-    lease is stale and is taken over.
+    lease is stale and is taken over. An owner that only stood still (a suspended job, a hanging file system) finds out
+    by `check` and stops.
 
-        with Lease(folder / "train-00003.lease"):
+        with Lease(folder / "train-00003.lease") as lease:
             ...
+            lease.check()  # before every write
     """
 
     def __init__(self, path: Path, *, beat_s: float = LEASE_BEAT_S, stale_s: float = LEASE_STALE_S) -> None:
@@ -115,10 +132,40 @@ class Lease:
         except FileExistsError:
             return False
         except OSError as error:
-            raise OutputError(f"{self.path}: cannot be written ({error.strerror}).") from error
-        with os.fdopen(descriptor, "w") as file:
-            json.dump({**self._owner, "counter": 0}, file)
+            raise self._unwritable(error) from error
+        try:
+            with os.fdopen(descriptor, "w") as file:
+                json.dump({**self._owner, "counter": 0}, file)
+        except OSError as error:  # a full disk gives the name but not the bytes
+            self.path.unlink(missing_ok=True)
+            raise self._unwritable(error) from error
         return True
+
+    def _unwritable(self, error: OSError) -> OutputError:
+        return OutputError(
+            f"{self.path}: cannot be written ({_reason(error)}). Free space or permission is needed there."
+        )
+
+    def _is_ours(self) -> bool:
+        try:
+            held = read_json(self.path)
+        except (FileNotFoundError, ValueError):  # ValueError: another job has just created it
+            return False
+        except OSError:
+            return True  # cannot tell; a file system that hangs is no other job
+        return {name: held.get(name) for name in self._owner} == self._owner
+
+    def check(self) -> None:
+        """Makes sure that the lease is still this job's; to be called before what must not be written twice.
+
+        Raises:
+            OutputError: another job took over while this one stood still.
+        """
+        if not self._is_ours():
+            raise OutputError(
+                f"{self.path}: another job took over, because this one stood still for more than {self._stale_s:g} s. "
+                "It does the work; nothing is lost."
+            )
 
     def _owner_is_dead(self, held: dict[str, Any]) -> bool:
         if held.get("host") != self._owner["host"] or not isinstance(held.get("pid"), int):
@@ -152,20 +199,30 @@ class Lease:
             time.sleep(min(self._beat_s, 0.5))
         # rename is atomic: of several waiting jobs exactly one removes this very lease
         grave = self.path.with_name(f"{self.path.name}.stale.{self._owner['host']}.{self._owner['pid']}")
-        with contextlib.suppress(FileNotFoundError):
+        try:
             self.path.rename(grave)
             grave.unlink()
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise self._unwritable(error) from error
 
     def _beat(self) -> None:
         counter = 0
         while not self._stop.wait(self._beat_s):
             counter += 1
+            if not self._is_ours():
+                return  # taken over; writing would take it back
             with contextlib.suppress(OutputError):  # a full disk must not kill the job through its heartbeat
                 self._write(counter)
 
     def __enter__(self) -> Lease:
         while not self._try_create():
             self._wait_until_stale_or_gone()
+        remove_leftovers(self.path)
+        for grave in self.path.parent.glob(f"{glob.escape(self.path.name)}.stale.*"):
+            with contextlib.suppress(OSError):
+                grave.unlink()
         self._thread = threading.Thread(target=self._beat, daemon=True, name=f"lease {self.path.name}")
         self._thread.start()
         return self
@@ -174,4 +231,6 @@ class Lease:
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
-        self.path.unlink(missing_ok=True)
+        if self._is_ours():
+            with contextlib.suppress(OSError):
+                self.path.unlink()

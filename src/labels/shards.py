@@ -196,10 +196,12 @@ def read_marker(path: Path) -> dict[str, Any]:
     """
     path = marker_path(path)
     try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise LabelError(f"marker {path}: not a regular file. Remove it, then run snakemake labels.")
         marker = read_json(path)
     except FileNotFoundError:
         raise LabelError(f"marker {path}: missing, the shard was not finished. Run snakemake labels.") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise LabelError(f"marker {path}: cannot be read ({error}). Delete it and run snakemake labels.") from None
     if not isinstance(marker, dict) or not isinstance(marker.get("sha256"), str):
         raise LabelError(f"marker {path}: no JSON object with a sha256. Delete it and run snakemake labels.")

@@ -13,7 +13,14 @@ from pathlib import Path
 import pytest
 
 from tokenlabel.core.errors import OutputError
-from tokenlabel.core.files import Lease, atomic_path, read_json, write_json, write_json_if_changed
+from tokenlabel.core.files import (
+    Lease,
+    atomic_path,
+    read_json,
+    remove_leftovers,
+    write_json,
+    write_json_if_changed,
+)
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_rubbish(tmp_path: Path) -> None:
@@ -99,3 +106,34 @@ def test_another_nodes_lease_is_stale_when_its_counter_stands_still(tmp_path: Pa
     with Lease(path, beat_s=0.05, stale_s=0.5):
         assert time.monotonic() - started >= 0.5
         assert read_json(path)["host"] != "node7"
+
+
+def test_one_whose_lease_was_taken_over_stops_and_leaves_it_alone(tmp_path: Path) -> None:
+    path = tmp_path / "x.lease"
+    other = {"host": "node7", "pid": 1, "job": "12", "counter": 0}
+    with Lease(path, beat_s=0.05, stale_s=30) as lease:
+        lease.check()
+        write_json(path, other)
+        with pytest.raises(OutputError, match=r"x\.lease: another job took over"):
+            lease.check()
+        time.sleep(0.2)  # several beats, none of which may take it back
+        assert read_json(path) == other
+    assert read_json(path) == other
+    path.unlink()
+    with Lease(path) as lease:
+        path.unlink()
+        with pytest.raises(OutputError, match="took over"):
+            lease.check()
+
+
+def test_what_killed_writers_left_is_removed_but_not_this_ones(tmp_path: Path) -> None:
+    (tmp_path / ".a.h5.node7.12.tmp").touch()
+    (tmp_path / ".a.h5x.node7.12.tmp").touch()
+    (tmp_path / "a.h5.tmp").touch()
+    with atomic_path(tmp_path / "a.h5") as temporary:
+        temporary.touch()
+        remove_leftovers(tmp_path / "a.h5")
+    assert {path.name for path in tmp_path.iterdir()} == {"a.h5", ".a.h5x.node7.12.tmp", "a.h5.tmp"}
+    (tmp_path / "y.lease.stale.node7.3").touch()
+    with Lease(tmp_path / "y.lease"):
+        assert not list(tmp_path.glob("*.stale.*"))

@@ -1,0 +1,115 @@
+"""Every fault of the campaign: what is done, how often, what has to hold. docs/reliability.md is made of this and the results."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from . import damage, hostile, interruptions, places
+from .workplace import Workplace, WriterPlace
+
+IMAGES = 20
+WRITER_COPIES = 60  # of the labels of IMAGES photographs, so that assembling takes most of the time
+SMALL_PX, MAP_PX = 96, 576  # maps of 3x3 where the job is what matters; of 18x18, the study's, where the shard is
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A kind of trial.
+
+    Attributes:
+        title: of its line in the table.
+        held: what has to hold.
+        trial: (workplace, seed, scratch folder) -> what goes into the result line; `count` where it is not one.
+        trials: in the campaign, seeds 0 to trials - 1.
+        place: which workplace it takes, `job`, `writer` or `maps`.
+    """
+
+    title: str
+    held: str
+    trial: Callable[[Workplace, int, Path], dict[str, Any]]
+    trials: int
+    place: str = "job"
+
+
+_WHOLE = "nothing opens as complete that is not; the rerun gives the undisturbed labels and leaves nothing over"
+_REFUSED = "verify finds it; reading refuses or gives the right labels and attributes"
+
+FAULTS = {
+    "kill_job": Fault("annotate job killed (-9) at a random moment", _WHOLE, interruptions.kill_writer, 50),
+    "kill_writer": Fault(
+        "writer killed (-9), mostly while assembling", _WHOLE, interruptions.kill_writer, 50, "writer"
+    ),
+    "two_writers": Fault(
+        "two jobs for one shard, together or one midway",
+        "both succeed, each photograph is labeled once, nothing is left over",
+        interruptions.start_two_writers,
+        20,
+    ),
+    "stopped_writer": Fault(
+        "job stopped until another takes over, then continued",
+        "one says in a line that it was taken over, the other finishes; the labels are right, nothing is left over",
+        interruptions.stop_writer,
+        10,
+    ),
+    "damaged_part": Fault(
+        "one bit of a killed job's part flipped",
+        "the rerun names the part in a line or the flip is harmless; with the part deleted, the undisturbed labels",
+        interruptions.damage_part,
+        50,
+    ),
+    "full_disk_job": Fault("disk full, at a random size", f"exit code 2 and one line; {_WHOLE}", places.fill_disk, 50),
+    "full_disk_writer": Fault(
+        "disk full, mostly while assembling", f"exit code 2 and one line; {_WHOLE}", places.fill_disk, 50, "writer"
+    ),
+    "read_only": Fault(
+        "folder read-only, empty or after a kill", f"exit code 2 and one line; {_WHOLE}", places.forbid_writing, 20
+    ),
+    "bit_flips": Fault("one bit flipped, anywhere", _REFUSED, damage.flip_bits, 20, "maps"),
+    "bit_flips_structure": Fault(
+        "one bit flipped outside the chunks", _REFUSED, damage.flip_bits_of_structure, 20, "maps"
+    ),
+    "truncations": Fault("cut off at a random length", _REFUSED, damage.cut_off, 2, "maps"),
+    "zeroed_blocks": Fault("4096 bytes of zeros", _REFUSED, damage.zero_blocks, 2, "maps"),
+    "swapped_blocks": Fault("two blocks of 4096 bytes swapped", _REFUSED, damage.swap_blocks, 2, "maps"),
+    "hostile_files": Fault(
+        "made to mislead: types, shapes, links, pipes, inflating chunks",
+        "one clear line from verify and from reading, under 100 MB, under 10 s",
+        hostile.read_hostile_files,
+        1,
+        "maps",
+    ),
+}
+
+
+class Workplaces:
+    """The workplaces of a run, each made when a trial first asks for it."""
+
+    def __init__(
+        self, folder: Path, photographs: Path, *, map_px: int = MAP_PX, writer_copies: int = WRITER_COPIES
+    ) -> None:
+        self._folder, self._photographs = folder, photographs
+        self._map_px, self._writer_copies = map_px, writer_copies
+
+    @functools.cached_property
+    def job(self) -> Workplace:
+        """Small maps: the annotate job with real weights takes less than a second."""
+        return Workplace.make(self._folder / "job", self._photographs, images=IMAGES, image_px=SMALL_PX)
+
+    @functools.cached_property
+    def writer(self) -> Workplace:
+        """Only the writer."""
+        return WriterPlace(self._folder / "writer", self.job, self._writer_copies)
+
+    @functools.cached_property
+    def maps(self) -> Workplace:
+        """A shard of real maps in the study's size, to be damaged."""
+        return Workplace.make(self._folder / "maps", self._photographs, images=IMAGES, image_px=self._map_px)
+
+    def of(self, fault: Fault) -> Workplace:
+        """The workplace that a fault takes."""
+        place: Workplace = getattr(self, fault.place)
+        return place

@@ -1,0 +1,210 @@
+"""Fills the tables of docs/*.md from the committed result files, so that no figure there is typed by hand.
+
+usage: python docs/tables.py [--check]; `make docs` calls it. A table stands between `<!-- table NAME -->` and `<!-- end -->`; one
+whose measurement is still to come is `<!-- table NAME pending -->`. TABLES says which file and columns a table has.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import statistics
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # run as a script, this folder is where Python looks
+
+from bench.record import read_results  # noqa: E402
+from campaign.faults import FAULTS  # noqa: E402
+
+BENCH, CAMPAIGN = ROOT / "bench" / "results", ROOT / "campaign" / "results"
+_MARKED = re.compile(r"<!-- table (\w+) -->\n.*?<!-- end -->", re.DOTALL)
+_PENDING = re.compile(r"<!-- table (\w+) pending -->")
+
+Line = dict[str, Any]
+
+
+class TableError(Exception):
+    """A page and the result files do not fit each other."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table with a row for each result line.
+
+    Attributes:
+        results: stem of the file in bench/results.
+        columns: heading -> field of the line and how it is written (a format specification).
+        where: which lines belong to it.
+    """
+
+    results: str
+    columns: dict[str, tuple[str, str]]
+    where: Callable[[Line], bool] = lambda line: True
+
+    def lines(self) -> list[Line]:
+        """The result lines that belong to it."""
+        return [line for line in read_results(self.results, BENCH) if self.where(line)]
+
+    def rows(self) -> list[list[str]]:
+        """Heading and cells."""
+        return [
+            list(self.columns),
+            *([self._cell(line, *column) for column in self.columns.values()] for line in self.lines()),
+        ]
+
+    def _cell(self, line: Line, field: str, form: str) -> str:
+        if field not in line:
+            raise TableError(
+                f"bench/results/{self.results}.jsonl: no {field!r} in a line that has {', '.join(sorted(line))}"
+            )
+        return "" if line[field] is None else format(line[field], form)
+
+
+class FaultTable:
+    """The campaign's faults: one row each, with counts."""
+
+    def lines(self) -> list[Line]:
+        """All result lines of the campaign."""
+        return [line for fault in FAULTS for line in read_results(fault, CAMPAIGN)]
+
+    def rows(self) -> list[list[str]]:
+        """Heading and cells; a fault without results is an error, because a table with holes shows less than it says."""
+        rows = [["fault", "trials", "what had to hold", "held", "median s a trial", "worst s"]]
+        for name, fault in FAULTS.items():
+            lines = read_results(name, CAMPAIGN)
+            if {line["seed"] for line in lines} != set(range(fault.trials)):
+                raise TableError(
+                    f"campaign/results/{name}.jsonl: {len(lines)} of {fault.trials} result lines; run make campaign"
+                )
+            seconds = [line["elapsed_s"] / line["count"] for line in lines]
+            count, held = (sum(line[field] for line in lines) for field in ("count", "held"))
+            cells = [fault.title, f"{count:,}", fault.held, f"{held:,}"]
+            rows.append([*cells, f"{statistics.median(seconds):.2f}", f"{max(seconds):.2f}"])
+        return rows
+
+
+# one place for every table: the file in bench/results, then heading -> (field of a line, format)
+TABLES: dict[str, Table | FaultTable] = {
+    "faults": FaultTable(),
+    "labels_storage": Table(
+        "labels_storage",
+        {
+            "layout": ("layout", ""),
+            "images/s read": ("images_per_s", ",.0f"),
+            "ratio to .pt": ("ratio_to_pt", ".1f"),
+            "bytes an image": ("bytes_per_image", ",.0f"),
+            "write s": ("write_s", ".2f"),
+        },
+    ),
+    "token_loss": Table(
+        "token_loss",
+        {
+            "classes": ("classes", ","),
+            "batch": ("batch", ""),
+            "targets, ratio to released": ("targets_ratio", ".1f"),
+            "loss + gradient, ratio to released": ("loss_ratio", ".1f"),
+            "loss + gradient, cost against hard labels": ("hard_label_cost", ".2f"),
+        },
+    ),
+    "label_fidelity": Table(
+        "label_fidelity",
+        {
+            "labels": ("labels", ""),
+            "cosine": ("cosine", ".3f"),
+            "top-1 agreement": ("agreement", ".3f"),
+            "KL": ("kl", ".2f"),
+        },
+    ),
+    "label_compression": Table(
+        "label_compression",
+        {
+            "layout": ("layout", ""),
+            "bytes an image": ("bytes_per_image", ",.0f"),
+            "cosine": ("cosine", ".3f"),
+        },
+    ),
+}
+
+
+def filled(page: str, name: str) -> str:
+    """A page's text with every table as the result files give it.
+
+    Args:
+        page: Markdown.
+        name: of the page, for errors.
+
+    Raises:
+        TableError: a table that nothing describes, without results, or pending although there are some.
+    """
+    for table in _PENDING.findall(page):
+        if _described(table, name).lines():
+            raise TableError(
+                f"{name}: table {table} is marked pending and there are results; write <!-- table {table} -->"
+            )
+    return _MARKED.sub(
+        lambda match: f"<!-- table {match[1]} -->\n{render(_described(match[1], name), name)}<!-- end -->", page
+    )
+
+
+def _described(table: str, name: str) -> Table | FaultTable:
+    if table not in TABLES:
+        raise TableError(f"{name}: no table {table!r}; there are {', '.join(TABLES)}")
+    return TABLES[table]
+
+
+def render(table: Table | FaultTable, name: str) -> str:
+    """A table in Markdown, and under it which commits and machines the results are of."""
+    lines = table.lines()
+    if not lines:
+        raise TableError(f"{name}: a table has no results; measure, or mark it pending")
+    rows = table.rows()
+    text = [_row(rows[0]), _row(["---"] * len(rows[0])), *map(_row, rows[1:]), "", f"*{provenance(lines)}*"]
+    return "\n".join([*text, ""])
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def provenance(lines: Sequence[Line]) -> str:
+    """Commits, machines and days of result lines."""
+    commits = _distinct(line["commit"] for line in lines)
+    machines = _distinct(f"{line['machine']['processor']}, {line['machine']['cores']} cores" for line in lines)
+    days = _distinct(line["when"][:10] for line in lines)
+    span = days[0] if len(days) == 1 else f"{min(days)} to {max(days)}"
+    return f"Commit {', '.join(commits)}; {'; '.join(machines)}; {span}."
+
+
+def _distinct(values: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(values))
+
+
+def main() -> int:
+    """Rewrites the pages, or with --check names those that differ from the result files."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="change nothing; return 1 if a page differs")
+    args = parser.parse_args()
+    differing = []
+    for path in sorted((ROOT / "docs").glob("*.md")):
+        before = path.read_text(encoding="utf-8")
+        try:
+            after = filled(before, f"docs/{path.name}")
+        except TableError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        if after == before:
+            continue
+        differing.append(path.name)
+        if not args.check:
+            path.write_text(after, encoding="utf-8")
+    print(f"{'differ from the result files' if args.check else 'rewritten'}: {', '.join(differing) or 'none'}")
+    return 1 if args.check and differing else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
