@@ -1,69 +1,148 @@
 """Label maps drawn over the photographs they belong to: does each cell name what is there?
 
-One row per photograph, one column per annotator; a cell's colour is its best class, the legend gives the names.
+A cell's colour is its best class, its opacity that class's probability: where the annotator is unsure the photograph stays
+plain. What the map does not cover (view `center_crop`) is dimmed. One row per photograph, one column per annotator.
+Called by `draw_command`.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from textwrap import fill, shorten
 from typing import Any
 
 import numpy as np
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 from PIL import Image
 
 from ..core.files import atomic_path
-from ..data.images import decode_image
-from ..data.manifest import Manifest
+from ..data.images import UnreadableImageError, decode_image
 from ..labels import LabelStore
+from ..labels.shards import STATUS_OK, STATUS_UNREADABLE
+from ..labels.store import Label
 from .figures import STYLE
 
 # Okabe and Ito, without black; further classes of a map are drawn grey
 COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
 OTHERS = "#BBBBBB"
+SUREST_OPACITY = 0.75  # of a cell whose best class has probability 1: the photograph still shows
+DIMMED = 0.3  # brightness of what the map does not cover
+LEGEND_CLASSES = 4
+LEGEND_SHARE = 0.01  # of a map's mass; a class below is not named
+PANEL_IN, LEGEND_IN = 2.6, 0.5  # breadth of a panel, room below it
+LOWEST_ASPECT = 0.35  # of a panel, so that there is room for words
+NOTE = (
+    "Colour: best class of a cell. Opacity: its probability, so faint cells are unsure. Dark: not covered by the map."
+)
 
 
 @dataclass(frozen=True)
-class MapPicture:
-    """A best-class map ready to be laid over its photograph.
+class Subject:
+    """A photograph to draw: what it is called, its sample id, and its bytes."""
 
-    Attributes:
-        colours: uint8 (rows, cols, 3).
-        legend: colour and class index of the most frequent classes, most frequent first.
+    title: str
+    sample_id: int
+    read: Callable[[], bytes]
+
+
+def best_probability(label: Label, num_classes: int) -> NDArray[np.float32]:
+    """Probability of each cell's best class, (rows, cols) in [0, 1].
+
+    With a tail it is the annotator's own; without, classes that are not stored count as logit 0, as in the targets.
     """
-
-    colours: NDArray[np.uint8]
-    legend: tuple[tuple[str, int], ...]
-
-
-def choose_colours(maps: Sequence[NDArray[Any]]) -> dict[int, str]:
-    """A colour for each of the most frequent classes of some maps, so that one class looks the same in all of them."""
-    counts = Counter(index for best_class in maps for index in best_class.ravel().tolist())
-    frequent = [index for index, _ in counts.most_common(len(COLOURS))]
-    return dict(zip(frequent, COLOURS, strict=False))
-
-
-def colour_map(best_class: NDArray[Any], colours: Mapping[int, str] | None = None) -> MapPicture:
-    """Colours a map (rows, cols) of class indices; classes without a colour are grey."""
-    colours = choose_colours([best_class]) if colours is None else colours
-    picture = np.empty((*best_class.shape, 3), dtype=np.uint8)
-    picture[:] = _rgb(OTHERS)
-    present = [index for index, _ in Counter(best_class.ravel().tolist()).most_common() if index in colours]
-    for index in present:
-        picture[best_class == index] = _rgb(colours[index])
-    return MapPicture(picture, tuple((colours[index], index) for index in present))
+    scores = label.scores.astype(np.float32)
+    if label.tail is not None:
+        rest = label.tail.astype(np.float32)
+    else:
+        with np.errstate(divide="ignore"):  # all classes stored: nothing is left, log 0
+            rest = np.full(scores.shape[:2], np.log(np.float32(num_classes - scores.shape[2])))
+    total = np.logaddexp(np.logaddexp.reduce(scores, axis=-1), rest)
+    probability: NDArray[np.float32] = np.exp(scores[..., 0] - total)
+    return probability
 
 
-def overlay(photograph: Image.Image, colours: NDArray[np.uint8], opacity: float = 0.55) -> Image.Image:
-    """Lays a map over a photograph, cells as sharp squares, x to the right and y down."""
-    cells = Image.fromarray(colours).resize(photograph.size, Image.Resampling.NEAREST)
-    return Image.blend(photograph, cells, opacity)
+def class_shares(best_class: NDArray[np.integer], probability: NDArray[np.float32]) -> dict[int, float]:
+    """Share of a map's mass that each best class holds, largest first."""
+    classes, place = np.unique(best_class, return_inverse=True)
+    mass = np.bincount(place.ravel(), weights=probability.ravel())
+    shares = mass / max(float(mass.sum()), 1e-12)
+    order = np.argsort(-shares, kind="stable")
+    return {int(classes[index]): float(shares[index]) for index in order}
+
+
+def choose_colours(shares: Sequence[Mapping[int, float]]) -> dict[int, str]:
+    """A colour for each of the largest classes of some maps, so that one class looks the same in all of them."""
+    total: dict[int, float] = {}
+    for one in shares:
+        for index, share in one.items():
+            total[index] = total.get(index, 0.0) + share
+    largest = sorted(total, key=lambda index: -total[index])[: len(COLOURS)]
+    return dict(zip(largest, COLOURS, strict=False))
+
+
+def covered_box(image_size: tuple[int, int], view: str) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom in px of the part that a map covers.
+
+    Args:
+        image_size: height and width of the photograph in px.
+        view: `squash` (all of it) or `center_crop` (largest centred square).
+    """
+    height, width = image_size
+    if view == "squash":
+        return 0, 0, width, height
+    side = min(width, height)
+    left, top = (width - side) // 2, (height - side) // 2
+    return left, top, left + side, top + side
+
+
+def overlay(
+    photograph: Image.Image,
+    best_class: NDArray[np.integer],
+    opacity: NDArray[np.floating[Any]],
+    colours: Mapping[int, str],
+    view: str = "squash",
+) -> Image.Image:
+    """Lays a map over a photograph, cells as sharp rectangles, x to the right and y down.
+
+    Args:
+        photograph: RGB.
+        best_class: integer (rows, cols).
+        opacity: (rows, cols), in [0, 1].
+        colours: of classes; others are grey.
+        view: part of the photograph that the map covers.
+    """
+    paint = np.full((*best_class.shape, 3), _rgb(OTHERS), dtype=np.uint8)
+    for index, colour in colours.items():
+        paint[best_class == index] = _rgb(colour)
+    left, top, right, bottom = covered_box((photograph.height, photograph.width), view)
+    size = (right - left, bottom - top)
+    cells = Image.fromarray(paint).resize(size, Image.Resampling.NEAREST)
+    mask = Image.fromarray((opacity * 255).round().astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
+    drawn = Image.blend(Image.new("RGB", photograph.size), photograph, DIMMED)
+    drawn.paste(Image.composite(cells, photograph.crop((left, top, right, bottom)), mask), (left, top))
+    return drawn
+
+
+def draw_label(
+    photograph: Image.Image, label: Label, store: LabelStore, colours: Mapping[int, str] | None = None
+) -> tuple[Image.Image, dict[int, str]]:
+    """Draws one label over its photograph.
+
+    Returns:
+        the picture, and the colours of the classes worth naming, largest first.
+    """
+    best_class, probability = label.classes[..., 0], best_probability(label, store.num_classes)
+    shares = class_shares(best_class, probability)
+    colours = choose_colours([shares]) if colours is None else colours
+    drawn = overlay(photograph, best_class, probability * SUREST_OPACITY, colours, store.view)
+    named = [index for index, share in shares.items() if index in colours and share >= LEGEND_SHARE]
+    return drawn, {index: colours[index] for index in named[:LEGEND_CLASSES]}
 
 
 def _rgb(colour: str) -> tuple[int, int, int]:
@@ -83,58 +162,103 @@ def readable_class(name: str) -> str:
     return _imagenet_descriptions().get(name, name)
 
 
-def choose_rows(manifest: Manifest, count: int) -> list[int]:
-    """The first photograph of up to `count` classes, evenly spread over the classes present."""
-    first: dict[int, int] = {}
-    for row, index in enumerate(manifest.class_index.tolist()):
-        first.setdefault(index, row)
-    rows = list(first.values())
-    return [rows[position * len(rows) // min(count, len(rows))] for position in range(min(count, len(rows)))]
+def spread_evenly(count: int, total: int) -> list[int]:
+    """Up to `count` positions, evenly spread over [0, total)."""
+    count = min(count, total)
+    return [position * total // count for position in range(count)]
 
 
-def draw_label_maps(
-    manifest: Manifest, machine: dict[str, Any], stores: Sequence[LabelStore], path: Path, count: int
+def draw_page(
+    subjects: Sequence[Subject], stores: Sequence[LabelStore], class_name: Callable[[int], str], path: Path
 ) -> None:
-    """Draws one page of label maps.
+    """Draws one page of label maps to a PNG file.
 
     Args:
-        manifest: of the labeled split.
-        machine: where the photographs lie.
+        subjects: photographs, one row each.
         stores: one per annotator, one column each.
-        path: PNG file to write.
-        count: photographs to draw.
+        class_name: words for a class index.
+        path: file to write.
+
+    Raises:
+        LabelError: a store has no row for a photograph.
+        OutputError: the file cannot be written.
     """
-    source = manifest.open_source(machine)
-    rows = choose_rows(manifest, count)
     columns = len(stores) + 1
+    photographs = [_decoded(subject) for subject in subjects]
+    heights_in = [PANEL_IN * _aspect(photograph) + LEGEND_IN for photograph in photographs]
     with plt.rc_context({**STYLE, "axes.grid": False}):
         figure, axes = plt.subplots(
-            len(rows), columns, figsize=(2.6 * columns, 2.9 * len(rows)), squeeze=False, layout="constrained"
-        )
-        for line, row in enumerate(rows):
-            photograph = decode_image(manifest.read(source, row))
-            truth = readable_class(manifest.classes[int(manifest.class_index[row])])
-            axes[line][0].imshow(photograph)
-            axes[line][0].set_title(f"photograph: {truth}", fontsize=7, loc="left")
-            maps = [store[int(manifest.sample_id[row])].classes[..., 0] for store in stores]
-            colours = choose_colours(maps)
-            for column, (store, best_class) in enumerate(zip(stores, maps, strict=True), start=1):
-                picture = colour_map(best_class, colours)
-                axes[line][column].imshow(overlay(photograph, picture.colours))
-                title = store.annotator if line == 0 else ""
-                axes[line][column].set_title(title, fontsize=7, loc="left")
-                handles = [
-                    Line2D(
-                        [], [], marker="s", linestyle="", color=colour, label=readable_class(manifest.classes[index])
-                    )
-                    for colour, index in picture.legend[:4]
-                ]
-                axes[line][column].legend(
-                    handles=handles, fontsize=5.5, loc="upper center", bbox_to_anchor=(0.5, -0.01), frameon=False, ncols=2,
-                    handletextpad=0.1, columnspacing=0.6,
-                )  # fmt: skip
+            len(subjects), columns, figsize=(PANEL_IN * columns, sum(heights_in)), height_ratios=heights_in, squeeze=False,
+            layout="constrained",
+        )  # fmt: skip
         for axis in axes.ravel():
             axis.set_axis_off()
+        for line, subject, photograph in zip(axes, subjects, photographs, strict=True):
+            line[0].set_title(shorten(subject.title, 44, placeholder="..."), fontsize=7, loc="left")
+            labels = [store[subject.sample_id] for store in stores]
+            _draw_line(line, photograph, labels, stores, class_name)
+        for axis, store in zip(axes[0][1:], stores, strict=True):
+            shape = f"{store.grid[0]} x {store.grid[1]}"
+            axis.set_title(f"{store.annotator} ({shape}, {store.view})", fontsize=7, loc="left")
+        figure.supxlabel(NOTE if columns > 2 else NOTE.replace(". ", ".\n"), fontsize=5.5, x=0.01, ha="left")
         with atomic_path(path) as temporary:
             figure.savefig(temporary, format="png")
         plt.close(figure)
+
+
+def _decoded(subject: Subject) -> Image.Image | str:
+    """The photograph, or why there is none."""
+    try:
+        return decode_image(subject.read())
+    except UnreadableImageError as error:
+        return f"unreadable: {error}"
+
+
+def _aspect(photograph: Image.Image | str) -> float:
+    """Height of a row of the page, of its panels' width."""
+    return LOWEST_ASPECT if isinstance(photograph, str) else max(photograph.height / photograph.width, LOWEST_ASPECT)
+
+
+def _draw_line(
+    axes: Sequence[Axes],
+    photograph: Image.Image | str,
+    labels: Sequence[Label],
+    stores: Sequence[LabelStore],
+    class_name: Callable[[int], str],
+) -> None:
+    """Draws a photograph and its maps; what cannot be shown is said in its place."""
+    if isinstance(photograph, str):
+        _say(axes[0], photograph)
+    else:
+        axes[0].imshow(photograph)
+    colours = choose_colours(
+        [
+            class_shares(label.classes[..., 0], best_probability(label, store.num_classes))
+            for label, store in zip(labels, stores, strict=True)
+            if label.status == STATUS_OK
+        ]
+    )
+    for axis, label, store in zip(axes[1:], labels, stores, strict=True):
+        if label.status != STATUS_OK:
+            _say(axis, f"unreadable: {label.reason}" if label.status == STATUS_UNREADABLE else "pending: no label yet")
+            continue
+        if isinstance(photograph, str):
+            _say(axis, "labeled, but the photograph cannot be read now")
+            continue
+        drawn, legend = draw_label(photograph, label, store, colours)
+        axis.imshow(drawn)
+        handles = [
+            Line2D(
+                [], [], marker="s", linestyle="", color=colour, label=shorten(class_name(index), 24, placeholder="...")
+            )
+            for index, colour in legend.items()
+        ]
+        axis.legend(
+            handles=handles, fontsize=5.5, loc="upper center", bbox_to_anchor=(0.5, -0.01), frameon=False, ncols=2,
+            handletextpad=0.1, columnspacing=0.6,
+        )  # fmt: skip
+
+
+def _say(axis: Axes, text: str) -> None:
+    words = fill(shorten(text, 120, placeholder="..."), 36)
+    axis.text(0.02, 0.95, words, fontsize=6, va="top").set_in_layout(False)  # a long reason must not widen the page

@@ -103,7 +103,7 @@ def _save_maps(stem: Path, picture: object, token_logits: torch.Tensor, crop: fl
     import numpy as np
     from PIL import Image
 
-    from .drawing import colour_map, overlay
+    from .drawing import SUREST_OPACITY, choose_colours, class_shares, overlay
 
     assert isinstance(picture, Image.Image)
     stem.parent.mkdir(parents=True, exist_ok=True)
@@ -116,4 +116,6 @@ def _save_maps(stem: Path, picture: object, token_logits: torch.Tensor, crop: fl
     side = min(picture.size) * crop
     left, top = (picture.width - side) / 2, (picture.height - side) / 2
     seen = picture.crop((round(left), round(top), round(left + side), round(top + side)))
-    overlay(seen, colour_map(best.indices[..., 0].numpy()).colours).save(stem.with_name(stem.name + ".png"))
+    best_class, probability = best.indices[..., 0].numpy(), token_logits.softmax(-1).amax(-1).numpy()
+    colours = choose_colours([class_shares(best_class, probability)])
+    overlay(seen, best_class, probability * SUREST_OPACITY, colours).save(stem.with_name(stem.name + ".png"))
