@@ -1,11 +1,13 @@
 """Label storage: random single-image reads, bytes and write time of our shards against other layouts, in one run.
 
-usage: python bench/labels_storage.py [--maps MAPS.npz] [--images 2000] [--reads 1000] [--repeats 5] [--record] [--figure PNG]
+usage: python bench/labels_storage.py [--maps 20] [--photographs FILE.tar] [--images 1000] [--reads 1000] [--repeats 5]
+           [--record] [--figure PNG]
+the table in the docs: --maps 160 --photographs camvid.tar --images 2000 --record --figure docs/figures/labels_storage.png
 
 Layouts: one `.pt` file per image (the released code's), HDF5 with two data sets raw and with each filter, one packed record
 per image without a checksum, and both storage profiles of the shard format, read by LabelStore and by plain h5py. Reads are
-shuffled; every repeat goes through all layouts, so that ratios are paired. Maps are real: without --maps, EfficientNet-Lite0
-labels the demo's crops first (a few minutes; cached).
+shuffled; every repeat goes through all layouts, so that ratios are paired. Maps are real: EfficientNet-Lite0 on
+crops of the demo's photographs (and of a tar's), computed once and kept beside those of label_fidelity.
 """
 
 from __future__ import annotations
@@ -24,6 +26,8 @@ from typing import Any
 import h5py
 import numpy as np
 import torch
+from label_compression import real_maps
+from label_fidelity import CACHE, AnnotatorMaps, stored_map
 from record import ResultLines
 
 from tokenlabel.core.files import sha256_of, write_json
@@ -50,15 +54,14 @@ TWO_DATA_SETS: dict[str, dict[str, Any] | None] = {
 PT, FLOOR = ".pt per image (released)", "lzma of everything"
 
 
-def real_maps(path: Path | None, images: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def stored_maps(count: int, archive: Path | None, images: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Scores, classes and tails of real photographs, repeated up to `images`."""
-    if path is None:
-        from demo_maps import demo_maps
-
-        path = demo_maps()
-    with np.load(path) as arrays:
-        index = np.arange(images) % len(arrays["scores"])
-        return arrays["scores"][index], arrays["classes"][index], arrays["tail"][index]
+    maps = [stored_map(logits) for logits in real_maps(AnnotatorMaps(CACHE), count, archive)]
+    index = np.arange(images) % len(maps)
+    scores, classes, tail = (
+        torch.cat([getattr(one, name) for one in maps]).numpy()[index] for name in ("scores", "classes", "tail")
+    )
+    return scores, classes.astype(np.uint16), tail
 
 
 def write_pt(folder: Path, scores: np.ndarray, classes: np.ndarray) -> Reader:
@@ -186,15 +189,18 @@ def check_equal(found: Any, score: np.ndarray, index: np.ndarray) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--maps", type=Path, default=None, help="npz with scores, classes, tail of real photographs")
-    parser.add_argument("--images", type=int, default=2000)
+    parser.add_argument("--maps", type=int, default=20, help="maps of the demo's photographs (default: %(default)s)")
+    parser.add_argument("--photographs", type=Path, help="tar file: 80 of its pictures are added to the maps")
+    parser.add_argument(
+        "--images", type=int, default=1000, help="maps are repeated up to so many (default: %(default)s)"
+    )
     parser.add_argument("--reads", type=int, default=1000, help="random reads per layout and repeat")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--figure", type=Path, default=None)
     parser.add_argument("--record", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    scores, classes, tail = real_maps(args.maps, args.images)
+    scores, classes, tail = stored_maps(args.maps, args.photographs, args.images)
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
         found = list(layouts(Path(folder), scores, classes, tail))
