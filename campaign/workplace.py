@@ -102,7 +102,7 @@ class Workplace:
             "class_map": "imagenet-1k", "num_classes": 1000, "val_fraction": None, "val_seed": 0, "images": None,
             "shards": 1,
         }  # fmt: skip
-        labels = {"image_px": image_px, "view": "squash", "k": 5, "tail": tail, "precision": "float16"}
+        labels = {"image_px": image_px, "view": "squash", "k": 5, "tail": tail, "precision": "float16", "score_step": 0}
         annotator = {**LITE0, "grid": [image_px // 32] * 2}
         spec = {"stage": "annotate", "version": 1, "dataset": {}, "annotator": annotator, "labels": labels}
         write_json(folder / "machine.json", machine)

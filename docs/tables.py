@@ -98,7 +98,7 @@ TABLES: dict[str, Table | FaultTable] = {
             "images/s read": ("images_per_s", ",.0f"),
             "ratio to .pt": ("ratio_to_pt", ".1f"),
             "bytes an image": ("bytes_per_image", ",.0f"),
-            "write s": ("write_s", ".2f"),
+            "write, µs an image": ("write_us_per_image", ",.0f"),
         },
     ),
     "token_loss": Table(
@@ -106,9 +106,10 @@ TABLES: dict[str, Table | FaultTable] = {
         {
             "classes": ("classes", ","),
             "batch": ("batch", ""),
-            "targets, ratio to released": ("targets_ratio", ".1f"),
-            "loss + gradient, ratio to released": ("loss_ratio", ".1f"),
-            "loss + gradient, cost against hard labels": ("hard_label_cost", ".2f"),
+            "targets: released / ours": ("targets", ".1f"),
+            "loss + gradient: released / ours": ("loss", ".1f"),
+            "time: ours / hard labels": ("vs_labels", ".2f"),
+            "memory: ours / hard labels": ("memory", ".2f"),
         },
     ),
     "label_fidelity": Table(
@@ -116,16 +117,43 @@ TABLES: dict[str, Table | FaultTable] = {
         {
             "labels": ("labels", ""),
             "cosine": ("cosine", ".3f"),
-            "top-1 agreement": ("agreement", ".3f"),
+            "top-1 agreement": ("top1", ".3f"),
             "KL": ("kl", ".2f"),
+            "cosine / that of all logits": ("ratio", ".3f"),
         },
+        lambda line: line["kind"] == "row",
+    ),
+    "label_fidelity_pairs": Table(
+        "label_fidelity",
+        {
+            "compared on the same crops": ("pair", ""),
+            "measure": ("measure", ""),
+            "mean": ("mean", "+.3f"),
+            "95 % from": ("low", "+.3f"),
+            "to": ("high", "+.3f"),
+        },
+        lambda line: line["kind"] != "row",
     ),
     "label_compression": Table(
         "label_compression",
         {
-            "layout": ("layout", ""),
-            "bytes an image": ("bytes_per_image", ",.0f"),
-            "cosine": ("cosine", ".3f"),
+            "stored": ("stored", ""),
+            "bytes with tail": ("bytes_with_tail", ",.0f"),
+            "write / today": ("write_ratio", ".2f"),
+            "read / today": ("read_ratio", ".2f"),
+            "cosine, exact mass": ("cosine_exact", ".4f"),
+            "KL, exact mass": ("kl_exact", ".4f"),
+            "cosine, published mass": ("cosine_published", ".4f"),
+            "KL, published mass": ("kl_published", ".4f"),
+        },
+    ),
+    "view_overhead": Table(
+        "view_overhead",
+        {
+            "transforms": ("pipeline", ""),
+            "alone, ms": ("alone_ms", ".2f"),
+            "with its view, ms": ("wrapped_ms", ".2f"),
+            "ratio": ("ratio", ".3f"),
         },
     ),
 }

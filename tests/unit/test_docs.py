@@ -54,14 +54,21 @@ PAGE = "before\n<!-- table labels_storage -->\nold\n<!-- end -->\nafter\n"
 
 
 def test_a_table_is_made_of_its_lines(tables: ModuleType, storage: Path) -> None:
-    row = {"layout": "ours", "images_per_s": 12345.6, "ratio_to_pt": 17.44, "bytes_per_image": 4123.2, "write_s": 0.5}
+    row = {
+        "layout": "ours",
+        "images_per_s": 12345.6,
+        "ratio_to_pt": 17.44,
+        "bytes_per_image": 4123.2,
+        "write_us_per_image": 250,
+    }
     storage.write_text(line(**row))
     made = tables.filled(PAGE, "page.md")
-    assert "| ours | 12,346 | 17.4 | 4,123 | 0.50 |\n" in made
+    assert "| ours | 12,346 | 17.4 | 4,123 | 250 |\n" in made
     assert "*Commit 0123456789; P, 2 cores; 2026-01-02.*\n<!-- end -->\nafter\n" in made
     assert "old" not in made
     assert tables.filled(made, "page.md") == made
-    storage.write_text(line(**row) + line(**row | {"layout": "other"}))
+    storage.write_text(line(**row) + line(**row | {"layout": "floor", "images_per_s": None, "ratio_to_pt": None}))
+    assert "| floor |  |  | 4,123 | 250 |\n" in tables.filled(made, "page.md")
     assert tables.filled(made, "page.md") != made
 
 
