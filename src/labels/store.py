@@ -21,18 +21,10 @@ from numpy.typing import NDArray
 
 from ..core.errors import LabelError
 from ..core.seeds import sample_id
+from .attributes import ShardAttributes, ShardSummary, read_marker, shard_file_name
 from .records import LabelRows, concatenate_rows
-from .shards import (
-    DAMAGE,
-    REMEDY,
-    ShardAttributes,
-    ShardFile,
-    ShardSummary,
-    check_ids,
-    read_marker,
-    shard_file_name,
-    verify_shard,
-)
+from .shard_file import DAMAGE, REMEDY, ShardFile
+from .shards import check_ids, verify_shard
 
 _SHARD_NAME = re.compile(r"(?P<split>.+)-(?P<shard>\d{5,})-of-(?P<total>\d{5,})\.h5")
 # what may differ between the shards of one annotator; the manifest's digest is of each shard's own photographs
