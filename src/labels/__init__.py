@@ -11,12 +11,21 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .losses import token_cross_entropy
     from .store import LabelStore
-    from .targets import SparseTargets, one_hot_targets, pooled_target, sparse_targets
+    from .targets import (
+        SparseTargets,
+        blended_target,
+        one_hot_targets,
+        participation_mask,
+        pooled_target,
+        sparse_targets,
+    )
 
 __all__ = [
     "LabelStore",
     "SparseTargets",
+    "blended_target",
     "one_hot_targets",
+    "participation_mask",
     "pooled_target",
     "sparse_targets",
     "token_cross_entropy",
@@ -25,7 +34,9 @@ __all__ = [
 _MODULE_OF = {
     "LabelStore": "store",
     "SparseTargets": "targets",
+    "blended_target": "targets",
     "one_hot_targets": "targets",
+    "participation_mask": "targets",
     "pooled_target": "targets",
     "sparse_targets": "targets",
     "token_cross_entropy": "losses",
