@@ -81,7 +81,9 @@ class TrainingSet(Dataset[Item]):
     ) -> None:
         self._manifest, self._augmentation, self._store, self._seed = manifest, augmentation, store, seed
         self._source = manifest.open_source(machine)
-        self._maps_are_crops = store is not None and store.view == "center_crop"
+        # the released geometry takes any map for one of the whole photograph
+        exact = augmentation.geometry == "exact"
+        self._maps_are_crops = store is not None and store.view == "center_crop" and exact
         self.rows, self.unreadable = self._usable_rows()
 
     def _usable_rows(self) -> tuple[np.ndarray[Any, Any], int]:
