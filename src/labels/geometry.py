@@ -24,6 +24,7 @@ from torch import Tensor
 from ..core.errors import LabelError
 
 LARGEST_COORDINATE = 64.0  # a normalised coordinate beyond is taken for pixels
+IMAGES_CPU = 4  # resampled at once
 ROUNDING = 1e-6  # a rotated token whose extent is this close above a whole number of cells gets no further point
 
 ArrayLike = Tensor | NDArray[Any]
@@ -157,22 +158,32 @@ class Sampling:
         mass = (self.along_y.sum(-1)[:, :, None] * self.along_x.sum(-1)[:, None]).flatten(1)
         return mass.index_copy(0, self.turned, self.weights.sum(-1))
 
-    def resample(self, cells: Tensor) -> Tensor:
-        """Values of the tokens.
+    def resample(self, values: Tensor, places: Tensor, channels: int) -> Tensor:
+        """Values of the tokens, from a map that names k of its channels in each cell and is zero in the others.
 
         Args:
-            cells: (batch, rows, cols, channels).
+            values: (batch, rows, cols, k).
+            places: int64 of the same shape, the channel of each value.
+            channels: of the map.
 
         Returns:
-            (batch, tokens, channels) in the type of the cells.
+            (batch, tokens, channels) in the type of the values.
         """
-        along_y, along_x, weights = (part.to(cells.dtype) for part in (self.along_y, self.along_x, self.weights))
-        batch, _, cols, channels = cells.shape
-        rows = (along_y @ cells.flatten(2)).view(batch, along_y.shape[1], cols, channels)
-        tokens: Tensor = (along_x[:, None] @ rows).flatten(1, 2)
+        along_y, along_x, weights = (part.to(values.dtype) for part in (self.along_y, self.along_x, self.weights))
+        batch, cols, token_rows = len(values), values.shape[2], along_y.shape[1]
+        tokens = values.new_empty(batch, token_rows, along_x.shape[1], channels)
+        # a few images at a time on a CPU, so that the map with all its zeros stays in the cache
+        step = IMAGES_CPU if values.device.type == "cpu" else max(batch, 1)
+        for start in range(0, batch, step):
+            part = slice(start, start + step)
+            cells = values.new_zeros(*values[part].shape[:3], channels).scatter_(3, places[part], values[part])
+            by_row = (along_y[part] @ cells.flatten(2)).view(-1, token_rows, cols, channels)
+            tokens[part] = along_x[part, None] @ by_row
         if len(self.turned):
-            tokens[self.turned] = weights @ cells[self.turned].flatten(1, 2)
-        return tokens
+            chosen = values[self.turned]
+            cells = values.new_zeros(*chosen.shape[:3], channels).scatter_(3, places[self.turned], chosen)
+            tokens.flatten(1, 2)[self.turned] = weights @ cells.flatten(1, 2)
+        return tokens.flatten(1, 2)
 
 
 def sampling(

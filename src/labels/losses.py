@@ -19,8 +19,10 @@ from torch.autograd.function import once_differentiable
 from .geometry import ShapeError
 from .targets import SparseTargets
 
-# logits that are worked on at once: a block and its softmax stay in a core's cache, temporaries stay small on a GPU
-BLOCK_CPU_CORE, BLOCK_GPU = 1 << 18, 1 << 25
+# logits that are worked on at once: on a CPU few enough for its cache and enough to pay for the calls (measured); on a GPU
+# so few that temporaries stay small
+BLOCK_CPU_CORE, BLOCK_GPU = 1 << 19, 1 << 25
+Part = tuple[slice, slice]  # of batch and tokens
 
 
 def token_cross_entropy(logits: Tensor, targets: SparseTargets, participation: Tensor | None = None) -> Tensor:
@@ -54,83 +56,70 @@ def token_cross_entropy(logits: Tensor, targets: SparseTargets, participation: T
         counted = counted & participation.to(device=counted.device, dtype=torch.bool)
     exact = torch.float64 if logits.dtype == torch.float64 else torch.float32
     weight = counted.to(exact) / (counted.sum(1, keepdim=True).clamp(min=1) * max(batch, 1))
-    arrays = (targets.vocabulary, targets.values.to(exact), targets.background.to(exact), weight)
+    background = targets.background.to(exact)
+    above = targets.values.to(exact) - background[..., None]  # (batch, tokens, V)
     if torch.compiler.is_compiling():  # the compiler fuses the plain formula, and differentiates it
         with torch.autocast(logits.device.type, enabled=False):
-            return _plain_loss(logits.to(exact), *arrays)
-    loss: Tensor = _SparseCrossEntropy.apply(logits, *arrays, torch.is_grad_enabled() and logits.requires_grad)
+            logp = logits.log_softmax(-1, dtype=exact)
+            at_vocabulary = logp.gather(2, targets.vocabulary[:, None].expand_as(above))
+            losses = background * logp.sum(-1) + (above * at_vocabulary).sum(-1)
+            return -(losses * weight).sum()
+    differentiate = torch.is_grad_enabled() and logits.requires_grad
+    loss: Tensor = _SparseCrossEntropy.apply(logits, targets.vocabulary, above, background, weight, differentiate)
     return loss
-
-
-def _plain_loss(logits: Tensor, vocabulary: Tensor, values: Tensor, background: Tensor, weight: Tensor) -> Tensor:
-    above = values - background[..., None]  # (batch, tokens, V)
-    logp = logits.log_softmax(-1)
-    at_vocabulary = logp.gather(2, vocabulary[:, None].expand_as(above))
-    losses = background * logp.sum(-1) + (above * at_vocabulary).sum(-1)
-    return -(losses * weight).sum()
 
 
 class _SparseCrossEntropy(torch.autograd.Function):
     """The weighted sum of the tokens' losses, block by block.
 
-    By hand because autograd would keep three arrays of the logits' size. Here it is one, the gradient, which the forward
-    pass makes on the way, as it has the softmax at hand; the backward pass scales it in place. A second backward pass
-    over the same graph makes it anew, and so does every backward pass for half-precision logits, whose gradient must
-    not be rounded before a loss scale has reached it.
+    By hand because autograd would keep three arrays of the logits' size. Here it is one: the softmax, which the forward pass
+    has at hand and the backward pass turns into the gradient where it lies. A second backward pass over the same graph makes
+    it anew, and so does every backward pass for half-precision logits, for which it would be rounded too early.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor, vocabulary: Tensor, values: Tensor, background: Tensor, weight: Tensor, differentiate: bool
+        ctx: Any, logits: Tensor, vocabulary: Tensor, above: Tensor, background: Tensor, weight: Tensor, differentiate: bool
     ) -> Tensor:  # fmt: skip
-        ctx.save_for_backward(logits, vocabulary, values, background, weight)
-        ctx.slope = torch.empty_like(logits) if differentiate and logits.dtype == weight.dtype else None
-        losses = torch.empty_like(background)
+        mass = background * logits.shape[-1] + above.sum(-1)  # 1 but for rounding and smoothing
+        ctx.save_for_backward(logits, vocabulary, above, background, mass, weight)
+        keep = differentiate and logits.dtype == weight.dtype
+        ctx.softmax = torch.empty_like(logits, memory_format=torch.contiguous_format) if keep else None
+        highest, total, at_vocabulary = background.new_empty(3, *background.shape)
         for part in _blocks(logits):
             centred = logits[part].to(weight.dtype)
             # relative to the highest logit, so that a common offset of all logits costs no digits
             centred = centred - centred.amax(-1, keepdim=True)
-            base = background[part]
-            above = values[part] - base[..., None]
-            index = vocabulary[part[0], None].expand_as(above)
-            at_vocabulary = (centred.gather(2, index) * above).sum(-1)
-            mass = base * logits.shape[-1] + above.sum(-1)  # 1 but for rounding and smoothing
-            rest = base * centred.sum(-1) + at_vocabulary
-            softmax = torch.softmax(centred, -1, out=None if ctx.slope is None else ctx.slope[part])
-            # the highest probability is exp(0) / total
-            losses[part] = -(mass * softmax.amax(-1).log_()).add_(rest)
-            if ctx.slope is not None:
-                _slope_of(softmax, index, above, base, mass, weight[part])
-        return (losses * weight).sum()
+            softmax = torch.softmax(centred, -1, out=ctx.softmax[part] if keep else None)
+            torch.amax(softmax, -1, out=highest[part])
+            torch.sum(centred, -1, out=total[part])
+            excess = above[part]
+            named = centred.gather(2, vocabulary[part[0], None].expand_as(excess))
+            torch.sum(named.mul_(excess), -1, out=at_vocabulary[part])
+        # the highest probability is exp(0) / sum of all exp
+        losses = -mass * highest.log_() - background * total - at_vocabulary
+        return torch.sum(losses * weight)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None, None]:
-        slope, ctx.slope = ctx.slope, None
-        if slope is not None:
-            return slope.mul_(gradient), None, None, None, None, None
-        logits, vocabulary, values, background, weight = ctx.saved_tensors
-        weight = weight * gradient
-        slope = torch.empty_like(logits)
+        logits, vocabulary, above, background, mass, weight = ctx.saved_tensors
+        kept, ctx.softmax = ctx.softmax, None
+        slope = torch.empty_like(logits) if kept is None else kept
+        # weight * (mass * softmax - target)
+        weight = (weight * gradient)[..., None]
+        factor, base, excess = mass[..., None] * weight, background[..., None] * weight, above * -weight
         for part in _blocks(logits):
-            base = background[part]
-            above = values[part] - base[..., None]
-            index = vocabulary[part[0], None].expand_as(above)
-            mass = base * logits.shape[-1] + above.sum(-1)
-            softmax = logits[part].softmax(-1, dtype=weight.dtype)
-            slope[part] = _slope_of(softmax, index, above, base, mass, weight[part])
+            softmax = logits[part].softmax(-1, dtype=weight.dtype) if kept is None else kept[part]
+            added = excess[part]
+            softmax.mul_(factor[part]).sub_(base[part])
+            softmax.scatter_add_(2, vocabulary[part[0], None].expand_as(added), added)
+            if kept is None:
+                slope[part] = softmax
         return slope, None, None, None, None, None
 
 
-def _slope_of(
-    softmax: Tensor, index: Tensor, above: Tensor, background: Tensor, mass: Tensor, weight: Tensor
-) -> Tensor:
-    """The loss's gradient, weight * (mass * softmax - target), in the softmax's place."""
-    softmax.mul_((mass * weight)[..., None]).sub_((background * weight)[..., None])
-    return softmax.scatter_add_(2, index, above * -weight[..., None])
-
-
-def _blocks(logits: Tensor) -> Iterator[tuple[slice, slice]]:
+def _blocks(logits: Tensor) -> Iterator[Part]:
     """Slices of batch and tokens: several images, or some tokens of one."""
     batch, tokens, classes = logits.shape
     size = BLOCK_CPU_CORE * torch.get_num_threads() if logits.device.type == "cpu" else BLOCK_GPU

@@ -404,17 +404,20 @@ def _softmax_of_aligned(
 ) -> tuple[Tensor, Tensor]:
     """Aligned logits, then softmax over K classes of which those outside the vocabulary have logit 0.
 
-    Where the vocabulary is padded the aligned logit is 0 as well, so that padding and the classes beyond it count alike.
+    Where the vocabulary is padded the aligned logit is 0 as well, so that padding and the classes beyond it count alike: as one
+    more place of the softmax.
     """
-    aligned = view.resample(_spread(logits, slots, vocabulary.shape[1]))  # (batch, tokens, V)
+    entries = vocabulary.shape[1]
+    beyond = num_classes - entries
+    if beyond:
+        aligned = view.resample(logits, slots, entries + 1)  # (batch, tokens, V + 1)
+        aligned[..., -1] = math.log(beyond)
+        values = aligned.softmax(-1)
+        return values[..., :-1], values[..., -1] / beyond
+    aligned = view.resample(logits, slots, entries)
     values = aligned.softmax(-1)
-    total = aligned.amax(-1) - values.amax(-1).log()  # log of the summed exp over the V places
-    whole = total
-    if num_classes > vocabulary.shape[1]:
-        whole = torch.logaddexp(total, total.new_tensor(math.log(num_classes - vocabulary.shape[1])))
-    # clamped where each class has a place, so that no class has the background
-    background = (-whole).exp().clamp(max=1)
-    return values.mul_((total - whole).exp()[..., None]), background  # padding: the background, but for rounding
+    background = values.amax(-1) * (-aligned.amax(-1)).exp()  # that of logit 0, for images that do not name every class
+    return values, background.clamp(max=1)
 
 
 def _aligned_probabilities(
@@ -433,14 +436,11 @@ def _aligned_probabilities(
     # a token that sees nothing of the map gets the uniform distribution; it is not inside
     mass = view.mass().to(torch.float32)[..., None]
     seen = mass > 0
-    background = torch.where(seen, view.resample(other) / mass, 1 / num_classes)
-    above = torch.where(seen, view.resample(_spread(known - other, slots, vocabulary.shape[1])) / mass, 0.0)
+    background = torch.where(
+        seen, view.resample(other, torch.zeros_like(other, dtype=torch.int64), 1) / mass, 1 / num_classes
+    )
+    above = torch.where(seen, view.resample(known - other, slots, vocabulary.shape[1]) / mass, 0.0)
     return background + above, background[..., 0]
-
-
-def _spread(values: Tensor, slots: Tensor, width: int) -> Tensor:
-    """(batch, rows, cols, k) to (batch, rows, cols, V): each value at its class's place, zeros elsewhere."""
-    return values.new_zeros(*values.shape[:3], width).scatter_(3, slots, values)
 
 
 def _vocabularies(index: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:

@@ -145,12 +145,15 @@ def test_general_affine_equals_the_loop(seed: int) -> None:
 
 def test_resampling_apart_along_rows_and_columns_equals_the_whole_weights() -> None:
     generator = torch.Generator().manual_seed(4)
-    maps = torch.randn(5, 7, 11, 3, generator=generator)
+    values, places = torch.randn(5, 7, 11, 6, generator=generator).topk(2)
+    maps = torch.zeros(5, 7, 11, 6).scatter(3, places, values)
     affine = view_affine(random_boxes(generator, 5, 1.5), torch.tensor([True, False, False, True, False]))
     affine[[1, 4], 0, 1] = 0.2  # sheared
     view = sampling(None, (4, 3), (7, 11), affine=affine)
     assert view.turned.tolist() == [1, 4]
-    torch.testing.assert_close(view.resample(maps), view.dense() @ maps.flatten(1, 2), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(
+        view.resample(values, places, 6), view.dense() @ maps.flatten(1, 2), atol=1e-6, rtol=1e-5
+    )
     torch.testing.assert_close(view.mass(), view.dense().sum(-1))
 
 
