@@ -150,9 +150,10 @@ class Recipe(Frozen):
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None
     label_smoothing: Annotated[float, Field(ge=0, lt=1)]
     supervision: Literal["token", "relabel", "hard"]
-    class_target: Literal["map", "label"]
+    class_target: Literal["map", "label", "blend"]
     token_weight: Annotated[float, Field(ge=0)]
     label_mass: Literal["published", "exact"]
+    geometry: Literal["exact", "released"]
     participation: Annotated[float, Field(gt=0, le=1)]
     mix: Literal["none", "mixtoken", "cutmix", "mixup", "mixtoken_mixup", "cutmix_mixup"]
     mix_alpha: Annotated[float, Field(gt=0)]

@@ -548,8 +548,11 @@ def _canonical_recipe(recipe: Recipe) -> Recipe:
     """Drops what a supervision does not use, so that equal trainings have equal specs."""
     if recipe.supervision == "hard":
         return recipe.model_copy(
-            update={"class_target": "label", "token_weight": 0.0, "participation": 1.0, "label_mass": "published"}
-        )
+            update={
+                "class_target": "label", "token_weight": 0.0, "participation": 1.0, "label_mass": "published",
+                "geometry": "exact",
+            }
+        )  # fmt: skip
     if recipe.supervision == "relabel":
         return recipe.model_copy(update={"class_target": "map", "token_weight": 0.0, "participation": 1.0})
     return recipe

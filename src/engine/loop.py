@@ -76,7 +76,8 @@ class Task:
         batches: (epoch, first step) -> the epoch's steps from there on, each a list of (micro-batch, weight); weights of
             a step sum to one.
         steps_per_epoch: optimiser steps of an epoch.
-        loss: (model, micro-batch, epoch, step) -> the loss and its parts, all scalar tensors.
+        loss: (model, micro-batch, epoch, step) -> the loss and its parts, all scalar tensors; `unlabelled` among them is a
+            count of photographs.
         validate: measures a model; logged with the epoch. None: never.
         validate_every_epochs: 0: never.
     """
@@ -220,7 +221,11 @@ def _optimiser_step(
             loss, parts = task.loss(model, batch, epoch, step)
         scaler.scale(loss * weight).backward()  # type: ignore[no-untyped-call]
         for name, value in {"loss": loss, **parts}.items():
-            values[name] = values.get(name, 0.0) + float(value.detach()) * weight
+            amount = float(value.detach())
+            if name in _Totals.COUNTERS:
+                totals.add(name, amount)
+            else:
+                values[name] = values.get(name, 0.0) + amount * weight
     if any(not math.isfinite(value) for value in values.values()):
         raise TrainingError(
             f"epoch {epoch}, step {step}: the loss is not finite ({values}). Lower learning_rate, set clip_norm, or use "
@@ -240,7 +245,7 @@ def _optimiser_step(
 class _Totals:
     """Sums over an epoch; survives a resume inside it."""
 
-    COUNTERS = ("images", "skipped", "seconds")
+    COUNTERS = ("images", "skipped", "unlabelled", "seconds")
 
     def __init__(self, sums: dict[str, float]) -> None:
         self.sums = dict(sums)

@@ -13,7 +13,14 @@ if TYPE_CHECKING:
     from .geometry import center_crop_affine, compose, map_affine, view_affine
     from .losses import token_cross_entropy
     from .store import LabelStore
-    from .targets import SparseTargets, one_hot_targets, pooled_target, sparse_targets
+    from .targets import (
+        SparseTargets,
+        blended_target,
+        one_hot_targets,
+        participation_mask,
+        pooled_target,
+        sparse_targets,
+    )
     from .views import AffineView, WithView
 
 __all__ = [
@@ -23,10 +30,12 @@ __all__ = [
     "LabeledDataset",
     "SparseTargets",
     "WithView",
+    "blended_target",
     "center_crop_affine",
     "compose",
     "map_affine",
     "one_hot_targets",
+    "participation_mask",
     "pooled_target",
     "sparse_targets",
     "token_cross_entropy",
@@ -43,7 +52,9 @@ _MODULE_OF = {
     "center_crop_affine": "geometry",
     "compose": "geometry",
     "map_affine": "geometry",
+    "blended_target": "targets",
     "one_hot_targets": "targets",
+    "participation_mask": "targets",
     "pooled_target": "targets",
     "sparse_targets": "targets",
     "token_cross_entropy": "losses",

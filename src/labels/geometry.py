@@ -5,12 +5,16 @@ torchvision.ops.roi_align(map, box, output_size, sampling_ratio=-1, aligned=True
 step: the number of points per token is a ceiling, which one rounding more or less would change. General affine maps
 (rotation, shear) sample as many points per token as the extent of the token in cells asks for. Called by `targets`.
 
-Source: RoIAlign, He et al. 2017, section 3. Differs from the released code, which swaps x and y (FACTS, defect 1).
+`geometry="released"` is the released code's reading, for comparison: the box's x and y swapped, the map mirrored in place of
+the tokens, tokens of at least one cell (RoIAlign with aligned=False), boxes taken of the map whatever its view.
+
+Source: RoIAlign, He et al. 2017, section 3; tlt 0.2.0, data/mixup.py. Differs from the latter unless it is asked for.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,9 +24,11 @@ from torch import Tensor
 from ..core.errors import LabelError
 
 LARGEST_COORDINATE = 64.0  # a normalised coordinate beyond is taken for pixels
+IMAGES_CPU = 4  # resampled at once
 ROUNDING = 1e-6  # a rotated token whose extent is this close above a whole number of cells gets no further point
 
 ArrayLike = Tensor | NDArray[Any]
+Geometry = Literal["exact", "released"]
 
 
 class ShapeError(LabelError, ValueError):
@@ -55,6 +61,26 @@ def view_affine(boxes: ArrayLike, flipped: ArrayLike | None = None) -> Tensor:
     scale_x = torch.where(mirrored, x0 - x1, x1 - x0)
     shift_x = torch.where(mirrored, x1, x0)
     return torch.stack([scale_x, zero, shift_x, zero, y1 - y0, y0], -1).view(-1, 2, 3)
+
+
+def released_affine(boxes: ArrayLike, flipped: ArrayLike | None = None) -> Tensor:
+    """The map of a crop and a flip as the released code reads it: x and y of the box swapped, the map mirrored.
+
+    Args: as `view_affine`.
+
+    Returns:
+        (batch, 2, 3), normalised view -> normalised map, for `geometry="released"`.
+
+    Raises:
+        ShapeError: as `view_affine`.
+    """
+    corners = checked_boxes(boxes)
+    mirrored = checked_flips(flipped, corners)
+    x0, y0, x1, y1 = corners.unbind(-1)
+    zero = torch.zeros_like(x0)
+    scale_x = torch.where(mirrored, y0 - y1, y1 - y0)
+    shift_x = torch.where(mirrored, 1 - y0, y0)
+    return torch.stack([scale_x, zero, shift_x, zero, x1 - x0, torch.where(mirrored, 1 - x1, x0)], -1).view(-1, 2, 3)
 
 
 def center_crop_affine(image_size: ArrayLike) -> Tensor:
@@ -131,13 +157,68 @@ def token_centres(affine: Tensor, grid: tuple[int, int]) -> Tensor:
     return (affine @ centres.flatten(1)).transpose(1, 2)
 
 
-def sampling_weights(
+@dataclass(frozen=True)
+class Sampling:
+    """How much each token takes from each cell of the map; rows and columns apart, as upright views allow.
+
+    Attributes:
+        along_y: (batch, token rows, map rows).
+        along_x: (batch, token cols, map cols).
+        turned: int64 (n,), the images whose view is rotated or sheared, for which the two above say nothing.
+        weights: (n, tokens, cells) of these.
+    """
+
+    along_y: Tensor
+    along_x: Tensor
+    turned: Tensor
+    weights: Tensor
+
+    def dense(self) -> Tensor:
+        """(batch, tokens, cells), row by row."""
+        weights = (self.along_y[:, :, None, :, None] * self.along_x[:, None, :, None, :]).flatten(3, 4).flatten(1, 2)
+        return weights.index_copy(0, self.turned, self.weights)
+
+    def mass(self) -> Tensor:
+        """(batch, tokens): sum over the cells, 1 for a token inside the map."""
+        mass = (self.along_y.sum(-1)[:, :, None] * self.along_x.sum(-1)[:, None]).flatten(1)
+        return mass.index_copy(0, self.turned, self.weights.sum(-1))
+
+    def resample(self, values: Tensor, places: Tensor, channels: int) -> Tensor:
+        """Values of the tokens, from a map that names k of its channels in each cell and is zero in the others.
+
+        Args:
+            values: (batch, rows, cols, k).
+            places: int64 of the same shape, the channel of each value.
+            channels: of the map.
+
+        Returns:
+            (batch, tokens, channels) in the type of the values.
+        """
+        along_y, along_x, weights = (part.to(values.dtype) for part in (self.along_y, self.along_x, self.weights))
+        batch, cols, token_rows = len(values), values.shape[2], along_y.shape[1]
+        tokens = values.new_empty(batch, token_rows, along_x.shape[1], channels)
+        # a few images at a time on a CPU, so that the map with all its zeros stays in the cache
+        step = IMAGES_CPU if values.device.type == "cpu" else max(batch, 1)
+        for start in range(0, batch, step):
+            part = slice(start, start + step)
+            cells = values.new_zeros(*values[part].shape[:3], channels).scatter_(3, places[part], values[part])
+            by_row = (along_y[part] @ cells.flatten(2)).view(-1, token_rows, cols, channels)
+            tokens[part] = along_x[part, None] @ by_row
+        if len(self.turned):
+            chosen = values[self.turned]
+            cells = values.new_zeros(*chosen.shape[:3], channels).scatter_(3, places[self.turned], chosen)
+            tokens.flatten(1, 2)[self.turned] = weights @ cells.flatten(1, 2)
+        return tokens.flatten(1, 2)
+
+
+def sampling(
     boxes: ArrayLike | None,
     grid: tuple[int, int],
     map_size: tuple[int, int],
     flipped: ArrayLike | None = None,
     affine: ArrayLike | None = None,
-) -> Tensor:
+    geometry: Geometry = "exact",
+) -> Sampling:
     """How much each token takes from each cell of the map.
 
     Args:
@@ -146,30 +227,67 @@ def sampling_weights(
         map_size: rows and columns of the score map.
         flipped: bool (batch,), with boxes.
         affine: (batch, 2, 3), normalised view -> normalised map, instead of boxes and flipped.
-
-    Returns:
-        (batch, tokens, cells), row by row, in the type of the boxes (at least float32). They sum to 1 for a token inside the map,
-        to less where points fall more than half a cell's breadth outside of it, as in roi_align.
+        geometry: `released` reads boxes as the released code does; an affine is read as it is (`released_affine` has the
+            swap in it), but for upright tokens of at least one cell.
 
     Raises:
         ShapeError: other axes, boxes without extent, coordinates that are not normalised, boxes and affine together.
     """
     if (boxes is None) == (affine is None):
         raise ShapeError("give either boxes (batch, 4) or affine (batch, 2, 3), and not both.")
+    if geometry not in ("exact", "released"):
+        raise ShapeError(f"geometry is {geometry!r}, expected 'exact' or 'released'.")
+    (rows, cols), least = map_size, 1.0 if geometry == "released" else 0.0
     if boxes is not None:
         corners = checked_boxes(boxes)
-        return _box_weights(corners, checked_flips(flipped, corners), None, grid, map_size)
+        mirrored = checked_flips(flipped, corners)
+        x0, y0, x1, y1 = corners.unbind(-1)
+        if geometry == "exact":
+            along_y = _axis_weights(y0, y1, grid[0], rows)
+            along_x = _axis_weights(x0, x1, grid[1], cols)
+            along_x = torch.where(mirrored[:, None, None], along_x.flip(1), along_x)
+        else:
+            # the crop of a mirrored photograph, x in place of y, both scaled by the map's columns; then the map's own mirror
+            left, right = torch.where(mirrored, 1 - x1, x0), torch.where(mirrored, 1 - x0, x1)
+            along_y = _axis_weights(left, right, grid[0], rows, least, scale=cols)
+            along_x = _axis_weights(y0, y1, grid[1], cols, least)
+            along_x = torch.where(mirrored[:, None, None], along_x.flip(2), along_x)
+        none = torch.zeros(0, dtype=torch.int64, device=corners.device)
+        return Sampling(along_y, along_x, none, corners.new_zeros(0, grid[0] * grid[1], rows * cols))
     if flipped is not None:
         raise ShapeError("flipped goes with boxes; an affine map contains its flip.")
     assert affine is not None
     maps = checked_affine(affine)
     upright = (maps[:, 0, 1] == 0) & (maps[:, 1, 0] == 0) & (maps[:, 0, 0] != 0) & (maps[:, 1, 1] != 0)
-    if bool(upright.all()):
-        return _upright_weights(maps, grid, map_size)
-    weights = maps.new_empty(len(maps), grid[0] * grid[1], map_size[0] * map_size[1])
-    weights[upright] = _upright_weights(maps[upright], grid, map_size)
-    weights[~upright] = _affine_weights(maps[~upright], grid, map_size)
-    return weights
+    turned = (~upright).nonzero()[:, 0]
+    return Sampling(
+        _axis_of_affine(maps[:, 1, 1], maps[:, 1, 2], grid[0], rows, least),
+        _axis_of_affine(maps[:, 0, 0], maps[:, 0, 2], grid[1], cols, least),
+        turned,
+        _affine_weights(maps[turned], grid, map_size),
+    )
+
+
+def sampling_weights(
+    boxes: ArrayLike | None,
+    grid: tuple[int, int],
+    map_size: tuple[int, int],
+    flipped: ArrayLike | None = None,
+    affine: ArrayLike | None = None,
+    geometry: Geometry = "exact",
+) -> Tensor:
+    """How much each token takes from each cell of the map, as one array.
+
+    Args: as `sampling`.
+
+    Returns:
+        (batch, tokens, cells), row by row, in the type of the boxes (at least float32). They sum to 1 for a token inside the map,
+        to less where points fall more than half a cell's breadth outside of it, as in roi_align.
+
+    Raises:
+        ShapeError: as `sampling`.
+    """
+    return sampling(boxes, grid, map_size, flipped, affine, geometry).dense()
 
 
 def checked_boxes(boxes: ArrayLike) -> Tensor:
@@ -222,33 +340,23 @@ def _check_range(values: Tensor, name: str) -> None:
         )
 
 
-def _upright_weights(affine: Tensor, grid: tuple[int, int], map_size: tuple[int, int]) -> Tensor:
-    """Weights of affine maps without rotation and shear: those of their boxes."""
-    ends = torch.stack([affine[..., 2], affine[..., 2] + affine[..., [0, 1], [0, 1]]])  # (2, batch, x and y)
-    boxes = torch.cat([ends.amin(0), ends.amax(0)], dim=-1)
-    return _box_weights(boxes, affine[:, 0, 0] < 0, affine[:, 1, 1] < 0, grid, map_size)
+def _axis_of_affine(slope: Tensor, shift: Tensor, tokens: int, cells: int, least: float) -> Tensor:
+    """Weights along one axis of an affine map without rotation and shear: those of its box; (batch, tokens, cells)."""
+    end = shift + slope
+    weights = _axis_weights(torch.minimum(shift, end), torch.maximum(shift, end), tokens, cells, least)
+    return torch.where((slope < 0)[:, None, None], weights.flip(1), weights)
 
 
-def _box_weights(
-    boxes: Tensor, mirrored: Tensor, upside_down: Tensor | None, grid: tuple[int, int], map_size: tuple[int, int]
+def _axis_weights(
+    low: Tensor, high: Tensor, tokens: int, cells: int, least: float = 0.0, scale: int | None = None
 ) -> Tensor:
-    """Outer product of the weights along y and along x; (batch, tokens, cells)."""
-    along_x = _axis_weights(boxes[:, 0], boxes[:, 2], grid[1], map_size[1])  # (batch, token cols, map cols)
-    along_y = _axis_weights(boxes[:, 1], boxes[:, 3], grid[0], map_size[0])
-    along_x = torch.where(mirrored[:, None, None], along_x.flip(1), along_x)
-    if upside_down is not None:
-        along_y = torch.where(upside_down[:, None, None], along_y.flip(1), along_y)
-    weights = along_y[:, :, None, :, None] * along_x[:, None, :, None, :]
-    return weights.flatten(3, 4).flatten(1, 2)
-
-
-def _axis_weights(low: Tensor, high: Tensor, tokens: int, cells: int) -> Tensor:
-    """Weights along one axis; (batch, tokens, cells).
+    """Weights along one axis, of an extent of at least `least` cells; (batch, tokens, cells).
 
     The order of operations is roi_align's, so that rounding and therefore the ceiling come out the same.
     """
-    start = low * cells - 0.5
-    extent = (high * cells - 0.5) - start
+    scale = cells if scale is None else scale
+    start = low * scale - 0.5
+    extent = ((high * scale - 0.5) - start).clamp(min=least)
     bin_size = extent / tokens
     points = torch.ceil(bin_size).clamp(min=1)  # (batch,)
     most = _largest(points)

@@ -9,6 +9,7 @@ Differs: x and y in the right order, the stored view is used; with a tail, mass 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,11 +17,13 @@ from torch import Tensor
 
 from .geometry import (
     ArrayLike,
+    Geometry,
+    Sampling,
     ShapeError,
     as_float,
     checked_affine,
     checked_boxes,
-    sampling_weights,
+    sampling,
     token_centres,
     view_affine,
 )
@@ -34,11 +37,11 @@ class SparseTargets:
 
     Attributes:
         vocabulary: int64 (batch, V), padded with class 0; a class may occur more than once after a blend.
-        values: float32 (batch, tokens, V); equal to the background where padded.
+        values: float32 (batch, tokens, V); the background where padded.
         background: float32 (batch, tokens), probability of each class outside the vocabulary.
         inside: bool (batch, tokens), whether the token has a target at all.
         num_classes: K.
-        grid: rows and columns of the tokens.
+        grid: rows and columns of the tokens; padding tokens come after these.
     """
 
     vocabulary: Tensor
@@ -50,6 +53,11 @@ class SparseTargets:
 
     def __len__(self) -> int:
         return len(self.background)
+
+    @property
+    def unlabelled(self) -> Tensor:
+        """Number of images without any token inside, which add nothing to a loss; int64, no axes, not read back."""
+        return (~self.inside.any(1)).sum()
 
     def dense(self) -> Tensor:
         """All classes: float32 (batch, tokens, classes). For tests and small numbers of classes."""
@@ -79,18 +87,47 @@ class SparseTargets:
             raise ShapeError(
                 f"weight (batch, tokens) is {tuple(share.shape)}, expected a number, ({batch}, 1) or ({batch}, {tokens})."
             )
-        share = share.expand(batch, tokens)
-        partner = self.index_select(permutation)
-        background = share * self.background + (1 - share) * partner.background
-        own_part = share[..., None] * (self.values - self.background[..., None])
-        partner_part = (1 - share)[..., None] * (partner.values - partner.background[..., None])
-        either = torch.where(share <= 0, partner.inside, self.inside & partner.inside)
+        return _weighted(self, self.index_select(permutation), share.expand(batch, tokens))
+
+    def smoothed(self, smoothing: float) -> SparseTargets:
+        """The released code's label smoothing: every class by 1 - smoothing + smoothing / K, plus smoothing / K.
+
+        The sum over the classes becomes 1 + smoothing / K; `one_hot_targets` differs, as does the released code for labels.
+
+        Raises:
+            ShapeError: smoothing is not in [0, 1).
+        """
+        off = _checked_smoothing(smoothing) / self.num_classes
+        on = 1.0 - smoothing + off
+        return replace(self, values=self.values * on + off, background=self.background * on + off)
+
+    def padded(self, vocabulary: int | None = None, tokens: int | None = None) -> SparseTargets:
+        """The same targets in arrays of fixed sizes, so that a compiled loss meets one shape only.
+
+        Args:
+            vocabulary: V to pad to, None to leave it; rows x cols x k of the maps (times two after a blend) is always enough.
+            tokens: number of tokens to pad to, None to leave it; the added ones are not inside.
+
+        Raises:
+            ShapeError: a size below the present one.
+        """
+        batch, present, entries = self.values.shape
+        width, length = vocabulary or entries, tokens or present
+        if width < entries or length < present:
+            raise ShapeError(
+                f"the targets have a vocabulary of {entries} and {present} tokens, more than the {width} and {length} to "
+                "pad to; give sizes that the largest batch fits in."
+            )
+        background = self.background.new_full((batch, length), 1 / self.num_classes)
+        background[:, :present] = self.background
+        values = background[..., None].repeat(1, 1, width)
+        values[:, :present, :entries] = self.values
         return replace(
             self,
-            vocabulary=torch.cat([self.vocabulary, partner.vocabulary], dim=1),
-            values=background[..., None] + torch.cat([own_part, partner_part], dim=2),
+            vocabulary=torch.nn.functional.pad(self.vocabulary, (0, width - entries)),
+            values=values,
             background=background,
-            inside=torch.where(share >= 1, self.inside, either),
+            inside=torch.nn.functional.pad(self.inside, (0, length - present)),
         )
 
     def without(self, rows_mask: Tensor) -> SparseTargets:
@@ -135,6 +172,8 @@ def sparse_targets(
     flipped: ArrayLike | None = None,
     affine: ArrayLike | None = None,
     tail: ArrayLike | None = None,
+    temperature: float = 1.0,
+    geometry: Geometry = "exact",
 ) -> SparseTargets:
     """Targets of the tokens of augmented views.
 
@@ -149,14 +188,19 @@ def sparse_targets(
         tail: float (batch, rows, cols), log of the summed exp of the logits that are not stored. With it cells are turned
             into probabilities first and then aligned; without it the logits are aligned, classes not stored count as logit 0,
             and the softmax comes last, as published.
+        temperature: the logits are divided by it, > 0. With a tail, each class that is not stored counts as
+            tail - log(number of such classes), divided likewise: exact for an even tail, above 1 an upper bound of its mass
+            otherwise, below 1 a lower one.
+        geometry: `released` reads boxes and flips as the released code does (an affine: see `released_affine`).
 
     Returns:
-        targets on the scores' device; `inside` is false where a token's centre falls outside of the map.
+        targets on the scores' device; `inside` is false where a token's centre falls outside of the map, and true everywhere
+        in the released geometry, which knows no outside.
 
     Raises:
         ShapeError: axes or values that do not fit.
     """
-    return _aligned_targets(scores, classes, boxes, grid, num_classes, flipped, affine, tail)[0]
+    return _aligned_targets(scores, classes, boxes, grid, num_classes, flipped, affine, tail, temperature, geometry)[0]
 
 
 def pooled_target(
@@ -167,6 +211,8 @@ def pooled_target(
     flipped: ArrayLike | None = None,
     affine: ArrayLike | None = None,
     tail: ArrayLike | None = None,
+    temperature: float = 1.0,
+    geometry: Geometry = "exact",
 ) -> SparseTargets:
     """The class target: the map pooled over the view as one token, then softmax.
 
@@ -179,7 +225,9 @@ def pooled_target(
     Raises:
         ShapeError: axes or values that do not fit.
     """
-    target, covered = _aligned_targets(scores, classes, boxes, (1, 1), num_classes, flipped, affine, tail)
+    target, covered = _aligned_targets(
+        scores, classes, boxes, (1, 1), num_classes, flipped, affine, tail, temperature, geometry
+    )
     return replace(target, inside=covered)
 
 
@@ -200,8 +248,7 @@ def one_hot_targets(class_index: ArrayLike, num_classes: int, smoothing: float =
     index = torch.as_tensor(class_index).to(torch.int64)
     if index.ndim != 1:
         raise ShapeError(f"class_index (batch,) is {tuple(index.shape)}, expected one axis.")
-    if not 0.0 <= smoothing < 1.0:
-        raise ShapeError(f"smoothing is {smoothing}, expected at least 0 and below 1.")
+    _checked_smoothing(smoothing)
     _check_classes(index, num_classes, "class_index")
     background = torch.full((len(index), 1), smoothing / num_classes, dtype=torch.float32, device=index.device)
     return SparseTargets(
@@ -214,16 +261,102 @@ def one_hot_targets(class_index: ArrayLike, num_classes: int, smoothing: float =
     )
 
 
+def blended_target(map_target: SparseTargets, label_target: SparseTargets) -> SparseTargets:
+    """The released code's blend of both class targets: 0.9 of the map's, 0.5 where its best class is the label's.
+
+    Args:
+        map_target: of `pooled_target`, one token. Where it is not inside the label's target counts alone.
+        label_target: of `one_hot_targets`, for the same images and classes.
+
+    Raises:
+        ShapeError: axes that do not fit.
+
+    Source: tlt 0.2.0, loss/cross_entropy.py. There Mixup and CutMix come before the blend and MixToken after it; to follow,
+    give targets that are mixed already.
+    """
+    if (map_target.background.shape, map_target.num_classes) != (
+        label_target.background.shape,
+        label_target.num_classes,
+    ):
+        raise ShapeError(
+            f"label_target (batch, tokens), classes are {tuple(label_target.background.shape)}, {label_target.num_classes}, "
+            f"expected {tuple(map_target.background.shape)}, {map_target.num_classes} as the map's."
+        )
+    agree = _best_class(map_target) == _best_class(label_target)
+    share = torch.where(map_target.inside, 0.9 - 0.4 * agree.to(torch.float32), 0.0)
+    return _weighted(map_target, label_target, share)
+
+
+def participation_mask(
+    batch: int, tokens: int, share: float, seed: int, device: torch.device | str | None = None
+) -> Tensor:
+    """Which tokens take part in the loss: round(share * tokens), at least one, drawn anew for every image.
+
+    Args:
+        batch: images.
+        tokens: of each.
+        share: in (0, 1].
+        seed: equal seeds give equal masks, whatever the device; no global generator is touched.
+        device: where the mask is to lie.
+
+    Returns:
+        bool (batch, tokens).
+
+    Raises:
+        ShapeError: a share outside (0, 1].
+
+    Source: paper, Fig. 4 left.
+    """
+    if not 0.0 < share <= 1.0:
+        raise ShapeError(f"share of participating tokens is {share}, expected above 0 and at most 1.")
+    generator = torch.Generator().manual_seed(seed)
+    ranks = torch.rand(batch, tokens, generator=generator).argsort(1).argsort(1)
+    return (ranks < max(1, round(share * tokens))).to(device)
+
+
+def _weighted(first: SparseTargets, second: SparseTargets, share: Tensor) -> SparseTargets:
+    """share * first + (1 - share) * second, share float (batch, tokens)."""
+    background = share * first.background + (1 - share) * second.background
+    first_part = share[..., None] * (first.values - first.background[..., None])
+    second_part = (1 - share)[..., None] * (second.values - second.background[..., None])
+    either = torch.where(share <= 0, second.inside, first.inside & second.inside)
+    return replace(
+        first,
+        vocabulary=torch.cat([first.vocabulary, second.vocabulary], dim=1),
+        values=background[..., None] + torch.cat([first_part, second_part], dim=2),
+        background=background,
+        inside=torch.where(share >= 1, first.inside, either),
+    )
+
+
+def _best_class(targets: SparseTargets) -> Tensor:
+    """The class with the highest value, int64 (batch, tokens); entries of one class are summed before."""
+    vocabulary, places = _vocabularies(targets.vocabulary, targets.num_classes)
+    above = targets.values - targets.background[..., None]
+    summed = above.new_zeros(*above.shape[:2], vocabulary.shape[1]).scatter_add_(
+        2, places[:, None].expand_as(above), above
+    )
+    return vocabulary.gather(1, summed.argmax(-1))
+
+
+def _checked_smoothing(smoothing: float) -> float:
+    if not 0.0 <= smoothing < 1.0:
+        raise ShapeError(f"smoothing is {smoothing}, expected at least 0 and below 1.")
+    return smoothing
+
+
 @torch.no_grad()
 def _aligned_targets(
     scores: ArrayLike, classes: ArrayLike, boxes: ArrayLike | None, grid: tuple[int, int], num_classes: int,
-    flipped: ArrayLike | None, affine: ArrayLike | None, tail: ArrayLike | None,
+    flipped: ArrayLike | None, affine: ArrayLike | None, tail: ArrayLike | None, temperature: float, geometry: Geometry,
 ) -> tuple[SparseTargets, Tensor]:  # fmt: skip
     """Targets, and bool (batch, tokens): whether a token takes anything from the map."""
     logits = torch.as_tensor(scores).to(torch.float32)
     index = _as_index(classes, logits.device)
     _check_maps(logits, index, num_classes)
-    batch, rows, cols, stored = logits.shape
+    if not temperature > 0:
+        raise ShapeError(f"temperature is {temperature}, expected a number above 0.")
+    batch, rows, cols = logits.shape[:3]
     if min(grid) < 1:
         raise ShapeError(f"grid (rows, cols) is {grid}, expected at least (1, 1).")
     boxes = None if boxes is None else checked_boxes(as_float(boxes, logits.device))
@@ -234,32 +367,32 @@ def _aligned_targets(
                 f"{name} (batch, ...) are {tuple(given.shape)}, expected a batch of {batch} as the scores."
             )
     with torch.autocast(logits.device.type, enabled=False):  # half precision would turn 1e-5 into 1e-2
-        weights = sampling_weights(boxes, grid, (rows, cols), flipped, affine).to(torch.float32)
-        covered = weights.sum(-1) > 0
-        vocabulary, slots, counts = _vocabularies(index.flatten(1))
-        slots = slots.view(batch, rows * cols, stored)
+        view = sampling(boxes, grid, (rows, cols), flipped, affine, geometry)
+        vocabulary, slots = _vocabularies(index.flatten(1), num_classes)
+        slots = slots.view(logits.shape)
         if tail is None:
-            values, background = _softmax_of_aligned(
-                logits.flatten(1, 2), slots, vocabulary, counts, weights, num_classes
-            )
+            values, background = _softmax_of_aligned(logits / temperature, slots, vocabulary, view, num_classes)
         else:
             rest = torch.as_tensor(tail, device=logits.device).to(torch.float32)
             if rest.shape != logits.shape[:3]:
                 raise ShapeError(
                     f"tail (batch, rows, cols) is {tuple(rest.shape)}, expected {tuple(logits.shape[:3])}."
                 )
-            values, background = _aligned_probabilities(
-                logits.flatten(1, 2), rest.flatten(1), slots, vocabulary, weights, num_classes
-            )
-        if affine is None:
-            assert boxes is not None
-            affine = view_affine(boxes, flipped)
-        centres = token_centres(affine, grid)
+            values, background = _aligned_probabilities(logits, rest, slots, vocabulary, view, num_classes, temperature)
+        covered = view.mass() > 0
+        if geometry == "released":
+            covered = inside = torch.ones_like(covered)
+        else:
+            if affine is None:
+                assert boxes is not None
+                affine = view_affine(boxes, flipped)
+            centres = token_centres(affine, grid)
+            inside = ((centres >= 0) & (centres <= 1)).all(-1)
     targets = SparseTargets(
         vocabulary=vocabulary,
         values=values,
         background=background,
-        inside=((centres >= 0) & (centres <= 1)).all(-1),
+        inside=inside,
         num_classes=num_classes,
         grid=(int(grid[0]), int(grid[1])),
     )
@@ -267,66 +400,64 @@ def _aligned_targets(
 
 
 def _softmax_of_aligned(
-    logits: Tensor, slots: Tensor, vocabulary: Tensor, counts: Tensor, weights: Tensor, num_classes: int
+    logits: Tensor, slots: Tensor, vocabulary: Tensor, view: Sampling, num_classes: int
 ) -> tuple[Tensor, Tensor]:
-    """Aligned logits, then softmax over K classes of which those outside the vocabulary have logit 0."""
-    aligned = weights @ _spread(logits, slots, vocabulary.shape[1])  # (batch, tokens, V)
-    padded = _padding(vocabulary, counts)
-    outside = (num_classes - counts).to(torch.float32)[:, None]  # (batch, 1) classes that no cell names
-    aligned = aligned.masked_fill(padded, float("-inf"))
-    highest = aligned.amax(-1)
-    highest = torch.where(outside > 0, highest.clamp(min=0), highest)
-    values = (aligned - highest[..., None]).exp()
-    background = torch.where(outside > 0, (-highest).exp(), torch.zeros_like(highest))
-    total = values.sum(-1) + outside * background
-    background = background / total
-    return torch.where(padded, background[..., None], values / total[..., None]), background
+    """Aligned logits, then softmax over K classes of which those outside the vocabulary have logit 0.
+
+    Where the vocabulary is padded the aligned logit is 0 as well, so that padding and the classes beyond it count alike: as one
+    more place of the softmax.
+    """
+    entries = vocabulary.shape[1]
+    beyond = num_classes - entries
+    if beyond:
+        aligned = view.resample(logits, slots, entries + 1)  # (batch, tokens, V + 1)
+        aligned[..., -1] = math.log(beyond)
+        values = aligned.softmax(-1)
+        return values[..., :-1], values[..., -1] / beyond
+    aligned = view.resample(logits, slots, entries)
+    values = aligned.softmax(-1)
+    background = values.amax(-1) * (-aligned.amax(-1)).exp()  # that of logit 0, for images that do not name every class
+    return values, background.clamp(max=1)
 
 
 def _aligned_probabilities(
-    logits: Tensor, tail: Tensor, slots: Tensor, vocabulary: Tensor, weights: Tensor, num_classes: int
-) -> tuple[Tensor, Tensor]:
+    logits: Tensor, tail: Tensor, slots: Tensor, vocabulary: Tensor, view: Sampling, num_classes: int, temperature: float
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Probabilities of every cell, the tail spread evenly over what is not stored, then their weighted mean."""
-    stored = logits.shape[-1]
-    total = torch.logaddexp(logits.logsumexp(-1), tail) if num_classes > stored else logits.logsumexp(-1)
-    known = (logits - total[..., None]).exp()  # (batch, cells, k)
-    other = (tail - total).exp() / (num_classes - stored) if num_classes > stored else torch.zeros_like(total)
-    mass = weights.sum(-1, keepdim=True)
+    absent = num_classes - logits.shape[-1]
+    # logit of each class that is not stored, were they all alike
+    even = (tail - math.log(absent) if absent else torch.full_like(tail, -math.inf)) / temperature
+    logits = logits / temperature
+    total = logits.logsumexp(-1)
+    if absent:
+        total = torch.logaddexp(total, even + math.log(absent))
+    known = (logits - total[..., None]).exp()  # (batch, rows, cols, k)
+    other = (even - total).exp()[..., None]
     # a token that sees nothing of the map gets the uniform distribution; it is not inside
-    shares = torch.where(mass > 0, weights / mass.clamp(min=1e-12), torch.zeros_like(weights))
-    background = (shares @ other[..., None]).squeeze(-1)
-    background = torch.where(mass.squeeze(-1) > 0, background, torch.full_like(background, 1 / num_classes))
-    above = shares @ _spread(known - other[..., None], slots, vocabulary.shape[1])
-    return background[..., None] + above, background
+    mass = view.mass().to(torch.float32)[..., None]
+    seen = mass > 0
+    background = torch.where(
+        seen, view.resample(other, torch.zeros_like(other, dtype=torch.int64), 1) / mass, 1 / num_classes
+    )
+    above = torch.where(seen, view.resample(known - other, slots, vocabulary.shape[1]) / mass, 0.0)
+    return background + above, background[..., 0]
 
 
-def _spread(values: Tensor, slots: Tensor, width: int) -> Tensor:
-    """(batch, cells, k) to (batch, cells, V): each value at its class's place in the vocabulary, zeros elsewhere."""
-    return values.new_zeros(*values.shape[:2], width).scatter_(2, slots, values)
-
-
-def _vocabularies(index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _vocabularies(index: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
     """The distinct classes of each image.
 
     Args:
         index: int64 (batch, n).
+        num_classes: K.
 
     Returns:
-        vocabulary int64 (batch, V), ascending and padded with 0; each entry's place in it, int64 (batch, n); number of distinct
-        classes, int64 (batch,).
+        vocabulary int64 (batch, V), ascending and padded with 0; each entry's place in it, int64 (batch, n).
     """
-    ordered, order = index.sort(dim=1)
-    ranks = torch.zeros_like(ordered)
-    ranks[:, 1:] = (ordered[:, 1:] != ordered[:, :-1]).cumsum(1)
-    counts = ranks[:, -1] + 1
-    width = int(counts.max()) if len(counts) else 1
-    vocabulary = index.new_zeros(len(index), width).scatter_(1, ranks, ordered)
-    return vocabulary, torch.empty_like(ranks).scatter_(1, order, ranks), counts
-
-
-def _padding(vocabulary: Tensor, counts: Tensor) -> Tensor:
-    """Bool (batch, 1, V): where the vocabulary is padded."""
-    return (torch.arange(vocabulary.shape[1], device=counts.device) >= counts[:, None])[:, None]
+    named = torch.zeros(len(index), num_classes, dtype=torch.int32, device=index.device)
+    ranks = named.scatter_(1, index, 1).cumsum(1, dtype=torch.int32)
+    places = ranks.gather(1, index).sub_(1).to(torch.int64)
+    width = int(ranks[:, -1].max()) if len(index) else 1
+    return index.new_zeros(len(index), width).scatter_(1, places, index), places
 
 
 def _as_index(classes: ArrayLike, device: torch.device) -> Tensor:

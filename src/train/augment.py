@@ -22,6 +22,7 @@ from torchvision.transforms import RandomResizedCrop
 
 from ..core.config import GEOMETRIC_OPERATIONS
 from ..data.images import RESAMPLING, to_tensor
+from ..labels.geometry import Geometry, released_affine
 from ..labels.views import geometric_affine
 
 Affine = NDArray[np.float64]  # (3, 3), normalised view -> normalised image, x right, y down
@@ -35,7 +36,8 @@ class View:
 
     Attributes:
         image: float32 (3, image_px, image_px), normalised.
-        affine: float32 (2, 3), normalised view -> normalised photograph.
+        affine: float32 (2, 3), normalised view -> normalised photograph; in the released geometry its crop and flip are
+            what the released code takes for it.
     """
 
     image: torch.Tensor
@@ -63,6 +65,7 @@ class Augmentation:
 
     def __init__(self, recipe: dict[str, Any], image_px: int, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         self._recipe = recipe
+        self.geometry: Geometry = recipe["geometry"]
         self._image_px = image_px
         self._mean, self._std = mean, std
         self._fill = tuple(round(255 * channel) for channel in mean)
@@ -98,8 +101,13 @@ class Augmentation:
                 [0.0, 0.0, 1.0],
             ]
         )
-        if random.random() < self._recipe["flip_probability"]:
+        flipped = random.random() < self._recipe["flip_probability"]
+        if flipped:
             square = square.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        if self.geometry == "released":
+            (x, _, x0), (_, y, y0) = affine[:2]
+            affine[:2] = released_affine(np.array([[x0, y0, x0 + x, y0 + y]]), np.array([flipped]))[0].numpy()
+        elif flipped:
             affine = affine @ np.array([[-1.0, 0.0, 1.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
         return square, affine
 

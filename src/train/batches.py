@@ -81,6 +81,8 @@ class TrainingSet(Dataset[Item]):
     ) -> None:
         self._manifest, self._augmentation, self._store, self._seed = manifest, augmentation, store, seed
         self._source = manifest.open_source(machine)
+        # the released geometry takes any map for one of the whole photograph
+        self._maps_view = "squash" if store is None or augmentation.geometry == "released" else store.view
         self.rows, self.unreadable = self._usable_rows()
 
     def _usable_rows(self) -> tuple[np.ndarray[Any, Any], int]:
@@ -108,7 +110,7 @@ class TrainingSet(Dataset[Item]):
         if self._store is None:
             return view.image, class_index, view.affine, None
         size = np.array([[picture.height, picture.width]])
-        affine = map_affine(self._store.view, size, view.affine[None])[0]
+        affine = map_affine(self._maps_view, size, view.affine[None])[0]
         return view.image, class_index, affine, self._store[identifier]
 
 

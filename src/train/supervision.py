@@ -14,7 +14,15 @@ import torch
 from torch import nn
 
 from ..core.seeds import derived_seed
-from ..labels import SparseTargets, one_hot_targets, pooled_target, sparse_targets, token_cross_entropy
+from ..labels import (
+    SparseTargets,
+    blended_target,
+    one_hot_targets,
+    participation_mask,
+    pooled_target,
+    sparse_targets,
+    token_cross_entropy,
+)
 from ..models import MixBox, draw_mix_box, partner_order
 from .batches import MicroBatch
 
@@ -46,7 +54,7 @@ class Supervision:
             step: for the draws.
 
         Returns:
-            the loss, and its parts by name.
+            the loss, and by name its parts and `unlabelled`, the number of photographs without any token target.
         """
         recipe = self._recipe
         device = next(model.parameters()).device
@@ -62,46 +70,40 @@ class Supervision:
         if recipe["supervision"] != "token" or recipe["token_weight"] == 0:
             return class_loss, {"class_loss": class_loss}
         targets = mix_token_targets(self._token_targets(batch, output.grid), draw, images.shape[-1])
-        participation = self._participation(len(images), targets, rng).to(device)
+        participation = None
+        if recipe["participation"] < 1.0:
+            tokens = targets.inside.shape[1]
+            participation = participation_mask(
+                len(images), tokens, recipe["participation"], rng.getrandbits(62), device
+            )
         token_loss = token_cross_entropy(output.token_logits, targets, participation)
         loss = class_loss + recipe["token_weight"] * token_loss
-        return loss, {"class_loss": class_loss, "token_loss": token_loss}
+        return loss, {"class_loss": class_loss, "token_loss": token_loss, "unlabelled": targets.unlabelled}
 
     def _class_target(self, batch: MicroBatch) -> SparseTargets:
         recipe = self._recipe
-        if recipe["class_target"] == "label" or batch.scores is None or batch.classes is None:
-            return one_hot_targets(batch.class_index, self._num_classes, recipe["label_smoothing"])
-        return pooled_target(
-            batch.scores,
-            batch.classes,
-            None,
-            num_classes=self._num_classes,
-            affine=batch.affine,
-            tail=self._tail(batch),
-        )
+        label = one_hot_targets(batch.class_index, self._num_classes, recipe["label_smoothing"])
+        if recipe["class_target"] == "label" or batch.scores is None:
+            return label
+        pooled = pooled_target(*self._maps(batch), **self._reading(batch)).smoothed(recipe["label_smoothing"])
+        return pooled if recipe["class_target"] == "map" else blended_target(pooled, label)
 
     def _token_targets(self, batch: MicroBatch, grid: tuple[int, int]) -> SparseTargets:
+        targets = sparse_targets(*self._maps(batch), grid=grid, **self._reading(batch))
+        return targets.smoothed(self._recipe["label_smoothing"])
+
+    def _maps(self, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor, None]:
         assert batch.scores is not None
         assert batch.classes is not None
-        return sparse_targets(
-            batch.scores, batch.classes, None, grid=grid, num_classes=self._num_classes, affine=batch.affine,
-            tail=self._tail(batch),
-        )  # fmt: skip
+        return batch.scores, batch.classes, None
 
-    def _tail(self, batch: MicroBatch) -> torch.Tensor | None:
-        return batch.tail if self._recipe["label_mass"] == "exact" else None
-
-    def _participation(self, images: int, targets: SparseTargets, rng: random.Random) -> torch.Tensor:
-        """Bool (batch, tokens): which tokens take part; the same number in every image (Fig. 4 left)."""
-        tokens = targets.inside.shape[1]
-        share = self._recipe["participation"]
-        if share >= 1.0:
-            return torch.ones(images, tokens, dtype=torch.bool)
-        kept = max(1, round(share * tokens))
-        generator = torch.Generator().manual_seed(rng.getrandbits(62))
-        ranks: torch.Tensor = torch.rand(images, tokens, generator=generator).argsort(1).argsort(1)
-        taking_part: torch.Tensor = ranks < kept
-        return taking_part
+    def _reading(self, batch: MicroBatch) -> dict[str, Any]:
+        return {
+            "num_classes": self._num_classes,
+            "affine": batch.affine,
+            "tail": batch.tail if self._recipe["label_mass"] == "exact" else None,
+            "geometry": self._recipe["geometry"],
+        }
 
 
 def draw_mix(recipe: dict[str, Any], grid: tuple[int, int], image_px: int, rng: random.Random) -> MixDraw:

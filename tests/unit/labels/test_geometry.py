@@ -19,6 +19,8 @@ from tokenlabel.labels.geometry import (
     center_crop_affine,
     compose,
     map_affine,
+    released_affine,
+    sampling,
     sampling_weights,
     token_centres,
     view_affine,
@@ -158,6 +160,42 @@ def test_general_affine_equals_the_loop(seed: int) -> None:
     found = sampling_weights(None, grid, map_size, affine=np.stack([affine, straight, affine]))
     for got, one in zip(found.numpy(), (affine, straight, affine), strict=True):
         np.testing.assert_allclose(got, loop_weights(one, grid, map_size), atol=1e-6)
+
+
+def test_resampling_apart_along_rows_and_columns_equals_the_whole_weights() -> None:
+    generator = torch.Generator().manual_seed(4)
+    values, places = torch.randn(5, 7, 11, 6, generator=generator).topk(2)
+    maps = torch.zeros(5, 7, 11, 6).scatter(3, places, values)
+    affine = view_affine(random_boxes(generator, 5, 1.5), torch.tensor([True, False, False, True, False]))
+    affine[[1, 4], 0, 1] = 0.2  # sheared
+    view = sampling(None, (4, 3), (7, 11), affine=affine)
+    assert view.turned.tolist() == [1, 4]
+    torch.testing.assert_close(
+        view.resample(values, places, 6), view.dense() @ maps.flatten(1, 2), atol=1e-6, rtol=1e-5
+    )
+    torch.testing.assert_close(view.mass(), view.dense().sum(-1))
+
+
+def test_released_affine_reads_as_released_boxes_do() -> None:
+    generator = torch.Generator().manual_seed(6)
+    boxes, flipped = random_boxes(generator, 8), torch.arange(8) % 2 == 0
+    as_boxes = sampling_weights(boxes, (5, 5), (18, 18), flipped=flipped, geometry="released")
+    affine = released_affine(boxes, flipped)
+    as_affine = sampling_weights(None, (5, 5), (18, 18), affine=affine, geometry="released")
+    torch.testing.assert_close(as_affine, as_boxes, atol=1e-5, rtol=0)
+    exact = sampling_weights(boxes, (5, 5), (18, 18), flipped=flipped)
+    assert (as_boxes - exact).abs().max() > 0.1
+
+
+def test_released_boxes_scale_both_axes_by_the_columns() -> None:
+    maps, box = (
+        torch.randn(1, 3, 6, 9, generator=torch.Generator().manual_seed(7)),
+        torch.tensor([[0.1, 0.3, 0.4, 0.9]]),
+    )
+    rois = torch.cat([torch.zeros(1, 1), box[:, [1, 0, 3, 2]] * 9 - 0.5], 1)  # as the released code calls it
+    expected = roi_align(maps, rois, (4, 4))
+    weights = sampling_weights(box, (4, 4), (6, 9), geometry="released")
+    torch.testing.assert_close(sampled(maps, weights, (4, 4)), expected, atol=1e-5, rtol=0)
 
 
 def test_quarter_turn_takes_as_many_points_as_no_turn() -> None:
@@ -354,6 +392,7 @@ def test_map_affine_errors(view: str, size: list[Any], message: str) -> None:
         ({"boxes": torch.tensor([[0.0, 0.0, math.nan, 1.0]])}, "x0 < x1"),
         ({"boxes": None, "affine": torch.zeros(2, 3)}, r"affine .* is \(2, 3\)"),
         ({"boxes": None}, "either boxes"),
+        ({"boxes": torch.tensor([[0.0, 0, 1, 1]]), "geometry": "exakt"}, "geometry is 'exakt'"),
         ({"boxes": torch.tensor([[0.0, 0, 1, 1]]), "affine": torch.zeros(1, 2, 3)}, "either boxes"),
         ({"boxes": torch.tensor([[0.0, 0, 1, 1]]), "flipped": torch.zeros(3)}, r"flipped \(batch,\) is \(3,\)"),
         ({"boxes": None, "affine": torch.zeros(1, 2, 3), "flipped": torch.zeros(1)}, "flipped goes with boxes"),

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
 import torch
+import torch._inductor.config
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from tokenlabel.core.errors import LabelError
 from tokenlabel.labels import SparseTargets, one_hot_targets, sparse_targets, token_cross_entropy
@@ -69,6 +72,130 @@ def test_targets_that_do_not_sum_to_one() -> None:
 def test_gradcheck() -> None:
     targets = make_targets()
     assert torch.autograd.gradcheck(lambda logits: token_cross_entropy(logits, targets), (make_logits(),))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_graph_can_be_differentiated_again(dtype: torch.dtype) -> None:
+    """The first backward pass scales the kept gradient in place; the second makes it anew."""
+    targets, logits = make_targets(), make_logits(dtype)
+    loss = token_cross_entropy(logits, targets)
+    once, twice, last = (torch.autograd.grad(factor * loss, logits, retain_graph=True)[0] for factor in (1, 2, 1))
+    torch.testing.assert_close(once, last, atol=1e-9, rtol=1e-6 if dtype == torch.float32 else 1e-2)
+    torch.testing.assert_close(2 * once, twice, atol=1e-9, rtol=1e-6 if dtype == torch.float32 else 1e-2)
+
+
+def test_a_loss_scale_reaches_half_precision_gradients_before_they_are_rounded() -> None:
+    targets, scale = make_targets().padded(tokens=2000), 65536.0
+    logits = torch.randn(BATCH, 2000, CLASSES, generator=torch.Generator().manual_seed(1))
+    halves = logits.half().requires_grad_()
+    (token_cross_entropy(halves, targets) * 1e-4 * scale).backward()
+    exact = halves.detach().double().requires_grad_()
+    (token_cross_entropy(exact, targets) * 1e-4).backward()
+    torch.testing.assert_close(halves.grad.double() / scale, exact.grad, atol=1e-12, rtol=2e-3)
+
+
+@pytest.mark.parametrize("block", [1, 100, 60 * 5, 60 * 12, 60 * 12 * 3], ids="{} logits".format)
+def test_the_size_of_blocks_changes_nothing(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tokenlabel.labels.losses.BLOCK_CPU_CORE", block)
+    targets, ours, reference = make_targets(True), make_logits(), make_logits()
+    loss, expected = token_cross_entropy(ours, targets), dense_loss(reference, targets.dense(), targets.inside)
+    torch.testing.assert_close(loss, expected, atol=1e-6, rtol=1e-6)
+    loss.backward()
+    expected.backward()
+    torch.testing.assert_close(ours.grad, reference.grad, atol=1e-7, rtol=1e-5)
+
+
+@pytest.mark.parametrize("offset", [0.0, -3000.0, 20000.0])
+def test_a_common_offset_of_the_logits_costs_no_digits(offset: float) -> None:
+    targets = make_targets()
+    logits = (make_logits().detach() * 8).round() / 8  # steps that float32 holds at any of the offsets
+    loss = token_cross_entropy((logits + offset).float(), targets)
+    expected = dense_loss(logits, targets.dense(), targets.inside)
+    torch.testing.assert_close(loss.double(), expected, atol=0, rtol=1e-6)
+
+
+@pytest.mark.parametrize("classes", [1000, 21841])
+def test_float32_is_good_to_a_millionth(classes: int) -> None:
+    generator = torch.Generator().manual_seed(3)
+    scores, chosen = torch.randn(2, 9, 9, classes, generator=generator).mul_(3).topk(5, -1)
+    box = torch.tensor([[0.1, 0.2, 0.8, 0.9]]).repeat(2, 1)
+    targets = sparse_targets(scores, chosen, box, grid=(4, 4), num_classes=classes)
+    logits = torch.randn(2, 16, classes, generator=generator).mul_(4).requires_grad_()
+    exact = logits.detach().double().requires_grad_()
+    loss, expected = token_cross_entropy(logits, targets), token_cross_entropy(exact, targets)
+    torch.testing.assert_close(loss.double(), expected, atol=0, rtol=1e-6)
+    loss.backward()
+    expected.backward()
+    torch.testing.assert_close(logits.grad.double(), exact.grad, atol=1e-9, rtol=1e-4)
+
+
+def test_logits_that_are_not_contiguous() -> None:
+    targets, plain = make_targets(), make_logits()
+    turned = plain.detach().permute(2, 0, 1).contiguous().permute(1, 2, 0).requires_grad_()
+    assert not turned.is_contiguous()
+    token_cross_entropy(turned, targets).backward()
+    token_cross_entropy(plain, targets).backward()
+    torch.testing.assert_close(turned.grad, plain.grad)
+
+
+def test_padding_tokens_and_vocabulary_change_nothing() -> None:
+    targets, logits = make_targets(), make_logits()
+    longer = torch.cat([logits.detach(), torch.full((BATCH, 5, CLASSES), 9.0, dtype=torch.float64)], 1).requires_grad_()
+    loss = token_cross_entropy(longer, targets.padded(vocabulary=105, tokens=TOKENS + 5))
+    expected = token_cross_entropy(logits, targets)
+    torch.testing.assert_close(loss, expected, atol=1e-7, rtol=1e-7)
+    loss.backward()
+    expected.backward()
+    torch.testing.assert_close(longer.grad[:, :TOKENS], logits.grad, atol=1e-8, rtol=1e-6)
+    assert not longer.grad[:, TOKENS:].any()
+
+
+def test_no_array_of_the_targets_size_but_the_gradient() -> None:
+    """Peak extra memory, exactly: the allocator's own events."""
+    targets = sparse_targets(
+        torch.randn(8, 6, 6, 5), torch.randint(0, 20, (8, 6, 6, 5)), torch.tensor([[0.0, 0, 1, 1]]).repeat(8, 1),
+        grid=(7, 7), num_classes=30_000,
+    )  # fmt: skip
+    logits = torch.randn(8, 49, 30_000, requires_grad=True)
+    with torch.profiler.profile(profile_memory=True) as profiler:
+        token_cross_entropy(logits, targets).backward()
+    present = peak = 0
+    for event in profiler.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            present += event.nbytes()
+            peak = max(peak, present)
+    size = logits.nbytes
+    assert size <= peak < 1.2 * size
+
+
+def compiled_step(logits: torch.Tensor, targets: SparseTargets, mask: torch.Tensor) -> torch.Tensor:
+    return token_cross_entropy(2 * logits, targets, mask)
+
+
+@pytest.mark.parametrize(
+    "backend",
+    [
+        "aot_eager",
+        pytest.param("inductor", marks=pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")),
+    ],
+)
+def test_compiled_without_breaks_and_without_another_compilation(backend: str) -> None:
+    torch.compiler.reset()
+    counter = CompileCounterWithBackend(backend)
+    compiled = torch.compile(compiled_step, fullgraph=True, backend=counter)
+    options = {"compile_threads": 1} if backend == "inductor" else {}
+    with torch._inductor.config.patch(options):  # no pool of compiling processes for one small graph
+        for seed, tail in enumerate((False, True)):
+            generator = torch.Generator().manual_seed(seed)
+            targets = make_targets(tail).padded(vocabulary=105)
+            mask = torch.rand(BATCH, TOKENS, generator=generator) < 0.5
+            ours, reference = make_logits(torch.float32), make_logits(torch.float32)
+            loss, expected = compiled(ours, targets, mask), compiled_step(reference, targets, mask)
+            loss.backward()
+            expected.backward()
+            torch.testing.assert_close(loss, expected)
+            torch.testing.assert_close(ours.grad, reference.grad, atol=1e-7, rtol=1e-5)
+    assert counter.frame_count == 1
 
 
 def test_images_without_tokens_count_in_the_denominator() -> None:

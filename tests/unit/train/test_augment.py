@@ -120,3 +120,37 @@ def test_seeded_restores_after_an_error() -> None:
 def test_rotation_by_ninety_degrees_is_exact() -> None:
     affine = geometric_affine("Rotate", 90.0)
     np.testing.assert_allclose(affine @ [0.0, 0.0, 1.0], [1.0, 0.0, 1.0], atol=1e-12)
+
+
+def test_released_geometry_swaps_the_crop_and_mirrors_the_map_but_not_the_pixels(raw_config: dict) -> None:
+    picture = Image.effect_noise((90, 60), 80).convert("RGB")
+    changes = {"randaugment_count": 0, "erasing_probability": 0.0, "flip_probability": 0.5}
+    flips = set()
+    for seed in range(8):
+        exact, released = (
+            Augmentation(recipe(raw_config, geometry=geometry, **changes), 32, (0.5,) * 3, (0.5,) * 3)(picture, seed)
+            for geometry in ("exact", "released")
+        )
+        assert torch.equal(exact.image, released.image)
+        (x, _, x0), (_, y, y0) = exact.affine.double().numpy()
+        flips.add(x < 0)
+        # mirrored: a crop of the mirrored photograph, then the mirrored map
+        expected = [[-y, 0, 1 - y0], [0, -x, 1 - x0]] if x < 0 else [[y, 0, y0], [0, x, x0]]
+        np.testing.assert_allclose(released.affine.numpy(), expected, atol=1e-6)
+    assert flips == {True, False}
+
+
+def test_released_geometry_still_follows_the_operations(raw_config: dict) -> None:
+    changes = {"randaugment_operations": ["Rotate"], "randaugment_count": 1, "flip_probability": 0.0}
+    turned = 0
+    for seed in range(6):
+        exact, released = (
+            Augmentation(recipe(raw_config, geometry=geometry, **changes), 32, (0.5,) * 3, (0.5,) * 3)(
+                Image.new("RGB", (90, 60)), seed
+            ).affine.double().numpy()
+            for geometry in ("exact", "released")
+        )  # fmt: skip
+        turned += abs(exact[0, 1]) > 0.01
+        crop_x, crop_y = np.hypot(*released[0, :2]), np.hypot(*released[1, :2])
+        np.testing.assert_allclose([crop_y, crop_x], [np.hypot(*exact[0, :2]), np.hypot(*exact[1, :2])], rtol=1e-5)
+    assert turned >= 2

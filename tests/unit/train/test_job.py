@@ -19,6 +19,8 @@ from tokenlabel.core.errors import CheckpointError, LabelError
 from tokenlabel.core.files import read_json, write_json
 from tokenlabel.engine.loop import MetricsFile, TrainingError
 from tokenlabel.eval.evaluation import evaluate_run, load_trained
+from tokenlabel.labels import SparseTargets
+from tokenlabel.train import supervision
 from tokenlabel.train.job import build_model, train_run
 
 from .conftest import Workplace
@@ -78,6 +80,8 @@ def test_unreadable_photographs_are_skipped_and_counted(spec: Spec, workplace: W
         {"mix": "cutmix_mixup", "mix_probability": 0.5},
         {"participation": 0.2},
         {"class_target": "label"},
+        {"class_target": "blend"},
+        {"geometry": "released"},
         {"label_mass": "exact"},
         {"supervision": "relabel", "token_weight": 0.0},
         {"erasing_mode": "const", "erasing_probability": 1.0, "clip_norm": 1.0},
@@ -92,6 +96,23 @@ def test_every_supervision_and_mixing_of_the_tables_trains(
     (line,) = lines(tmp_path)
     assert 1 < line["class_loss"] < 12
     assert ("token_loss" in line) == (spec["recipe"]["supervision"] == "token")
+    assert line.get("unlabelled", 0) == 0
+
+
+def test_photographs_without_a_token_target_are_counted(
+    spec: Spec, workplace: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = supervision.sparse_targets
+
+    def first_shows_nothing(*arguments: Any, **options: Any) -> SparseTargets:
+        targets = real(*arguments, **options)
+        return targets.without(torch.arange(len(targets)) == 0)
+
+    monkeypatch.setattr(supervision, "sparse_targets", first_shows_nothing)
+    spec["recipe"] |= {"epochs": 2}
+    train(spec, workplace, tmp_path, machine=workplace.machine | {"micro_batch": 6})
+    # every micro-batch has one: of 35 photographs two steps of 12 an epoch, in micro-batches of 6
+    assert [line["unlabelled"] for line in lines(tmp_path)] == [4, 4]
 
 
 def test_the_same_seed_gives_the_same_run_whatever_the_workers(
