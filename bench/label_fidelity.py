@@ -27,7 +27,7 @@ from torchvision.transforms import RandomResizedCrop
 
 from tokenlabel.annotate.dense import Annotator, build_annotator
 from tokenlabel.core.seeds import derived_seed
-from tokenlabel.data.images import decode_image, resize, resize_and_center_crop, to_tensor
+from tokenlabel.data.images import decode_image, resize, resize_and_centre_crop, to_tensor
 from tokenlabel.demo.photographs import find_photographs
 from tokenlabel.labels import sparse_targets
 
@@ -172,7 +172,7 @@ def measure(
     found = cut_photographs(photographs)
     values = {name: np.zeros((len(found), crops, len(MEASURES))) for name in ROWS}
     for index, (name, picture) in enumerate(found):
-        centre = maps.logits(resize_and_center_crop(picture, IMAGE_PX, 1.0, "bicubic"))
+        centre = maps.logits(resize_and_centre_crop(picture, IMAGE_PX, 1.0, "bicubic"))
         whole = maps.logits(squashed(picture))
         for number in range(crops):
             pixels = random_box(name, number, picture)

@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..core.errors import LabelError
-from ..data.images import resize, resize_and_center_crop, to_tensor
+from ..data.images import resize, resize_and_centre_crop, to_tensor
 from .dense import Annotator
 
-HYPOTHESES = tuple((axes, view) for axes in ("right", "transposed") for view in ("squash", "center_crop"))
+HYPOTHESES = tuple((axes, view) for axes in ("right", "transposed") for view in ("squash", "centre_crop"))
 SIGNIFICANCE = 1e-3
 SQUARE = 0.02  # sides that differ by less are taken for equal: the views then differ by less than half a cell of 18
 
@@ -91,7 +91,7 @@ def _log_probabilities(
     if view == "squash":
         square = resize(picture, image_px, image_px, interpolation)
     else:
-        square = resize_and_center_crop(picture, image_px, 1.0, interpolation)
+        square = resize_and_centre_crop(picture, image_px, 1.0, interpolation)
     pixels = to_tensor(square, annotator.preprocessing.mean, annotator.preprocessing.std)
     logits: torch.Tensor = annotator(pixels[None].to(device))[0].float()
     return logits.log_softmax(-1).permute(2, 0, 1)

@@ -53,8 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--view",
-        choices=("squash", "center_crop"),
-        help="squash: the map covers the whole photograph; center_crop: its largest centred "
+        choices=("squash", "centre_crop"),
+        help="squash: the map covers the whole photograph; centre_crop: its largest centred "
         "square, as the released generator's do (a crop_pct below 1 is neglected)",
     )
     parser.add_argument(
@@ -69,7 +69,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--machine",
         type=Path,
-        help="machine.json, says where the photographs lie: for --detect, and to record their sizes in the shards",
+        help="machine.json, says where the photographs lie: for --detect, and to record their sizes in the shards, "
+        "which --view centre_crop needs",
     )
     parser.add_argument("--detect", action="store_true", help="find out axes and view; needs --annotator and --machine")
     parser.add_argument(
@@ -104,6 +105,10 @@ def run(args: argparse.Namespace) -> int:
         decided = f"detected with {args.annotator}"
         if args.out is None:
             return 0
+    if view == "centre_crop" and source is None:
+        raise ConfigError(
+            "a map of the centre crop is placed by its photograph's height and width: give --machine, so that they are recorded."
+        )
     about = {"annotator": args.annotator_name, "axes": axes, "view": view, "image_px": image_px, "decided": decided}
     total = len(manifest.shard_digests)
     pending = 0

@@ -24,7 +24,7 @@ from ..core.errors import DataError, LabelError, TokenLabelError
 from ..core.files import Lease, remove_leftovers, write_json
 from ..core.identity import digest_of
 from ..core.log import library_versions, logger
-from ..data.images import UnreadableImageError, decode_image, resize, resize_and_center_crop, to_tensor
+from ..data.images import UnreadableImageError, decode_image, resize, resize_and_centre_crop, to_tensor
 from ..data.manifest import Manifest
 from ..engine.device import autocast, choose_device, choose_precision, set_threads
 from ..labels.records import STATUS_OK, STATUS_UNREADABLE, LabelRows, concatenate_rows
@@ -69,7 +69,7 @@ class _Photographs(Dataset[tuple[int, torch.Tensor, tuple[int, int], str]]):
         if self._labels["view"] == "squash":
             square = resize(picture, image_px, image_px, interpolation)
         else:
-            square = resize_and_center_crop(picture, image_px, 1.0, interpolation)
+            square = resize_and_centre_crop(picture, image_px, 1.0, interpolation)
         return to_tensor(square, self._preprocessing.mean, self._preprocessing.std)
 
 

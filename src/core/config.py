@@ -69,7 +69,7 @@ class Labels(Frozen):
     """The score maps of stage 1."""
 
     image_px: Pixels
-    view: Literal["squash", "center_crop"]
+    view: Literal["squash", "centre_crop"]
     k: Annotated[int, Field(ge=1, le=100)]
     tail: bool
     precision: Literal["float16"]

@@ -83,7 +83,7 @@ def resize(picture: Image.Image, width: int, height: int, interpolation: Literal
     return picture.resize((width, height), RESAMPLING[interpolation])
 
 
-def resize_and_center_crop(
+def resize_and_centre_crop(
     picture: Image.Image, image_px: int, crop: float, interpolation: Literal["bilinear", "bicubic"]
 ) -> Image.Image:
     """Evaluation's view: the central square that spans `crop` of the shorter side, at image_px x image_px.

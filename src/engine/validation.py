@@ -11,7 +11,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from ..core.errors import DataError
 from ..core.log import logger
-from ..data.images import UnreadableImageError, decode_image, resize_and_center_crop, to_tensor
+from ..data.images import UnreadableImageError, decode_image, resize_and_centre_crop, to_tensor
 from ..data.manifest import Manifest
 from .device import autocast
 
@@ -39,7 +39,7 @@ class CenterCrops(Dataset[Item]):
         except UnreadableImageError as error:
             logger.warning("%s: cannot be decoded (%s); left out of the accuracy", self._manifest.path(row), error)
             return None
-        square = resize_and_center_crop(picture, self._image_px, self._crop, self._interpolation)
+        square = resize_and_centre_crop(picture, self._image_px, self._crop, self._interpolation)
         return to_tensor(square, self._mean, self._std), int(self._manifest.class_index[row])
 
 

@@ -1,7 +1,7 @@
 """Label maps drawn over the photographs they belong to: does each cell name what is there?
 
 A cell's colour is its best class, its opacity that class's probability: where the annotator is unsure the photograph stays
-plain. What the map does not cover (view `center_crop`) is dimmed. One row per photograph, one column per annotator.
+plain. What the map does not cover (view `centre_crop`) is dimmed. One row per photograph, one column per annotator.
 Called by `draw_command`.
 """
 
@@ -91,7 +91,7 @@ def covered_box(image_size: tuple[int, int], view: str) -> tuple[int, int, int, 
 
     Args:
         image_size: height and width of the photograph in px.
-        view: `squash` (all of it) or `center_crop` (largest centred square).
+        view: `squash` (all of it) or `centre_crop` (largest centred square).
     """
     height, width = image_size
     if view == "squash":

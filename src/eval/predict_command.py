@@ -86,10 +86,10 @@ def _predict(
     import torch
     from PIL import Image
 
-    from ..data.images import resize_and_center_crop, to_tensor
+    from ..data.images import resize_and_centre_crop, to_tensor
 
     assert isinstance(picture, Image.Image)
-    square = resize_and_center_crop(picture, model.image_px, crop, "bicubic")
+    square = resize_and_centre_crop(picture, model.image_px, crop, "bicubic")
     images = to_tensor(square, model.mean, model.std)[None].to(device)
     with torch.inference_mode():
         output = model.forward_tokens(images)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .dataset import LabeledDataset, LabelMaps
-    from .geometry import center_crop_affine, compose, map_affine, view_affine
+    from .geometry import centre_crop_affine, compose, map_affine, view_affine
     from .losses import token_cross_entropy
     from .store import LabelStore
     from .targets import (
@@ -31,7 +31,7 @@ __all__ = [
     "SparseTargets",
     "WithView",
     "blended_target",
-    "center_crop_affine",
+    "centre_crop_affine",
     "compose",
     "map_affine",
     "one_hot_targets",
@@ -49,7 +49,7 @@ _MODULE_OF = {
     "LabeledDataset": "dataset",
     "SparseTargets": "targets",
     "WithView": "views",
-    "center_crop_affine": "geometry",
+    "centre_crop_affine": "geometry",
     "compose": "geometry",
     "map_affine": "geometry",
     "blended_target": "targets",

@@ -17,7 +17,7 @@ from .records import LAYOUTS, RecordLayout, class_dtype
 
 FORMAT_VERSION = 1
 JSON_FIELDS = ("preprocessing", "libraries")
-VIEWS = ("squash", "center_crop")
+VIEWS = ("squash", "centre_crop")
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class ShardAttributes:
         architecture: timm name.
         weights_sha256: of the annotator's weights.
         image_px: side of the square that the annotator saw.
-        view: part of the photograph that the map covers, `squash` (all of it) or `center_crop` (largest centred square).
+        view: part of the photograph that the map covers, `squash` (all of it) or `centre_crop` (largest centred square).
         preprocessing: mean, std, interpolation.
         num_classes: K.
         rows, cols: of the score map.

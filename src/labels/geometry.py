@@ -83,7 +83,7 @@ def released_affine(boxes: ArrayLike, flipped: ArrayLike | None = None) -> Tenso
     return torch.stack([scale_x, zero, shift_x, zero, x1 - x0, torch.where(mirrored, 1 - x1, x0)], -1).view(-1, 2, 3)
 
 
-def center_crop_affine(image_size: ArrayLike) -> Tensor:
+def centre_crop_affine(image_size: ArrayLike) -> Tensor:
     """The map from a photograph to a score map that covers its largest centred square.
 
     Args:
@@ -125,9 +125,9 @@ def map_affine(view: str, image_size: ArrayLike, affine: ArrayLike) -> Tensor:
     maps = checked_affine(affine)
     if view == "squash":
         return maps
-    if view != "center_crop":
-        raise ShapeError(f"view {view!r}, expected squash or center_crop as LabelStore.view gives it.")
-    onto_map = center_crop_affine(image_size).to(maps.device)
+    if view != "centre_crop":
+        raise ShapeError(f"view {view!r}, expected squash or centre_crop as LabelStore.view gives it.")
+    onto_map = centre_crop_affine(image_size).to(maps.device)
     if len(onto_map) != len(maps):
         raise ShapeError(f"image_size is of {len(onto_map)} photographs, affine of {len(maps)}.")
     return compose(onto_map, maps).to(maps.dtype)

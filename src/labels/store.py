@@ -180,7 +180,7 @@ class LabelStore:
 
     @property
     def view(self) -> str:
-        """Part of the photograph that the maps cover: `squash` (all of it) or `center_crop`."""
+        """Part of the photograph that the maps cover: `squash` (all of it) or `centre_crop`."""
         return self.attributes.view
 
     @property

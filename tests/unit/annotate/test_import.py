@@ -18,7 +18,7 @@ from tokenlabel.annotate.dense import Annotator, build_annotator
 from tokenlabel.annotate.detect import HYPOTHESES, Map, UnclearError, decide, gather_evidence
 from tokenlabel.cli import main
 from tokenlabel.core.files import read_json, write_json
-from tokenlabel.data.images import decode_image, resize, resize_and_center_crop, to_tensor
+from tokenlabel.data.images import decode_image, resize, resize_and_centre_crop, to_tensor
 from tokenlabel.data.manifest import load_manifest
 from tokenlabel.demo.photographs import find_photographs
 from tokenlabel.labels import LabelStore
@@ -60,7 +60,7 @@ def maps_of(annotator: Annotator, pictures: list[Image.Image], view: str, crop: 
         if view == "squash":
             square = resize(picture, IMAGE_PX, IMAGE_PX, "bicubic")
         else:
-            square = resize_and_center_crop(picture, IMAGE_PX, crop, "bicubic")
+            square = resize_and_centre_crop(picture, IMAGE_PX, crop, "bicubic")
         with torch.inference_mode():
             pixels = to_tensor(square, annotator.preprocessing.mean, annotator.preprocessing.std)
             scores, classes = annotator(pixels[None])[0].topk(5, dim=-1)
@@ -72,7 +72,7 @@ def maps_of(annotator: Annotator, pictures: list[Image.Image], view: str, crop: 
 def makers_maps(pictures: list[Image.Image]) -> dict[str, list[Map]]:
     """Maps by EfficientNet-Lite1, in both views."""
     annotator = build_annotator(spec_of(1), Path())
-    return {view: maps_of(annotator, pictures, view) for view in ("squash", "center_crop")}
+    return {view: maps_of(annotator, pictures, view) for view in ("squash", "centre_crop")}
 
 
 class Remembering:
@@ -118,9 +118,9 @@ def test_detect_finds_each_of_the_four_truths(
 
 def test_detect_takes_a_smaller_centre_crop_for_one(local: Annotator, pictures: list[Image.Image]) -> None:
     """Released generators crop a little more than the format can say (timm's crop_pct)."""
-    maps = maps_of(build_annotator(spec_of(1), Path()), pictures, "center_crop", crop=0.9)
+    maps = maps_of(build_annotator(spec_of(1), Path()), pictures, "centre_crop", crop=0.9)
     answer = decide(weigh(local, pictures, maps))
-    assert (answer.axes, answer.view) == ("right", "center_crop")
+    assert (answer.axes, answer.view) == ("right", "centre_crop")
 
 
 def test_detect_refuses_labels_of_other_photographs(
@@ -164,7 +164,7 @@ def test_detect_needs_more_than_a_few_photographs(
 def test_detect_takes_either_view_where_all_photographs_are_square(local: Annotator) -> None:
     squares = [decode_image(path.read_bytes()) for _, path in find_photographs()]
     squares = [picture.crop((0, 0, min(picture.size), min(picture.size))) for picture in squares]
-    maps = turned(maps_of(local, squares, "center_crop"), "transposed")
+    maps = turned(maps_of(local, squares, "centre_crop"), "transposed")
     answer = decide(weigh(local, squares, maps))
     assert (answer.axes, answer.view) == ("transposed", "squash")
     assert any("all photographs are square: the same" in line for line in answer.table)
@@ -235,11 +235,11 @@ def test_import_gives_every_photograph_its_own_map(place: Place, axes: str, arch
         with tarfile.open(place.root / "released.tar", "w") as packed:
             packed.add(released, "label_top5_train")
         released = place.root / "released.tar"
-    settings = ("--axes", axes, "--view", "center_crop", "--annotator-name", "nfnet_f6")
+    settings = ("--axes", axes, "--view", "centre_crop", "--annotator-name", "nfnet_f6")
     assert place.run(released, "--out", place.out, *settings, "--machine", place.root / "machine.json") == 0
     store = LabelStore(place.out, "train")
     assert (len(store), store.grid, store.k, store.num_classes) == (20, (5, 7), 5, 1000)
-    assert (store.view, store.annotator, store.has_tail) == ("center_crop", "nfnet_f6", False)
+    assert (store.view, store.annotator, store.has_tail) == ("centre_crop", "nfnet_f6", False)
     assert store.attributes.image_px == 32 * (7 if axes == "right" else 5)
     for row, (scores, classes) in maps.items():
         label = store[store.id_for(place.manifest.path(row))]
@@ -372,18 +372,18 @@ def test_detect_from_the_command_line(place: Place, local: Annotator, capsys: Ou
     photographs = [
         decode_image((place.root / "data" / "train" / place.manifest.path(row)).read_bytes()) for row in range(20)
     ]
-    maps = dict(enumerate(maps_of(local, photographs, "center_crop")))
+    maps = dict(enumerate(maps_of(local, photographs, "centre_crop")))
     released = place.write(place.root / "released", maps, "transposed")
     write_json(place.root / "spec.json", {"annotator": spec_of(0)})
     settings = ("--detect", "--annotator", place.root / "spec.json", "--machine", place.root / "machine.json")
     assert place.run(released, *settings, "--sample", "14") == 0
     out = capsys.readouterr().out
     assert "--detect on 14 photographs against tf_efficientnet_lite0.in1k:" in out
-    assert out.splitlines()[-1] == "axes transposed, view center_crop"
+    assert out.splitlines()[-1] == "axes transposed, view centre_crop"
     assert not place.out.exists()
     assert place.run(released, *settings, "--out", place.out) == 0
     store = LabelStore(place.out, "train")
-    assert store.view == "center_crop"
+    assert store.view == "centre_crop"
     np.testing.assert_array_equal(store[store.id_for(place.manifest.path(7))].classes, maps[7][1])
     assert "detected with" in store.attributes.preprocessing["axes_and_view"]
     write_json(place.root / "odd.json", {"annotator": {"architecture": "x", "num_classes": 1000}})

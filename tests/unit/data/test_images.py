@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tokenlabel.data.images import UnreadableImageError, decode_image, resize_and_center_crop, to_tensor
+from tokenlabel.data.images import UnreadableImageError, decode_image, resize_and_centre_crop, to_tensor
 
 
 def encoded(picture: Image.Image, file_format: str = "JPEG", **options: object) -> bytes:
@@ -65,13 +65,13 @@ def test_damaged_bytes_give_a_short_reason(damage: object) -> None:
     assert 5 < len(str(caught.value)) <= 200
 
 
-def test_center_crop_takes_the_centre() -> None:
+def test_centre_crop_takes_the_centre() -> None:
     pixels = np.zeros((60, 100, 3), np.uint8)
     pixels[:, 20:80] = 255  # the central square is white
-    square = resize_and_center_crop(Image.fromarray(pixels), 30, 1.0, "bilinear")
+    square = resize_and_centre_crop(Image.fromarray(pixels), 30, 1.0, "bilinear")
     assert square.size == (30, 30)
     assert np.array(square).min() > 200
-    assert np.array(resize_and_center_crop(Image.fromarray(pixels[:, :, :]), 30, 0.5, "bilinear")).min() == 255
+    assert np.array(resize_and_centre_crop(Image.fromarray(pixels[:, :, :]), 30, 0.5, "bilinear")).min() == 255
 
 
 def test_to_tensor_normalises_channels() -> None:

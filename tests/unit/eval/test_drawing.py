@@ -84,8 +84,8 @@ def test_a_cell_is_drawn_where_it_belongs(shape: tuple[int, int]) -> None:
 def test_a_centre_crop_is_drawn_on_its_square_and_the_rest_is_dimmed(size: tuple[int, int]) -> None:
     photograph = Image.new("RGB", size, (200, 100, 50))
     every = np.ones((4, 4), np.uint16)
-    drawn = np.array(overlay(photograph, every, every.astype(np.float32), {1: COLOURS[1]}, view="center_crop"))
-    left, top, right, bottom = covered_box((size[1], size[0]), "center_crop")
+    drawn = np.array(overlay(photograph, every, every.astype(np.float32), {1: COLOURS[1]}, view="centre_crop"))
+    left, top, right, bottom = covered_box((size[1], size[0]), "centre_crop")
     assert (right - left, bottom - top) == (120, 120)
     assert (drawn[top:bottom, left:right] == rgb(COLOURS[1])).all()
     drawn[top:bottom, left:right] = 0
@@ -163,7 +163,7 @@ def annotated(root: Path, view: str) -> LabelStore:
         "num_classes": 1000,
         "grid": list(GRID),
     }
-    labels = {"image_px": IMAGE_PX, "view": view, "k": 5, "tail": True, "precision": "float16"}
+    labels = {"image_px": IMAGE_PX, "view": view, "k": 5, "tail": True, "precision": "float16", "score_step": 0}
     spec = {"stage": "annotate", "version": 1, "dataset": {}, "annotator": annotator, "labels": labels}
     folder = root / "labels" / "lite0-00000000"
     annotate_shard(spec, machine, manifest, 0, folder / "train-00000-of-00001.done")
@@ -197,7 +197,7 @@ def lies_inside(mass: NDArray[Any], box: tuple[int, int, int, int]) -> bool:
     return left < x < right and top < y < bottom and share > 2 / 3
 
 
-@pytest.fixture(scope="module", params=["squash", "center_crop"])
+@pytest.fixture(scope="module", params=["squash", "centre_crop"])
 def store_of_scenes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LabelStore:
     torch.set_num_threads(1)
     return annotated(tmp_path_factory.mktemp("scenes"), request.param)

@@ -331,7 +331,7 @@ def test_merge_keeps_equal_labels_once_and_refuses_contradictions(tmp_path: Path
     ("changes", "message"),
     [
         ({"weights_sha256": "cd" * 32}, f"weights_sha256 is {'cd' * 32}, but {'ab' * 32} in"),
-        ({"view": "center_crop"}, "view is center_crop, but squash in"),
+        ({"view": "centre_crop"}, "view is centre_crop, but squash in"),
         ({"labels_digest": "other"}, "labels_digest is other, but spec in"),
         ({"split": "val"}, "is of split 'val', to be merged is 'train'"),
     ],

@@ -77,7 +77,7 @@ MOVING = v2.Compose([
 ])  # fmt: skip
 
 
-@pytest.mark.parametrize("view", ["squash", "center_crop"])
+@pytest.mark.parametrize("view", ["squash", "centre_crop"])
 def test_targets_say_what_the_pixels_show(view: str, tmp_path: Path) -> None:
     dataset = image_folder(*data_and_labels(tmp_path, view), MOVING)
     tokens = (12, 16)
@@ -98,7 +98,7 @@ def test_targets_say_what_the_pixels_show(view: str, tmp_path: Path) -> None:
 
 
 def test_a_centre_crops_margin_is_masked(tmp_path: Path) -> None:
-    dataset = image_folder(*data_and_labels(tmp_path, "center_crop"), v2.Compose([v2.Resize((64, 64)), v2.ToImage()]))
+    dataset = image_folder(*data_and_labels(tmp_path, "centre_crop"), v2.Compose([v2.Resize((64, 64)), v2.ToImage()]))
     _, maps = dataset.collate([dataset[index] for index in range(4)])
     inside = maps.token_targets((4, 16)).inside.view(4, 4, 16)
     names = [Path(path).name for path, _ in dataset.dataset.samples]
@@ -110,7 +110,7 @@ def test_a_centre_crops_margin_is_masked(tmp_path: Path) -> None:
 
 
 def test_a_photograph_without_a_label_contributes_nothing(tmp_path: Path) -> None:
-    dataset = image_folder(*data_and_labels(tmp_path, "center_crop"), v2.Compose([v2.Resize((32, 32)), v2.ToImage()]))
+    dataset = image_folder(*data_and_labels(tmp_path, "centre_crop"), v2.Compose([v2.Resize((32, 32)), v2.ToImage()]))
     images, maps = dataset.collate([dataset[index] for index in range(4)])
     assert images.shape == (4, 3, 32, 32)
     assert maps.unlabeled == 1

@@ -16,7 +16,7 @@ from torchvision.ops import roi_align
 from tokenlabel.core.errors import LabelError
 from tokenlabel.labels import sparse_targets
 from tokenlabel.labels.geometry import (
-    center_crop_affine,
+    centre_crop_affine,
     compose,
     map_affine,
     released_affine,
@@ -233,8 +233,8 @@ def test_compose_applies_the_inner_map_first() -> None:
         ((64, 64), (0.2, 0.7), (0.2, 0.7)),
     ],
 )
-def test_center_crop(size: tuple[int, int], photograph: tuple[float, float], on_map: tuple[float, float]) -> None:
-    affine = center_crop_affine(np.array([size], dtype=np.uint32))[0].numpy()
+def test_centre_crop(size: tuple[int, int], photograph: tuple[float, float], on_map: tuple[float, float]) -> None:
+    affine = centre_crop_affine(np.array([size], dtype=np.uint32))[0].numpy()
     np.testing.assert_allclose(affine @ [*photograph, 1], on_map, atol=1e-12)
 
 
@@ -343,7 +343,7 @@ def test_a_mistake_in_the_map_is_seen_by_the_drawing(mistake: str) -> None:
 
 
 @pytest.mark.parametrize("size", [(600, 320), (320, 600), (400, 400)], ids=["wide", "tall", "square"])
-@pytest.mark.parametrize("view", ["squash", "center_crop"])
+@pytest.mark.parametrize("view", ["squash", "centre_crop"])
 def test_each_view_masks_what_its_maps_do_not_cover(view: str, size: tuple[int, int]) -> None:
     """Regions are drawn where the map lies; a centre crop's margin is drawn in the colour of fills."""
     width, height = size
@@ -364,7 +364,7 @@ def test_each_view_masks_what_its_maps_do_not_cover(view: str, size: tuple[int, 
 def test_map_affine_of_a_squash_is_the_view_itself() -> None:
     affine = view_affine([[0.1, 0.2, 0.9, 0.7]])
     assert torch.equal(map_affine("squash", [(100, 300)], affine), affine)
-    on_crop = map_affine("center_crop", [(100, 300)], affine)
+    on_crop = map_affine("centre_crop", [(100, 300)], affine)
     assert on_crop.dtype == affine.dtype
     torch.testing.assert_close(on_crop[0] @ torch.tensor([0.5, 0.6, 1.0]), torch.tensor([0.5, 0.5]))
 
@@ -372,10 +372,10 @@ def test_map_affine_of_a_squash_is_the_view_itself() -> None:
 @pytest.mark.parametrize(
     ("view", "size", "message"),
     [
-        ("centre", [(9, 9)], "view 'centre', expected squash or center_crop"),
-        ("center_crop", [(9, 9)] * 2, "image_size is of 2 photographs, affine of 1"),
-        ("center_crop", [(0, 9)], "below 1 px"),
-        ("center_crop", [9, 9], r"image_size \(batch, height and width\) is \(2,\)"),
+        ("centre", [(9, 9)], "view 'centre', expected squash or centre_crop"),
+        ("centre_crop", [(9, 9)] * 2, "image_size is of 2 photographs, affine of 1"),
+        ("centre_crop", [(0, 9)], "below 1 px"),
+        ("centre_crop", [9, 9], r"image_size \(batch, height and width\) is \(2,\)"),
     ],
 )
 def test_map_affine_errors(view: str, size: list[Any], message: str) -> None:

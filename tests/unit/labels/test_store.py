@@ -168,7 +168,7 @@ def test_newer_version(label_folder: Folder) -> None:
     ("change", "message"),
     [
         ({"annotator": "lite1"}, "annotator is lite1, but lite0"),
-        ({"view": "center_crop"}, "view is center_crop, but squash"),
+        ({"view": "centre_crop"}, "view is centre_crop, but squash"),
         ({"num_classes": 11}, "num_classes is 11, but 10"),
         ({"labels_digest": "other"}, "labels_digest is other, but spec"),
     ],

@@ -23,7 +23,7 @@ GRID, CELLS, TOKENS = (3, 4), (3, 2), (14, 14)
 SIZES = {"n01440764/wide.png": (400, 240), "n01440764/tall.png": (240, 420), "n01443537/square.png": (300, 300)}
 
 
-@pytest.mark.parametrize("view", ["squash", "center_crop"])
+@pytest.mark.parametrize("view", ["squash", "centre_crop"])
 def test_targets_say_what_the_pixels_show(view: str, raw_config: dict[str, Any], tmp_path: Path) -> None:
     for path, size in SIZES.items():
         covered = size if view == "squash" else (min(size), min(size))
