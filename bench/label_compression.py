@@ -4,9 +4,9 @@ usage: python bench/label_compression.py [--all] [--maps 40] [--photographs FILE
 the table in the docs: --all --maps 160 --photographs camvid.tar --judged 20 --crops 4 (10 minutes)
 
 Every variant is encoded to bytes and decoded from them. Bytes are one zlib stream an image, level 4, over byte planes, flushed
-between planes so that each has Huffman tables of its own (today: not flushed); nothing of HDF5. Fidelity is that of
+between planes so that each has Huffman tables of its own (plain: not flushed); nothing of HDF5. Fidelity is that of
 label_fidelity.py, same photographs and crops. `left` is KL(label of all logits || label of the variant) in thousandths of a
-nat: what storing costs, without what cropping costs. `+-` is the standard error of the KL's difference to today's, paired by
+nat: what storing costs, without what cropping costs. `+-` is the standard error of the KL's difference to plain's, paired by
 photograph. The first run computes maps (0.2 s each), which are kept beside those of label_fidelity.
 """
 
@@ -52,7 +52,7 @@ from tokenlabel.labels.geometry import sampling_weights
 
 Array = NDArray[Any]
 LEVEL = 4
-TODAY = "float16, k 5, cell-major"
+PLAIN = "plain: float16, k 5, cell by cell"
 RAW_LZMA = [{"id": lzma.FILTER_LZMA2, "preset": 9, "lc": 0, "pb": 0}]
 
 
@@ -209,21 +209,21 @@ SCORE_CODECS: dict[str, tuple[Callable[..., list[Array]], Callable[..., tuple[Ar
 }
 
 VARIANTS: dict[str, Variant] = {
-    TODAY: Variant(flush=False),
-    "same, table per plane": Variant(),
-    "differences along k": Variant(scores="differences"),
-    "+ vocabulary": Variant(scores="differences", vocabulary=True),
-    "k 3": Variant(k=3, scores="differences", vocabulary=True),
-    "k 8": Variant(k=8, scores="differences", vocabulary=True),
-    "k 10": Variant(k=10, scores="differences", vocabulary=True),
+    PLAIN: Variant(flush=False),
+    "plain, Huffman tables per plane": Variant(),
+    "+ differences along k": Variant(scores="differences"),
+    "+ vocabulary (format 1, compact)": Variant(scores="differences", vocabulary=True),
+    "format 1, k 3": Variant(k=3, scores="differences", vocabulary=True),
+    "format 1, k 8": Variant(k=8, scores="differences", vocabulary=True),
+    "format 1, k 10": Variant(k=10, scores="differences", vocabulary=True),
     "mass 0.8, at most 10": Variant(k=10, mass=0.8, scores="differences", vocabulary=True),
     "mass 0.9, at most 10": Variant(k=10, mass=0.9, scores="differences", vocabulary=True),
-    "writer rounds to 1/32": Variant(scores="rounded 1/32", vocabulary=True),
-    "writer rounds to 1/16": Variant(scores="rounded 1/16", vocabulary=True),
-    "writer rounds to 1/8": Variant(scores="rounded 1/8", vocabulary=True),
-    "writer rounds to 1/4": Variant(scores="rounded 1/4", vocabulary=True),
-    "writer rounds to 1/2": Variant(scores="rounded 1/2", vocabulary=True),
-    "writer rounds to 1/4, k 8": Variant(k=8, scores="rounded 1/4", vocabulary=True),
+    "format 1, score_step 1/32": Variant(scores="rounded 1/32", vocabulary=True),
+    "format 1, score_step 1/16": Variant(scores="rounded 1/16", vocabulary=True),
+    "format 1, score_step 1/8": Variant(scores="rounded 1/8", vocabulary=True),
+    "format 1, score_step 1/4": Variant(scores="rounded 1/4", vocabulary=True),
+    "format 1, score_step 1/2": Variant(scores="rounded 1/2", vocabulary=True),
+    "format 1, score_step 1/4, k 8": Variant(k=8, scores="rounded 1/4", vocabulary=True),
     "steps of 1/32": Variant(scores="steps 1/32", vocabulary=True),
     "steps of 1/16": Variant(scores="steps 1/16", vocabulary=True),
     "steps of 1/8": Variant(scores="steps 1/8", vocabulary=True),
@@ -243,7 +243,14 @@ VARIANTS: dict[str, Variant] = {
     "steps of 1/8, mass 0.9, at most 10": Variant(k=10, mass=0.9, scores="steps 1/8", vocabulary=True),
     "steps of 1/8, mass 0.9, at most 20": Variant(k=20, mass=0.9, scores="steps 1/8", vocabulary=True),
 }
-SHORT = ("same, table per plane", "+ vocabulary", "k 8", "writer rounds to 1/16", "steps of 1/8, k 8", "fp8 e4m3")
+SHORT = (
+    "plain, Huffman tables per plane",
+    "+ vocabulary (format 1, compact)",
+    "format 1, k 8",
+    "format 1, score_step 1/16",
+    "steps of 1/8, k 8",
+    "fp8 e4m3",
+)
 
 
 def chosen(logits: Tensor, variant: Variant) -> Cells:
@@ -366,8 +373,8 @@ def crops_of(maps: AnnotatorMaps, photographs: int, crops: int) -> tuple[list[Te
 
 def check_against_package(logits: Tensor, crop: Crop, box: Tensor) -> None:
     """The arithmetic here is the package's: fails where it is not."""
-    cells = chosen(logits, VARIANTS[TODAY])
-    decoded = decode(encode(cells, VARIANTS[TODAY]), VARIANTS[TODAY])
+    cells = chosen(logits, VARIANTS[PLAIN])
+    decoded = decode(encode(cells, VARIANTS[PLAIN]), VARIANTS[PLAIN])
     for exact in (False, True):
         ours = label(cell_values(decoded, exact), crop.weights, exact)
         torch.testing.assert_close(ours, label_of(stored_map(logits), box, exact), rtol=1e-4, atol=1e-6)
@@ -454,7 +461,7 @@ def main() -> None:
     parser.add_argument("--photographs", type=Path, help="tar file: 80 of its pictures are added to the maps")
     parser.add_argument("--judged", type=int, default=6, help="photographs for fidelity (default: %(default)s)")
     parser.add_argument("--crops", type=int, default=2, help="of each, for fidelity (default: %(default)s)")
-    parser.add_argument("--only", nargs="+", default=SHORT, choices=list(VARIANTS), help="these and today's")
+    parser.add_argument("--only", nargs="+", default=SHORT, choices=list(VARIANTS), help="these and the plain one")
     parser.add_argument("--cache", type=Path, default=CACHE, help="where the annotator's maps are kept")
     parser.add_argument("--record", action="store_true", help="write bench/results/label_compression.jsonl")
     args = parser.parse_args()
@@ -465,13 +472,13 @@ def main() -> None:
     maps = real_maps(source, args.maps, args.photographs)
     lines = ResultLines("label_compression", fresh=True) if args.record else None
     print(f"bytes and times: {len(maps)} maps; fidelity: {len(whole)} photographs x {args.crops} crops; Lite0")
-    print(f"{'':35s} {'':27s}{'times of today':>12s} | {'label_mass exact':^30s} | {'published mass':^22s}")
+    print(f"{'':35s} {'':27s}{'times of plain':>12s} | {'label_mass exact':^30s} | {'published mass':^22s}")
     heads = f"{'cosine':>7s} {'KL':>7s} {'left':>6s}"
     print(
         f"{'stored':35s} {'bytes':>6s} {'+ tail':>6s} {'lzma':>6s} {'write':>6s} {'read':>6s} | {heads} {'+-':>7s} | {heads}"
     )
     base: dict[str, Any] = {}
-    for name in [name for name in VARIANTS if args.all or name in args.only or name == TODAY]:
+    for name in [name for name in VARIANTS if args.all or name in args.only or name == PLAIN]:
         found = measure(VARIANTS[name], maps, whole, crops)
         base = base or found
         write, read = found["write_s"] / base["write_s"], found["read_s"] / base["read_s"]

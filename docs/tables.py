@@ -138,9 +138,10 @@ TABLES: dict[str, Table | FaultTable] = {
         "label_compression",
         {
             "stored": ("stored", ""),
-            "bytes with tail": ("bytes_with_tail", ",.0f"),
-            "write / today": ("write_ratio", ".2f"),
-            "read / today": ("read_ratio", ".2f"),
+            "bytes": ("bytes", ",.0f"),
+            "with tail": ("bytes_with_tail", ",.0f"),
+            "write / plain": ("write_ratio", ".2f"),
+            "read / plain": ("read_ratio", ".2f"),
             "cosine, exact mass": ("cosine_exact", ".4f"),
             "KL, exact mass": ("kl_exact", ".4f"),
             "cosine, published mass": ("cosine_published", ".4f"),
