@@ -31,6 +31,7 @@ from ..labels.records import STATUS_OK, STATUS_UNREADABLE, LabelRows, concatenat
 from ..labels.shards import (
     ShardAttributes,
     assemble_parts,
+    marker_of,
     read_marker,
     read_part,
     shard_file_name,
@@ -147,16 +148,7 @@ def annotate_shard(
         )
         lease.check()
         summary = assemble_parts(parts, destination, attributes, manifest.sample_id[rows])
-        marker = {
-            "labels_digest": attributes.labels_digest,
-            "manifest_digest": attributes.manifest_digest,
-            "sha256": summary.sha256,
-            "size_bytes": summary.size_bytes,
-            "images": len(rows),
-            "unreadable": summary.unreadable,
-            "weights_sha256": annotator.weights_sha256,
-            "seconds": round(time.monotonic() - started, 3),
-        }
+        marker = marker_of(attributes, summary, time.monotonic() - started)
         lease.check()
         write_json(done, marker)
         shutil.rmtree(parts_folder, ignore_errors=True)

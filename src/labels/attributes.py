@@ -130,6 +130,21 @@ def marker_path(shard_path: Path) -> Path:
     return shard_path.with_suffix(".done")
 
 
+def marker_of(attributes: ShardAttributes, summary: ShardSummary, seconds: float) -> dict[str, Any]:
+    """What the marker of a finished shard says, ready for JSON."""
+    return {
+        "labels_digest": attributes.labels_digest,
+        "manifest_digest": attributes.manifest_digest,
+        "sha256": summary.sha256,
+        "size_bytes": summary.size_bytes,
+        "images": summary.images,
+        "unreadable": summary.unreadable,
+        "pending": summary.pending,
+        "weights_sha256": attributes.weights_sha256,
+        "seconds": round(seconds, 3),
+    }
+
+
 def read_marker(path: Path) -> dict[str, Any]:
     """Reads a marker, given its own path or its shard's.
 

@@ -21,6 +21,7 @@ from .shards import (
     ShardAttributes,
     ShardSummary,
     assemble_parts,
+    marker_of,
     marker_path,
     read_marker,
     shard_file_name,
@@ -57,18 +58,7 @@ def write_shard(
             parts.append(parts_folder / f"part-{number:05d}.h5")
             write_part(parts[-1], rows, attributes.storage)
         summary = assemble_parts(parts, path, attributes, expected_ids)
-        marker = {
-            "labels_digest": attributes.labels_digest,
-            "manifest_digest": attributes.manifest_digest,
-            "sha256": summary.sha256,
-            "size_bytes": summary.size_bytes,
-            "images": summary.images,
-            "unreadable": summary.unreadable,
-            "pending": summary.pending,
-            "weights_sha256": attributes.weights_sha256,
-            "seconds": round(time.monotonic() - started, 3),
-        }
-        write_json(marker_path(path), marker)
+        write_json(marker_path(path), marker_of(attributes, summary, time.monotonic() - started))
         shutil.rmtree(parts_folder, ignore_errors=True)
     return summary
 

@@ -19,6 +19,7 @@ from tokenlabel.labels.shards import (
     LabelRows,
     ShardAttributes,
     assemble_parts,
+    marker_of,
     marker_path,
     shard_file_name,
     write_part,
@@ -89,18 +90,7 @@ def write_shard(folder: Path, rows: LabelRows, /, **changes: Any) -> Path:
     write_part(part, rows, attributes.storage)
     summary = assemble_parts([part], path, attributes, rows.sample_id)
     part.unlink()
-    write_json(
-        marker_path(path),
-        {
-            "labels_digest": attributes.labels_digest,
-            "manifest_digest": attributes.manifest_digest,
-            "sha256": summary.sha256,
-            "size_bytes": summary.size_bytes,
-            "images": summary.images,
-            "unreadable": summary.unreadable,
-            "seconds": 1.0,
-        },
-    )
+    write_json(marker_path(path), marker_of(attributes, summary, 1.0))
     return path
 
 
