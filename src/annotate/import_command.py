@@ -27,6 +27,7 @@ from ..data.manifest import load_manifest
 from ..labels.released import ReleasedTree, check_class_count
 
 ANNOTATOR_KEYS = ("architecture", "weights", "weights_sha256", "weights_naming", "num_classes")
+FEWEST = 10  # photographs with which a sign test can reach p < 0.001
 STRIDE_PX = 32  # of the classifiers that make label maps; for the default of --image-px
 
 
@@ -131,6 +132,12 @@ def _check_arguments(args: argparse.Namespace) -> None:
         raise ConfigError("--axes and --view are not known from the files: give both, or --detect.")
     if args.out is None and not args.detect:
         raise ConfigError("--out FOLDER is missing: where shall the shards go?")
+    if args.annotator and not args.detect:
+        raise ConfigError("--annotator is what --detect compares with; give --detect too, or leave it out.")
+    if args.detect and args.sample < FEWEST:
+        raise ConfigError(
+            f"--sample {args.sample}: fewer than {FEWEST} photographs cannot decide; p < 0.001 is asked for."
+        )
     if args.sample < 1 or (args.image_px is not None and args.image_px < 1):
         raise ConfigError("--sample and --image-px must be at least 1.")
 

@@ -6,9 +6,11 @@ that an import which was interrupted goes on at the shard it was in. Called by `
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +26,9 @@ from ..data.manifest import Manifest
 from ..data.readers import ByteSource
 from ..labels.released import ReleasedTree, parse_released, released_name
 from ..labels.shard_writer import ROWS_AT_ONCE, write_shard
-from ..labels.shards import STATUS_OK, STATUS_PENDING, LabelRows, ShardAttributes, ShardSummary
+from ..labels.shards import STATUS_OK, STATUS_PENDING, STATUS_UNREADABLE, LabelRows, ShardAttributes, ShardSummary
 
+SAMPLED = 64  # files whose content tells an archive from another one
 IMPORT_VERSION = 1  # raise it when a change of code changes what is imported
 UNKNOWN = "unknown"  # attributes that the released layout does not tell
 
@@ -47,6 +50,19 @@ class ReleasedLabels:
     present: NDArray[np.bool_]
     shape: tuple[int, int, int]
     shared: int
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Tells archives apart: BLAKE2b of which photographs have a file, and of up to 64 files of the first shard.
+
+        That one is imported first, so a file elsewhere that was copied again lets an import go on.
+        """
+        digest = hashlib.blake2b(self.present.tobytes(), digest_size=16)
+        rows = self.manifest.rows_of_shard(0)
+        rows = rows[self.present[rows]] if self.present[rows].any() else np.flatnonzero(self.present)
+        for row in rows[:SAMPLED].tolist():
+            digest.update(self.tree.read(released_name(self.manifest.path(row))))
+        return digest.hexdigest()
 
     def read(self, row: int) -> tuple[NDArray[np.float16], NDArray[np.uint16]]:
         """Scores and classes of one photograph, (axis 2, axis 3, k), best first.
@@ -136,7 +152,7 @@ def import_shard(
         shard=shard,
         total=len(manifest.shard_digests),
         manifest_digest=manifest.shard_digests[shard],
-        labels_digest=labels_digest(about, labels.shape, len(manifest.classes)),
+        labels_digest=labels_digest(about, labels),
         libraries=library_versions(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
@@ -145,12 +161,15 @@ def import_shard(
     )
 
 
-def labels_digest(about: dict[str, Any], shape: tuple[int, int, int], num_classes: int) -> str:
+def labels_digest(about: dict[str, Any], labels: ReleasedLabels) -> str:
     """Digest of what decides an import's numbers."""
     decisive = {name: about[name] for name in ("annotator", "axes", "view", "image_px")}
     return digest_of(
-        {"stage": "import", "version": IMPORT_VERSION, **decisive, "shape": list(shape), "num_classes": num_classes}
-    )
+        {
+            "stage": "import", "version": IMPORT_VERSION, **decisive, "shape": list(labels.shape),
+            "num_classes": len(labels.manifest.classes), "content": labels.fingerprint,
+        }
+    )  # fmt: skip
 
 
 def _pieces(
@@ -179,12 +198,8 @@ def _pieces(
             for target, values in zip((piece.scores, piece.classes), labels.read(row), strict=True):
                 target[place] = values.transpose(1, 0, 2) if transposed else values
             if source is not None:
-                piece.image_size[place] = _size_of(labels.manifest, source, row)
+                try:
+                    piece.image_size[place] = upright_size(labels.manifest.read(source, row))
+                except UnreadableImageError as error:
+                    piece.status[place], piece.reason[place] = STATUS_UNREADABLE, str(error)
         yield piece
-
-
-def _size_of(manifest: Manifest, source: ByteSource, row: int) -> tuple[int, int]:
-    try:
-        return upright_size(manifest.read(source, row))
-    except UnreadableImageError:
-        return 0, 0  # training finds that out and skips it; the label is still the label

@@ -128,6 +128,9 @@ class Lease:
     def _try_create(self) -> bool:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:  # a file in the folder's place too
+            raise self._unwritable(error) from error
+        try:
             descriptor = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
         except FileExistsError:
             return False

@@ -76,7 +76,7 @@ class Task:
         batches: (epoch, first step) -> the epoch's steps from there on, each a list of (micro-batch, weight); weights of
             a step sum to one.
         steps_per_epoch: optimiser steps of an epoch.
-        loss: (model, micro-batch, epoch, step) -> the loss and its parts, all scalar tensors; `unlabelled` among them is a
+        loss: (model, micro-batch, epoch, step) -> the loss and its parts, all scalar tensors; `unlabeled` among them is a
             count of photographs.
         validate: measures a model; logged with the epoch. None: never.
         validate_every_epochs: 0: never.
@@ -245,7 +245,7 @@ def _optimiser_step(
 class _Totals:
     """Sums over an epoch; survives a resume inside it."""
 
-    COUNTERS = ("images", "skipped", "unlabelled", "seconds")
+    COUNTERS = ("images", "skipped", "unlabeled", "seconds")
 
     def __init__(self, sums: dict[str, float]) -> None:
         self.sums = dict(sums)

@@ -26,7 +26,6 @@ from .shards import (
     STATUS_OK,
     ShardAttributes,
     ShardSummary,
-    marker_path,
     read_attributes,
     read_index,
     read_marker,
@@ -34,7 +33,7 @@ from .shards import (
     verify_shard,
 )
 from .statistics import MapStatistics, joined, sample_statistics
-from .store import LabelStore, missing_shards, shards_in
+from .store import LabelStore, check_marker, check_name, missing_shards, shards_in
 
 SAMPLE = 256  # maps per shard that inspect reads, and
 SAMPLE_OF_ALL = 4096  # of all shards of a folder together
@@ -238,6 +237,7 @@ def verify_shards(paths: Sequence[Path], manifest_folder: Path | None = None) ->
             _say(f"BAD  {error}")
             bad += 1
             continue
+        before = len(good)
         for shard in shards:
             try:
                 line, summary = _verified(shard, manifest_of)
@@ -249,26 +249,34 @@ def verify_shards(paths: Sequence[Path], manifest_folder: Path | None = None) ->
         for shard in absent:
             _say(f"BAD  shard {shard}: missing. Run snakemake labels.")
             bad += 1
+        if (
+            path.is_dir() and not absent and len(good) == before + len(shards)
+        ):  # each is whole: do they belong together?
+            for split in shards_in(path):
+                try:
+                    LabelStore(path, split)
+                except LabelError as error:
+                    _say(f"BAD  {error}")
+                    bad += 1
     verdict = f"{bad} BAD" if bad else "none bad"
     _say(f"{len(good) + bad} checked: {len(good)} ok, {verdict}; the good ones hold {_counted(_total(good))}")
     return 1 if bad else 0
 
 
 def _verified(shard: Path, manifest_of: Callable[[str], Manifest | None]) -> tuple[str, ShardSummary]:
-    has_marker = marker_path(shard).exists()
-    marker = read_marker(shard) if has_marker else {}
-    summary = verify_shard(shard, marker.get("sha256"))
-    if marker.get("images", summary.images) != summary.images:
-        raise LabelError(
-            f"shard {shard}: {summary.images} rows, its marker says {marker['images']}. Delete it and its .done marker, then "
-            "run snakemake labels."
-        )
+    if not shard.is_file():
+        raise LabelError(f"shard {shard}: missing. Run snakemake labels.")
+    summary = verify_shard(shard, read_marker(shard)["sha256"])
     attributes = read_attributes(shard)
+    check_name(shard, attributes)
+    check_marker(shard, attributes, read_index(shard)[1])
     manifest = manifest_of(attributes.split)
     if manifest is not None:
         _compare(shard, attributes, manifest)
-    seen = "sha256 as in its marker" if has_marker else "no marker to compare with"
-    return f"{shard}: {_counted(summary)}, {seen}{', photographs as in the manifest' if manifest else ''}", summary
+    return (
+        f"{shard}: {_counted(summary)}, as its marker says{', photographs as in the manifest' if manifest else ''}",
+        summary,
+    )
 
 
 def _compare(shard: Path, attributes: ShardAttributes, manifest: Manifest) -> None:

@@ -17,11 +17,16 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..core.errors import LabelError
+from ..core.log import logger
 from .geometry import map_affine
 from .shards import STATUS_OK
 from .store import Label, LabelStore
 from .targets import SparseTargets, pooled_target, sparse_targets
 from .views import AffineView, WithView
+
+_MOST_SKIPPED = 50  # photographs in a row
+# what makes timm.data.ImageDataset raise at the first file that it cannot read: its patience, in newer and older versions
+_NO_PATIENCE = {"_max_retries": 1, "_consecutive_errors": _MOST_SKIPPED}
 
 
 @dataclass(frozen=True)
@@ -138,12 +143,32 @@ class LabeledDataset(Dataset[tuple[Any, int, Tensor, Label]]):
         return len(self._ids)
 
     def __getitem__(self, index: int) -> tuple[Any, int, Tensor, Label]:
-        view, class_index = self.dataset[index]
+        index, (view, class_index) = self._read(index)
         if not isinstance(view, AffineView):
             raise LabelError(
                 "the data set gave an image without its view; set the transform through LabeledDataset.transform."
             )
         return view.image, int(class_index), view.affine, self.store[int(self._ids[index])]
+
+    def _read(self, index: int) -> tuple[int, Any]:
+        """An item and its index: the next one's where timm cannot read a photograph, as timm's own data set does.
+
+        That takes the next one silently, so that its pixels would get the label of this one.
+        """
+        patience = {name: value for name, value in _NO_PATIENCE.items() if hasattr(self.dataset, name)}
+        if not patience:
+            return index, self.dataset[index]
+        for step in range(_MOST_SKIPPED):
+            place = (index + step) % len(self)
+            for name, value in patience.items():
+                setattr(self.dataset, name, value)
+            try:
+                return place, self.dataset[place]
+            except Exception as error:  # noqa: BLE001 - whatever a decoder raises
+                logger.warning("photograph %d of the data set cannot be read (%s); the next one is taken", place, error)
+        raise LabelError(
+            f"{_MOST_SKIPPED} photographs in a row, from {index} on, cannot be read. Are the data where they were?"
+        )
 
     def collate(self, items: Sequence[tuple[Any, int, Tensor, Label]]) -> tuple[Tensor, LabelMaps]:
         """Images (batch, channels, height, width) in their own type, and their maps."""

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ..core.errors import LabelError
 
-LARGEST_COORDINATE = 64.0  # a normalised coordinate beyond is taken for pixels
+LARGEST_COORDINATE = 16.0  # a normalised coordinate beyond is taken for pixels or cells
 IMAGES_CPU = 4  # resampled at once
 ROUNDING = 1e-6  # a rotated token whose extent is this close above a whole number of cells gets no further point
 

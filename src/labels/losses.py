@@ -60,7 +60,8 @@ def token_cross_entropy(logits: Tensor, targets: SparseTargets, participation: T
     above = targets.values.to(exact) - background[..., None]  # (batch, tokens, V)
     if torch.compiler.is_compiling():  # the compiler fuses the plain formula, and differentiates it
         with torch.autocast(logits.device.type, enabled=False):
-            logp = logits.log_softmax(-1, dtype=exact)
+            # a token that does not take part must not matter, whatever its logits are
+            logp = torch.where(weight[..., None] > 0, logits, 0.0).log_softmax(-1, dtype=exact)
             at_vocabulary = logp.gather(2, targets.vocabulary[:, None].expand_as(above))
             losses = background * logp.sum(-1) + (above * at_vocabulary).sum(-1)
             return -(losses * weight).sum()
@@ -97,8 +98,8 @@ class _SparseCrossEntropy(torch.autograd.Function):
             named = centred.gather(2, vocabulary[part[0], None].expand_as(excess))
             torch.sum(named.mul_(excess), -1, out=at_vocabulary[part])
         # the highest probability is exp(0) / sum of all exp
-        losses = -mass * highest.log_() - background * total - at_vocabulary
-        return torch.sum(losses * weight)
+        losses = -mass * highest.log_() - _product(background, total) - at_vocabulary
+        return torch.sum(_product(weight, losses))
 
     @staticmethod
     @once_differentiable
@@ -107,16 +108,24 @@ class _SparseCrossEntropy(torch.autograd.Function):
         kept, ctx.softmax = ctx.softmax, None
         slope = torch.empty_like(logits) if kept is None else kept
         # weight * (mass * softmax - target)
+        absent = (weight == 0)[..., None]
         weight = (weight * gradient)[..., None]
         factor, base, excess = mass[..., None] * weight, background[..., None] * weight, above * -weight
         for part in _blocks(logits):
             softmax = logits[part].softmax(-1, dtype=weight.dtype) if kept is None else kept[part]
+            if logits.device.type != "cpu" or absent[part].any():
+                softmax.masked_fill_(absent[part], 0.0)  # they may be infinite or not a number
             added = excess[part]
             softmax.mul_(factor[part]).sub_(base[part])
             softmax.scatter_add_(2, vocabulary[part[0], None].expand_as(added), added)
             if kept is None:
                 slope[part] = softmax
         return slope, None, None, None, None, None
+
+
+def _product(weight: Tensor, values: Tensor) -> Tensor:
+    """weight * values, where a weight of 0 leaves out also what is not finite."""
+    return torch.where(weight == 0, 0.0, weight * values)
 
 
 def _blocks(logits: Tensor) -> Iterator[Part]:

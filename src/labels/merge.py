@@ -28,9 +28,8 @@ from .shards import (
     read_index,
     read_rows,
 )
+from .store import OWN_ATTRIBUTES
 
-# what may differ between shards that are merged
-OWN_ATTRIBUTES = frozenset({"shard", "total", "created", "libraries", "manifest_digest", "storage"})
 IDS_ONLY = "ids:"  # begins the digest of a shard whose photographs no manifest has told
 
 
@@ -155,7 +154,7 @@ def _check_agreement(sources: Sequence[Path], attributes: Sequence[ShardAttribut
     for path, said in zip(sources, attributes, strict=True):
         for field in fields(ShardAttributes):
             found, expected = getattr(said, field.name), getattr(attributes[0], field.name)
-            if field.name not in OWN_ATTRIBUTES and found != expected:
+            if field.name not in {*OWN_ATTRIBUTES, "total"} and found != expected:
                 raise LabelError(
                     f"shard {path}: {field.name} is {found}, but {expected} in {sources[0]}. Only labels of one annotator, "
                     "made with the same settings, can be merged."

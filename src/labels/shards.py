@@ -148,7 +148,7 @@ def assemble_parts(
         _write_columns(file, expected, status, reason)
         image = _finished_image(file)
     write_bytes(destination, image)
-    return _summary(status, len(image), hashlib.sha256(image).hexdigest())
+    return summary_of(status, len(image), hashlib.sha256(image).hexdigest())
 
 
 def read_attributes(path: Path) -> ShardAttributes:
@@ -169,7 +169,7 @@ def read_statuses(path: Path) -> ShardSummary:
         LabelError: as `read_attributes`.
     """
     with ShardFile(path) as shard:
-        return _summary(shard.column("status"), path.stat().st_size, "")
+        return summary_of(shard.column("status"), path.stat().st_size, "")
 
 
 def read_index(path: Path) -> tuple[NDArray[np.uint64], NDArray[np.uint8]]:
@@ -224,7 +224,7 @@ def verify_shard(path: Path, expected_sha256: str | None = None) -> ShardSummary
         check_ids(shard.column("sample_id"), attributes, path)
         for _, _, rows in shard.blocks():
             check_values(rows, attributes.num_classes, f"shard {path}", REMEDY)
-        return _summary(shard.column("status"), path.stat().st_size, digest)
+        return summary_of(shard.column("status"), path.stat().st_size, digest)
 
 
 def check_ids(identifiers: NDArray[np.uint64], attributes: ShardAttributes, path: Path) -> None:
@@ -305,7 +305,8 @@ def _encoded(text: str) -> bytes:
     return cut.decode("utf-8", "ignore").encode("utf-8")
 
 
-def _summary(status: NDArray[np.uint8], size_bytes: int, digest: str) -> ShardSummary:
+def summary_of(status: NDArray[np.uint8], size_bytes: int, digest: str) -> ShardSummary:
+    """Counts of rows by status."""
     counts = np.bincount(status, minlength=3)
     return ShardSummary(
         images=len(status),

@@ -11,7 +11,7 @@ import itertools
 import os
 import re
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -21,14 +21,14 @@ from numpy.typing import NDArray
 
 from ..core.errors import LabelError
 from ..core.seeds import sample_id
-from .attributes import ShardAttributes, ShardSummary, read_marker, shard_file_name
+from .attributes import ShardAttributes, ShardSummary, marker_of, read_marker, shard_file_name
 from .records import LabelRows, concatenate_rows
 from .shard_file import DAMAGE, REMEDY, ShardFile
-from .shards import check_ids, verify_shard
+from .shards import check_ids, summary_of, verify_shard
 
 _SHARD_NAME = re.compile(r"(?P<split>.+)-(?P<shard>\d{5,})-of-(?P<total>\d{5,})\.h5")
 # what may differ between the shards of one annotator; the manifest's digest is of each shard's own photographs
-_OWN_ATTRIBUTES = frozenset({"shard", "created", "libraries", "manifest_digest", "storage"})
+OWN_ATTRIBUTES = frozenset({"shard", "created", "libraries", "manifest_digest", "storage"})
 _MAX_OPEN_FILES = 128
 
 
@@ -82,7 +82,7 @@ class LabelStore:
     Attributes:
         path: the folder.
         split: the split.
-        attributes: of the first shard; those of all shards agree, but for shard, created, libraries, manifest_digest.
+        attributes: of the first shard; those of all shards agree, but for OWN_ATTRIBUTES.
 
     Args:
         path: folder of the shards.
@@ -127,7 +127,7 @@ class LabelStore:
                         f"shard {path}: made from other photographs than the manifest lists (digest "
                         f"{attributes.manifest_digest}, expected {manifest_digests[number]}). {REMEDY}"
                     )
-                _check_marker(path, attributes, shard.count)
+                check_marker(path, attributes, shard.column("status"))
                 check_ids(identifiers[-1], attributes, path)
                 if shard.count:
                     if tail not in (None, shard.layout.has_tail):
@@ -150,11 +150,9 @@ class LabelStore:
         self._buckets = np.append(np.searchsorted(self._ids, edges), len(self._ids)).astype(np.uint32)
 
     def _check_shard(self, shard: Path, number: int, attributes: ShardAttributes, first: ShardAttributes) -> None:
-        said = shard_file_name(attributes.split, attributes.shard, attributes.total)
-        if said != shard.name:
-            raise LabelError(f"shard {shard}: was written as {said}, its name is wrong. {REMEDY}")
+        check_name(shard, attributes)
         for field in fields(ShardAttributes):
-            if field.name in _OWN_ATTRIBUTES:
+            if field.name in OWN_ATTRIBUTES:
                 continue
             found, expected = getattr(attributes, field.name), getattr(first, field.name)
             if found != expected:
@@ -201,6 +199,9 @@ class LabelStore:
     def __len__(self) -> int:
         return len(self._ids)
 
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._ids.tolist())
+
     def __contains__(self, identifier: object) -> bool:
         if not isinstance(identifier, int | np.integer) or not 0 <= int(identifier) < 2**64:
             return False
@@ -232,7 +233,7 @@ class LabelStore:
         return identifier
 
     def __getitem__(self, identifier: int) -> Label:
-        index = self._index_of(int(identifier)) if 0 <= identifier < 2**64 else None
+        index = self._index_of(_as_id(identifier))
         if index is None:
             raise self._absent(int(identifier), 1, 1)
         rows = self._read(index)
@@ -393,21 +394,48 @@ def missing_shards(found: Sequence[Path]) -> list[Path]:
     ]
 
 
-def _check_marker(shard: Path, attributes: ShardAttributes, images: int) -> None:
-    """Compares a shard with its marker in what costs no reading of the maps; `verify` compares the digest."""
-    marker = read_marker(shard)
-    found = {
-        "labels_digest": attributes.labels_digest,
-        "manifest_digest": attributes.manifest_digest,
-        "size_bytes": shard.stat().st_size,
-        "images": images,
-    }
-    for name, value in found.items():
-        if name in marker and marker[name] != value:
-            raise LabelError(f"shard {shard}: {name} is {value}, its marker says {marker[name]}. {REMEDY}")
+def check_marker(path: Path, attributes: ShardAttributes, status: NDArray[np.uint8]) -> None:
+    """Compares a shard with its marker in what costs no reading of the maps; `verify` compares the digest.
+
+    Raises:
+        LabelError: no marker, or one that says something else.
+    """
+    marker = read_marker(path)
+    size_bytes = path.stat().st_size
+    summary = summary_of(status, size_bytes, marker["sha256"])
+    expected = marker_of(attributes, summary, 0.0)
+    for name, value in expected.items():
+        if name in marker and name != "seconds" and marker[name] != value:
+            raise LabelError(f"shard {path}: {name} is {value}, its marker says {marker[name]}. {REMEDY}")
+
+
+def check_name(path: Path, attributes: ShardAttributes) -> None:
+    """A shard must lie under the name that it was written as.
+
+    Raises:
+        LabelError: it does not.
+    """
+    said = shard_file_name(attributes.split, attributes.shard, attributes.total)
+    if said != path.name:
+        raise LabelError(f"shard {path}: was written as {said}, its name is wrong. {REMEDY}")
 
 
 def _as_ids(identifiers: Iterable[int] | NDArray[np.uint64]) -> NDArray[np.uint64]:
-    if isinstance(identifiers, np.ndarray):
-        return identifiers.astype(np.uint64).reshape(-1)
-    return np.fromiter((int(identifier) for identifier in identifiers), dtype=np.uint64)
+    if isinstance(identifiers, np.ndarray) and identifiers.dtype == np.uint64:
+        return identifiers.reshape(-1)
+    if isinstance(identifiers, str) or not isinstance(identifiers, Iterable):
+        raise _no_id(identifiers)
+    return np.fromiter((_as_id(identifier) for identifier in identifiers), dtype=np.uint64)
+
+
+def _as_id(identifier: object) -> int:
+    if not isinstance(identifier, int | np.integer) or not 0 <= int(identifier) < 2**64:
+        raise _no_id(identifier)
+    return int(identifier)
+
+
+def _no_id(found: object) -> LabelError:
+    return LabelError(
+        f"{str(found)[:80]!r} is no sample id: ids are whole numbers from 0 to 2**64 - 1, get_many takes several of them. "
+        "For a path ask id_for(path)."
+    )

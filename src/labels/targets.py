@@ -55,7 +55,7 @@ class SparseTargets:
         return len(self.background)
 
     @property
-    def unlabelled(self) -> Tensor:
+    def unlabeled(self) -> Tensor:
         """Number of images without any token inside, which add nothing to a loss; int64, no axes, not read back."""
         return (~self.inside.any(1)).sum()
 
@@ -77,11 +77,15 @@ class SparseTargets:
             targets with both vocabularies. A token is inside where each side that counts is.
 
         Raises:
-            ShapeError: other axes.
+            ShapeError: other axes, or a number outside [0, 1]; values of tensors are not looked at.
         """
         batch, tokens = self.background.shape
-        if permutation.shape != (batch,):
-            raise ShapeError(f"permutation (batch,) is {tuple(permutation.shape)}, expected ({batch},).")
+        if permutation.shape != (batch,) or permutation.is_floating_point():
+            raise ShapeError(
+                f"permutation (batch,) is {permutation.dtype} {tuple(permutation.shape)}, expected integers ({batch},)."
+            )
+        if isinstance(weight, float | int) and not 0.0 <= weight <= 1.0:
+            raise ShapeError(f"weight is {weight}, expected 0 to 1.")
         share = torch.as_tensor(weight, dtype=self.background.dtype, device=self.background.device)
         if share.ndim not in (0, 2) or (share.ndim == 2 and (len(share) != batch or share.shape[1] not in (1, tokens))):
             raise ShapeError(
@@ -112,7 +116,7 @@ class SparseTargets:
             ShapeError: a size below the present one.
         """
         batch, present, entries = self.values.shape
-        width, length = vocabulary or entries, tokens or present
+        width, length = entries if vocabulary is None else vocabulary, present if tokens is None else tokens
         if width < entries or length < present:
             raise ShapeError(
                 f"the targets have a vocabulary of {entries} and {present} tokens, more than the {width} and {length} to "
@@ -245,7 +249,7 @@ def one_hot_targets(class_index: ArrayLike, num_classes: int, smoothing: float =
     Raises:
         ShapeError: axes or values that do not fit.
     """
-    index = torch.as_tensor(class_index).to(torch.int64)
+    index = _as_index(class_index, torch.as_tensor(class_index).device, "class_index")
     if index.ndim != 1:
         raise ShapeError(f"class_index (batch,) is {tuple(index.shape)}, expected one axis.")
     _checked_smoothing(smoothing)
@@ -292,6 +296,8 @@ def participation_mask(
 ) -> Tensor:
     """Which tokens take part in the loss: round(share * tokens), at least one, drawn anew for every image.
 
+    The count is of all tokens; those among them that have no target (outside the photograph) drop out in the loss.
+
     Args:
         batch: images.
         tokens: of each.
@@ -330,13 +336,21 @@ def _weighted(first: SparseTargets, second: SparseTargets, share: Tensor) -> Spa
 
 
 def _best_class(targets: SparseTargets) -> Tensor:
-    """The class with the highest value, int64 (batch, tokens); entries of one class are summed before."""
+    """The class with the highest value, int64 (batch, tokens); entries of one class are summed before.
+
+    Where every named class lies below the background it is the first class that is not named.
+    """
     vocabulary, places = _vocabularies(targets.vocabulary, targets.num_classes)
     above = targets.values - targets.background[..., None]
     summed = above.new_zeros(*above.shape[:2], vocabulary.shape[1]).scatter_add_(
         2, places[:, None].expand_as(above), above
     )
-    return vocabulary.gather(1, summed.argmax(-1))
+    best, place = summed.max(-1)
+    unnamed = torch.ones(len(vocabulary), targets.num_classes, device=vocabulary.device).scatter_(
+        1, targets.vocabulary, 0.0
+    )
+    some, first = unnamed.max(1, keepdim=True)  # max gives the first of equals
+    return torch.where((best < 0) & (some > 0), first, vocabulary.gather(1, place))
 
 
 def _checked_smoothing(smoothing: float) -> float:
@@ -378,6 +392,10 @@ def _aligned_targets(
                 raise ShapeError(
                     f"tail (batch, rows, cols) is {tuple(rest.shape)}, expected {tuple(logits.shape[:3])}."
                 )
+            if bool((rest.isnan() | rest.isposinf()).any()):
+                raise ShapeError(
+                    "tail holds infinite values or none; it is minus infinity only where every class is stored."
+                )
             values, background = _aligned_probabilities(logits, rest, slots, vocabulary, view, num_classes, temperature)
         covered = view.mass() > 0
         if geometry == "released":
@@ -388,6 +406,7 @@ def _aligned_targets(
                 affine = view_affine(boxes, flipped)
             centres = token_centres(affine, grid)
             inside = ((centres >= 0) & (centres <= 1)).all(-1)
+            covered &= _overlaps(affine)
     targets = SparseTargets(
         vocabulary=vocabulary,
         values=values,
@@ -397,6 +416,13 @@ def _aligned_targets(
         grid=(int(grid[0]), int(grid[1])),
     )
     return targets, covered
+
+
+def _overlaps(affine: Tensor) -> Tensor:
+    """Bool (batch, 1): whether the box around a view meets the map; beside it, roi_align still finds the border cells."""
+    corners = affine.new_tensor([[0, 1, 0, 1], [0, 0, 1, 1], [1, 1, 1, 1]])
+    places = affine @ corners  # (batch, x and y, corners)
+    return ((places.amax(-1) > 0) & (places.amin(-1) < 1)).all(-1, keepdim=True)
 
 
 def _softmax_of_aligned(
@@ -460,10 +486,10 @@ def _vocabularies(index: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
     return index.new_zeros(len(index), width).scatter_(1, places, index), places
 
 
-def _as_index(classes: ArrayLike, device: torch.device) -> Tensor:
+def _as_index(classes: ArrayLike, device: torch.device, name: str = "classes") -> Tensor:
     index = torch.as_tensor(classes, device=device)
-    if index.is_floating_point() or index.dtype == torch.bool:
-        raise ShapeError(f"classes are {index.dtype}, expected integers.")
+    if index.numel() and (index.is_floating_point() or index.dtype == torch.bool):
+        raise ShapeError(f"{name} are {index.dtype}, expected integers.")
     return index.to(torch.int64)
 
 
@@ -479,6 +505,8 @@ def _check_maps(logits: Tensor, index: Tensor, num_classes: int) -> None:
             f"scores (batch, rows, cols, k) are {tuple(logits.shape)}; rows, cols and k start at 1, k ends at {num_classes}."
         )
     _check_classes(index, num_classes, "classes")
+    if not bool(torch.isfinite(logits).all()):
+        raise ShapeError("scores hold infinite values or none; labels of unreadable photographs are zeros.")
 
 
 def _check_classes(index: Tensor, num_classes: int, name: str) -> None:

@@ -54,7 +54,7 @@ class Supervision:
             step: for the draws.
 
         Returns:
-            the loss, and by name its parts and `unlabelled`, the number of photographs without any token target.
+            the loss, and by name its parts and `unlabeled`, the number of photographs without any token target.
         """
         recipe = self._recipe
         device = next(model.parameters()).device
@@ -78,7 +78,7 @@ class Supervision:
             )
         token_loss = token_cross_entropy(output.token_logits, targets, participation)
         loss = class_loss + recipe["token_weight"] * token_loss
-        return loss, {"class_loss": class_loss, "token_loss": token_loss, "unlabelled": targets.unlabelled}
+        return loss, {"class_loss": class_loss, "token_loss": token_loss, "unlabeled": targets.unlabeled}
 
     def _class_target(self, batch: MicroBatch) -> SparseTargets:
         recipe = self._recipe

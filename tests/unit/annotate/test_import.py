@@ -216,8 +216,8 @@ def place(tmp_path: Path) -> Place:
     return Place(tmp_path, shards=3)
 
 
-def random_maps(count: int, rows: int = 5, cols: int = 7) -> dict[int, Map]:
-    rng = np.random.default_rng(0)
+def random_maps(count: int, rows: int = 5, cols: int = 7, seed: int = 0) -> dict[int, Map]:
+    rng = np.random.default_rng(seed)
     maps = {}
     for row in range(count):
         scores = -np.sort(-rng.normal(4, 2, (rows, cols, 5)), axis=-1)
@@ -301,6 +301,11 @@ def test_an_interrupted_import_goes_on_where_it_was(place: Place, capsys: Output
     assert sorted(path.suffix for path in place.out.iterdir()) == [".done"] * 3 + [".h5"] * 3
     assert len(LabelStore(place.out, "train")) == 20
     capsys.readouterr()
+    another = place.write(place.root / "another", random_maps(20, seed=1))
+    (place.out / "train-00001-of-00003.done").unlink()
+    assert place.run(another, *settings) == 2  # nor may a folder hold shards of two archives
+    assert "is there already with labels_digest" in capsys.readouterr().err
+    assert place.run(released, *settings) == 0
     assert place.run(released, "--out", place.out, "--axes", "transposed", "--view", "squash") == 2
     assert "is there already with labels_digest" in capsys.readouterr().err
 
@@ -390,6 +395,9 @@ def test_detect_from_the_command_line(place: Place, local: Annotator, capsys: Ou
     assert place.run(released, *settings, "--annotator", place.root / "odd.json") == 2
     assert "odd.json: says no weights and no weights_sha256" in capsys.readouterr().err
     assert place.run(released, *settings, "--sample", "5") == 2
+    assert "--sample 5: fewer than 10" in capsys.readouterr().err
+    shuffled = place.write(place.root / "shuffled", {row: maps[(row + 7) % 20] for row in range(20)}, "transposed")
+    assert place.run(shuffled, *settings, "--sample", "12") == 2
     captured = capsys.readouterr()
     assert len([line for line in captured.err.splitlines() if line.startswith("error: --detect")]) == 1
     assert "log-probability" in captured.out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -133,7 +134,7 @@ def test_verify_goes_on_after_a_bad_shard(label_folder: Folder, capsys: Output) 
     assert main(["labels", "verify", str(folder)]) == 0
     out = capsys.readouterr().out
     assert [line[:2] for line in out.splitlines()[:3]] == ["ok"] * 3
-    assert out.count("sha256 as in its marker") == 3
+    assert out.count("as its marker says") == 3
     assert "3 checked: 3 ok, none bad; the good ones hold 20 images, 1 unreadable" in out.splitlines()[-1]
     shard = folder / "train-00001-of-00003.h5"
     content = bytearray(shard.read_bytes())
@@ -189,12 +190,41 @@ def test_verify_compares_with_the_manifest(label_folder: Folder, tmp_path: Path,
     assert "photographs of other sizes" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "key", ["labels_digest", "manifest_digest", "size_bytes", "images", "unreadable", "weights_sha256"]
+)
+def test_verify_compares_the_marker(label_folder: Folder, capsys: Output, key: str) -> None:
+    folder, _ = label_folder()
+    marker = marker_path(folder / "train-00001-of-00003.h5")
+    write_json(marker, read_json(marker) | {key: 77})
+    assert main(["labels", "verify", str(folder)]) == 1
+    assert f"{key} is" in capsys.readouterr().out
+
+
+def test_verify_sees_a_shard_under_another_ones_name(label_folder: Folder, capsys: Output) -> None:
+    folder, _ = label_folder()
+    for suffix in (".h5", ".done"):
+        shutil.copy(folder / f"train-00000-of-00003{suffix}", folder / f"train-00001-of-00003{suffix}")
+    assert main(["labels", "verify", str(folder)]) == 1
+    assert "was written as train-00000-of-00003.h5, its name is wrong" in capsys.readouterr().out
+
+
+def test_verify_sees_shards_that_do_not_belong_together(label_folder: Folder, capsys: Output) -> None:
+    folder, rows = label_folder()
+    mine = rows.take(np.flatnonzero(rows.sample_id % np.uint64(3) == 1))
+    write_shard(folder, mine, shard=1, total=3, annotator="lite1")
+    assert main(["labels", "verify", str(folder)]) == 1
+    assert "annotator is lite1, but lite0" in capsys.readouterr().out
+
+
 def test_verify_without_marker_and_with_a_gap(label_folder: Folder, capsys: Output) -> None:
     folder, _ = label_folder()
     first = folder / "train-00000-of-00003.h5"
+    marker = marker_path(first).read_bytes()
     marker_path(first).unlink()
-    assert main(["labels", "verify", str(first)]) == 0
-    assert "no marker to compare with" in capsys.readouterr().out
+    assert main(["labels", "verify", str(first)]) == 1
+    assert "train-00000-of-00003.done: missing, the shard was not finished" in capsys.readouterr().out
+    marker_path(first).write_bytes(marker)
     (folder / "train-00002-of-00003.h5").unlink()
     assert main(["labels", "verify", str(folder)]) == 1
     lines = capsys.readouterr().out.splitlines()

@@ -158,6 +158,25 @@ def test_timms_loader_carries_the_maps(use_prefetcher: bool, tmp_path: Path) -> 
     assert seen == 4
 
 
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_photograph_that_timm_cannot_read_is_skipped_with_its_label(tmp_path: Path) -> None:
+    root, store = data_and_labels(tmp_path, "squash")
+    inner = create_dataset("", root=root.parent, split="train", is_training=True)
+    inner.transform = v2.Compose([v2.Resize((32, 32)), v2.ToImage()])
+    names = inner.filenames()
+    dataset = LabeledDataset(inner, store, names)
+    whole = dataset[1]
+    (root / names[0]).write_bytes(b"no picture")
+    for _ in range(2):
+        image, class_index, _, label = dataset[0]
+        torch.testing.assert_close(image, whole[0])
+        assert (class_index, label.sample_id) == (whole[1], store.id_for(names[1]))
+    for name in names:
+        (root / name).write_bytes(b"no picture")
+    with pytest.raises(LabelError, match="50 photographs in a row"):
+        dataset[0]
+
+
 def test_maps_pickle_and_keep_their_types(tmp_path: Path) -> None:
     dataset = pickle.loads(pickle.dumps(image_folder(*data_and_labels(tmp_path, "squash"), MOVING)))
     _, maps = dataset.collate([dataset[0], dataset[1]])

@@ -257,3 +257,30 @@ def test_errors_name_the_axes() -> None:
         token_cross_entropy(torch.zeros(BATCH, TOKENS, CLASSES - 1), targets)
     with pytest.raises(LabelError, match=r"participation \(batch, tokens\) is \(4, 11\)"):
         token_cross_entropy(make_logits(), targets, torch.ones(BATCH, TOKENS - 1, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_tokens_that_take_no_part_do_not_matter(value: float, compiled: bool) -> None:
+    torch._dynamo.reset()
+    loss_of = (
+        torch.compile(token_cross_entropy, backend="aot_eager", fullgraph=True) if compiled else token_cross_entropy
+    )
+    targets = one_hot_targets(torch.tensor([1, 2]), 5, smoothing=0.1).padded(tokens=3)
+    logits = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(0))
+    expected = token_cross_entropy(logits, targets)
+    logits[:, 1:] = value
+    logits.requires_grad_()
+    loss = loss_of(logits, targets)
+    torch.testing.assert_close(loss.detach(), expected)
+    loss.backward()
+    assert logits.grad is not None
+    assert logits.grad[:, :1].isfinite().all()
+    assert not logits.grad[:, 1:].any()
+
+
+def test_classes_that_are_masked_out_do_not_matter_without_smoothing() -> None:
+    logits = torch.randn(2, 1, 5, generator=torch.Generator().manual_seed(0))
+    logits[:, :, 4] = float("-inf")
+    found = token_cross_entropy(logits, one_hot_targets(torch.tensor([1, 2]), 5))
+    torch.testing.assert_close(found, torch.nn.functional.cross_entropy(logits[:, 0], torch.tensor([1, 2])))

@@ -368,3 +368,18 @@ def test_unknown_name_of_the_package() -> None:
 
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         tokenlabel.labels.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize("wrong", [-1, 2**64, 1.5, "class0/photo.0.JPEG", None])
+def test_what_is_no_id(label_folder: Folder, wrong: object) -> None:
+    store = LabelStore(label_folder()[0], "train")
+    with pytest.raises(LabelError, match=r"is no sample id.*id_for"):
+        store[wrong]  # type: ignore[index]
+    for several in ([wrong], wrong, np.array([1.5])):
+        with pytest.raises(LabelError, match=r"is no sample id.*id_for"):
+            store.get_many(several)  # type: ignore[arg-type]
+
+
+def test_iterating_gives_the_ids(label_folder: Folder) -> None:
+    store = LabelStore(label_folder()[0], "train")
+    assert list(store) == store.ids.tolist()

@@ -18,7 +18,7 @@ from tokenlabel.labels import (
     pooled_target,
     sparse_targets,
 )
-from tokenlabel.labels.geometry import sampling_weights, view_affine
+from tokenlabel.labels.geometry import ShapeError, sampling_weights, view_affine
 
 BATCH, ROWS, COLS, K = 4, 6, 9, 3
 GRID = (5, 4)
@@ -413,13 +413,13 @@ def test_padding_to_fixed_sizes_changes_no_distribution() -> None:
             targets.padded(**sizes)
 
 
-def test_unlabelled_counts_images_without_a_token() -> None:
+def test_unlabeled_counts_images_without_a_token() -> None:
     scores, classes = make_maps(40)
     boxes = torch.tensor([[0, 0, 1, 1], [2.0, 2.0, 3.0, 3.0], [0.7, 0.0, 1.9, 1.0], [-3.0, 0, -2.0, 1]])
     targets = sparse_targets(scores, classes, boxes, grid=GRID, num_classes=40)
-    assert targets.unlabelled.shape == ()
-    assert targets.unlabelled == 2
-    assert targets.without(torch.ones(BATCH, dtype=torch.bool)).unlabelled == BATCH
+    assert targets.unlabeled.shape == ()
+    assert targets.unlabeled == 2
+    assert targets.without(torch.ones(BATCH, dtype=torch.bool)).unlabeled == BATCH
 
 
 @pytest.mark.parametrize(("share", "count"), [(1.0, 196), (0.2, 39), (0.5, 98), (0.001, 1)])
@@ -455,3 +455,36 @@ def test_many_classes() -> None:
     torch.testing.assert_close(
         targets.values.sum(-1) + (100_000 - targets.values.shape[2]) * targets.background, torch.ones(BATCH, 20)
     )
+
+
+def test_blend_where_every_stored_logit_is_negative() -> None:
+    """The released code compares with the best of all classes; it is then one that the map does not name."""
+    scores, classes = np.full((1, 2, 2, 1), -3.0), np.full((1, 2, 2, 1), 4)
+    pooled = pooled_target(scores, classes, torch.tensor([[0.0, 0.0, 1.0, 1.0]]), num_classes=10)
+    label = one_hot_targets(torch.tensor([4]), 10)
+    dense = pooled.dense()[0, 0]
+    assert int(dense.argmax()) == 0
+    expected = 0.9 * dense + 0.1 * label.dense()[0, 0]
+    torch.testing.assert_close(blended_target(pooled, label).dense()[0, 0], expected)
+
+
+def test_a_view_beside_the_photograph_is_not_pooled() -> None:
+    scores, classes = np.ones((1, 4, 4, 1)), np.zeros((1, 4, 4, 1), dtype=np.int64)
+    beside = torch.tensor([[-0.05, 0.1, -0.01, 0.5]])
+    assert not pooled_target(scores, classes, beside, num_classes=3).inside.any()
+    assert pooled_target(scores, classes, beside + 0.03, num_classes=3).inside.all()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_scores_that_are_no_numbers(value: float) -> None:
+    scores, classes = np.full((1, 4, 4, 1), value), np.zeros((1, 4, 4, 1), dtype=np.int64)
+    with pytest.raises(ShapeError, match="scores hold infinite values or none"):
+        sparse_targets(scores, classes, torch.tensor([[0.0, 0.0, 1.0, 1.0]]), num_classes=3)
+
+
+def test_blend_checks_its_weight_and_its_permutation() -> None:
+    targets = one_hot_targets(torch.tensor([0, 1]), 3)
+    with pytest.raises(ShapeError, match=r"weight is 1\.7"):
+        targets.blend(torch.tensor([1, 0]), 1.7)
+    with pytest.raises(ShapeError, match="expected integers"):
+        targets.blend(torch.tensor([1.0, 0.0]), 0.5)

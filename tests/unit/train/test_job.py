@@ -96,7 +96,7 @@ def test_every_supervision_and_mixing_of_the_tables_trains(
     (line,) = lines(tmp_path)
     assert 1 < line["class_loss"] < 12
     assert ("token_loss" in line) == (spec["recipe"]["supervision"] == "token")
-    assert line.get("unlabelled", 0) == 0
+    assert line.get("unlabeled", 0) == 0
 
 
 def test_photographs_without_a_token_target_are_counted(
@@ -112,7 +112,7 @@ def test_photographs_without_a_token_target_are_counted(
     spec["recipe"] |= {"epochs": 2}
     train(spec, workplace, tmp_path, machine=workplace.machine | {"micro_batch": 6})
     # every micro-batch has one: of 35 photographs two steps of 12 an epoch, in micro-batches of 6
-    assert [line["unlabelled"] for line in lines(tmp_path)] == [4, 4]
+    assert [line["unlabeled"] for line in lines(tmp_path)] == [4, 4]
 
 
 def test_the_same_seed_gives_the_same_run_whatever_the_workers(
