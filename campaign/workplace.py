@@ -96,13 +96,23 @@ class Workplace:
             "data_root": str(folder / "data"), "weights_root": "", "timm_names": [], "device": "cpu",
             "precision": "float32", "threads": 1, "workers": 0, "annotate_batch": 1, "part_seconds": 0.0,
             "label_storage": "compact",
-            "dataset": {"format": "folder", "train": "train", "val": "val", "on_unreadable": "record"},
+            "dataset": {"format": "folder", "train": "train", "val": "val",
+                "on_unreadable": "record", "max_unreadable_fraction": 0.5},
         }  # fmt: skip
         data = {
             "class_map": "imagenet-1k", "num_classes": 1000, "val_fraction": None, "val_seed": 0, "images": None,
             "shards": 1,
         }  # fmt: skip
-        labels = {"image_px": image_px, "view": "squash", "k": 5, "tail": tail, "precision": "float16", "score_step": 0}
+        labels = {
+            "image_px": image_px,
+            "view": "squash",
+            "k": 5,
+            "tail": tail,
+            "precision": "float16",
+            "score_step": 0,
+            "flip": False,
+            "scales": [1.0],
+        }
         annotator = {**LITE0, "grid": [image_px // 32] * 2}
         spec = {"stage": "annotate", "version": 1, "dataset": {}, "annotator": annotator, "labels": labels}
         write_json(folder / "machine.json", machine)

@@ -16,7 +16,7 @@ from torch import nn
 
 from ..core.errors import CheckpointError, ConfigError
 from ..data.timm_names import check_timm_names
-from .weights import load_weights
+from ..models.pretrained import load_pretrained
 
 CHECK_TOLERANCE = 1e-3  # of the logits' spread; float32 on a CPU gives 1e-6, bfloat16 is checked in float32
 
@@ -110,7 +110,7 @@ def build_annotator(spec: dict[str, Any], weights_root: Path) -> Annotator:
 
     architecture = spec["architecture"]
     check_timm_names([architecture.split(".", 1)[0]])
-    weights = load_weights(spec, weights_root)
+    weights = load_pretrained(spec, weights_root)
     backbone = timm.create_model(architecture, pretrained=False, num_classes=spec["num_classes"])
     missing, unexpected = _load(backbone, weights.state, architecture)
     if missing or unexpected:

@@ -17,16 +17,15 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from ..core.errors import DataError, LabelError, TokenLabelError
 from ..core.files import Lease, remove_leftovers, write_json
 from ..core.identity import digest_of
 from ..core.log import library_versions, logger
-from ..data.images import UnreadableImageError, decode_image, resize, resize_and_centre_crop, to_tensor
+from ..data.images import UnreadableImageError, normalise, read_view
 from ..data.manifest import Manifest
-from ..engine.device import autocast, choose_device, choose_precision, set_threads
+from ..engine.device import choose_device, choose_precision, set_threads
 from ..labels.records import STATUS_OK, STATUS_UNREADABLE, LabelRows, concatenate_rows
 from ..labels.shards import (
     ShardAttributes,
@@ -39,6 +38,7 @@ from ..labels.shards import (
     write_part,
 )
 from .dense import Annotator, Preprocessing, build_annotator
+from .labeling import MapBatch, label_batch
 
 
 class _Photographs(Dataset[tuple[int, torch.Tensor, tuple[int, int], str]]):
@@ -59,19 +59,11 @@ class _Photographs(Dataset[tuple[int, torch.Tensor, tuple[int, int], str]]):
         row = int(self._rows[position])
         image_px = self._labels["image_px"]
         try:
-            picture = decode_image(self._manifest.read(self._source, row))
+            encoded = self._manifest.read(self._source, row)
+            pixels, size = read_view(encoded, image_px, self._labels["view"], self._preprocessing.interpolation)
         except UnreadableImageError as error:
-            return row, torch.zeros(3, image_px, image_px), (0, 0), str(error)
-        size = (picture.height, picture.width)
-        return row, self._prepare(picture, image_px), size, ""
-
-    def _prepare(self, picture: Image.Image, image_px: int) -> torch.Tensor:
-        interpolation: Any = self._preprocessing.interpolation
-        if self._labels["view"] == "squash":
-            square = resize(picture, image_px, image_px, interpolation)
-        else:
-            square = resize_and_centre_crop(picture, image_px, 1.0, interpolation)
-        return to_tensor(square, self._preprocessing.mean, self._preprocessing.std)
+            return row, torch.zeros(3, image_px, image_px, dtype=torch.uint8), (0, 0), str(error)
+        return row, pixels, size, ""
 
 
 def _collate(
@@ -231,13 +223,15 @@ def _label_pending(
         for row, reason in zip(rows, reasons, strict=True):
             if reason:
                 _report_unreadable(manifest.path(row), reason, machine["dataset"]["on_unreadable"])
-        images = images.to(device=device, memory_format=torch.channels_last, non_blocking=True)
+        images = images.to(device=device, non_blocking=True)
         readable = [index for index, reason in enumerate(reasons) if not reason]
         if readable and not checked:
-            difference = annotator.check(images[readable[:1]])
+            pixels = normalise(images[readable[:1]], annotator.preprocessing.mean, annotator.preprocessing.std)
+            difference = annotator.check(pixels)
             logger.info("dense head: mean of the map equals the annotator's own logits to %.1e", difference)
             checked = True
-        buffer.append(_rows_of(spec, manifest, annotator, rows, images, sizes, reasons, device, precision))
+        maps = label_batch(annotator, images, spec, precision)
+        buffer.append(_rows_of(manifest, rows, maps, annotator.num_classes, sizes, reasons))
         if time.monotonic() - part_started > machine["part_seconds"]:
             close_part()
             part_started = time.monotonic()
@@ -254,40 +248,23 @@ def _report_unreadable(path: str, reason: str, on_unreadable: str) -> None:
     logger.warning("%s: cannot be decoded (%s); recorded in the shard, training skips it", path, reason)
 
 
-def round_to_step(logits: torch.Tensor, step: float) -> torch.Tensor:
-    """Rounds to multiples of a step, whose zero bits compress; 0 leaves all as it is."""
-    return (logits / step).round() * step if step else logits
-
-
-@torch.inference_mode()
 def _rows_of(
-    spec: dict[str, Any], manifest: Manifest, annotator: Annotator, rows: list[int], images: torch.Tensor,
-    sizes: list[tuple[int, int]], reasons: list[str], device: torch.device, precision: torch.dtype,
-) -> LabelRows:  # fmt: skip
-    with autocast(device, precision):
-        logits = annotator(images).float()  # (batch, rows, cols, classes)
-    expected = tuple(spec["annotator"]["grid"])
-    if tuple(logits.shape[1:3]) != expected:
-        raise DataError(
-            f"annotator {annotator.architecture}: its map is {tuple(logits.shape[1:3])} at {spec['labels']['image_px']} px, "
-            f"the configuration says grid {expected}. Correct the annotator's grid."
-        )
-    settings = spec["labels"]
-    scores, classes = logits.topk(settings["k"], dim=-1, sorted=True)
-    tail = None
-    if settings["tail"]:
-        # log of the summed exp of what is not stored, without the cancellation of total minus stored
-        rest = logits.scatter(-1, classes, float("-inf"))
-        tail = round_to_step(rest.logsumexp(-1), settings["score_step"]).half().cpu().numpy()
-    scores = round_to_step(scores, settings["score_step"])
-    index_type = np.uint16 if annotator.num_classes <= 65536 else np.uint32
+    manifest: Manifest,
+    rows: list[int],
+    maps: MapBatch,
+    num_classes: int,
+    sizes: list[tuple[int, int]],
+    reasons: list[str],
+) -> LabelRows:
+    index_type = np.uint16 if num_classes <= 65536 else np.uint32
     readable = np.array([not reason for reason in reasons])
     blank = ~readable[:, None, None, None]
+    tail = None if maps.tail is None else np.where(blank[..., 0], np.float16(0), maps.tail.cpu().numpy())
     return LabelRows(
         sample_id=manifest.sample_id[rows],
-        scores=np.where(blank, np.float16(0), scores.half().cpu().numpy()),
-        classes=np.where(blank, 0, classes.cpu().numpy()).astype(index_type),
-        tail=None if tail is None else np.where(blank[..., 0], np.float16(0), tail),
+        scores=np.where(blank, np.float16(0), maps.scores.cpu().numpy()),
+        classes=np.where(blank, 0, maps.classes.cpu().numpy()).astype(index_type),
+        tail=tail,
         image_size=np.array(sizes, dtype=np.uint32),
         status=np.where(readable, STATUS_OK, STATUS_UNREADABLE).astype(np.uint8),
         reason=list(reasons),

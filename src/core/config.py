@@ -53,6 +53,7 @@ class Dataset(Frozen):
     val_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
     val_seed: int = 0
     on_unreadable: Literal["record", "fail"]
+    max_unreadable_fraction: Fraction
     train_images: Positive
     val_images: Positive
 
@@ -74,6 +75,8 @@ class Labels(Frozen):
     tail: bool
     precision: Literal["float16"]
     score_step: Annotated[float, Field(ge=0, le=4)]
+    flip: bool
+    scales: Annotated[tuple[Annotated[float, Field(ge=0.25, le=4)], ...], Field(min_length=1)]
     shards: Annotated[int, Field(ge=1, le=99999)]
 
 

@@ -286,6 +286,7 @@ class Study:
                 "train": dataset.train,
                 "val": dataset.val,
                 "on_unreadable": dataset.on_unreadable,
+                "max_unreadable_fraction": dataset.max_unreadable_fraction,
             },
             **self.config.machine.model_dump(mode="json"),
         }
@@ -312,6 +313,8 @@ class Study:
                 "tail": labels.tail,
                 "precision": labels.precision,
                 "score_step": labels.score_step,
+                "flip": labels.flip,
+                "scales": list(labels.scales),
             },
         }
         name = f"{annotator}-{digest_of(spec)}"

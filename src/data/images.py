@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from typing import Literal
 
 import numpy as np
 import torch
@@ -76,16 +75,14 @@ def _eight_bits(picture: Image.Image) -> Image.Image:
     return Image.fromarray((levels // 257).astype(np.uint8))
 
 
-def resize(picture: Image.Image, width: int, height: int, interpolation: Literal["bilinear", "bicubic"]) -> Image.Image:
+def resize(picture: Image.Image, width: int, height: int, interpolation: str) -> Image.Image:
     """Resizes with antialiasing, without keeping the aspect ratio."""
     if picture.size == (width, height):
         return picture
     return picture.resize((width, height), RESAMPLING[interpolation])
 
 
-def resize_and_centre_crop(
-    picture: Image.Image, image_px: int, crop: float, interpolation: Literal["bilinear", "bicubic"]
-) -> Image.Image:
+def resize_and_centre_crop(picture: Image.Image, image_px: int, crop: float, interpolation: str) -> Image.Image:
     """Evaluation's view: the central square that spans `crop` of the shorter side, at image_px x image_px.
 
     Source: the resize-then-crop of timm's validation, done in one resampling.
@@ -103,3 +100,40 @@ def to_tensor(picture: Image.Image, mean: tuple[float, ...], std: tuple[float, .
     """
     pixels = torch.from_numpy(np.array(picture, dtype=np.uint8)).permute(2, 0, 1).contiguous().to(torch.float32)
     return pixels.div_(255.0).sub_(torch.tensor(mean).view(3, 1, 1)).div_(torch.tensor(std).view(3, 1, 1))
+
+
+def read_view(encoded: bytes, image_px: int, view: str, interpolation: str) -> tuple[torch.Tensor, tuple[int, int]]:
+    """Decodes a photograph and resizes the part of it that an annotator sees.
+
+    Args:
+        encoded: the file's bytes.
+        image_px: side of the square.
+        view: `squash` (the whole photograph) or `centre_crop` (its largest centred square).
+        interpolation: antialiased.
+
+    Returns:
+        uint8 (3, image_px, image_px), RGB; height and width of the upright photograph.
+
+    Raises:
+        UnreadableImageError: as `decode_image`.
+    """
+    picture = decode_image(encoded)
+    if view == "squash":
+        square = resize(picture, image_px, image_px, interpolation)
+    else:
+        square = resize_and_centre_crop(picture, image_px, 1.0, interpolation)
+    return torch.from_numpy(np.array(square, dtype=np.uint8)).permute(2, 0, 1), (picture.height, picture.width)
+
+
+def normalise(images: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
+    """Scales a batch to [0, 1] and normalises.
+
+    Args:
+        images: uint8 (batch, 3, height, width), on any device.
+
+    Returns:
+        float32 of the same shape, channels last in memory.
+    """
+    shape = (1, 3, 1, 1)
+    scaled = images.to(torch.float32, memory_format=torch.channels_last).div_(255.0)
+    return scaled.sub_(scaled.new_tensor(mean).view(shape)).div_(scaled.new_tensor(std).view(shape))

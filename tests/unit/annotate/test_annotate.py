@@ -19,7 +19,6 @@ import torch
 
 from tests.conftest import machine_settings, write_manifests
 from tokenlabel.annotate.dense import Annotator, Preprocessing, build_annotator
-from tokenlabel.annotate.weights import find_weights_file, load_weights
 from tokenlabel.core.errors import CheckpointError, ConfigError
 from tokenlabel.core.files import read_json, write_json
 from tokenlabel.core.log import set_up_logging
@@ -27,6 +26,7 @@ from tokenlabel.data.images import decode_image, resize, to_tensor
 from tokenlabel.data.manifest import load_manifest
 from tokenlabel.demo.photographs import find_photographs
 from tokenlabel.labels import LabelStore
+from tokenlabel.models.pretrained import find_weights_file, load_pretrained
 
 LITE0 = {
     "architecture": "tf_efficientnet_lite0.in1k",
@@ -36,7 +36,16 @@ LITE0 = {
     "num_classes": 1000,
     "grid": [5, 5],
 }
-LABELS = {"image_px": 160, "view": "squash", "k": 5, "tail": False, "precision": "float16", "score_step": 0}
+LABELS = {
+    "image_px": 160,
+    "view": "squash",
+    "k": 5,
+    "tail": False,
+    "precision": "float16",
+    "score_step": 0,
+    "flip": False,
+    "scales": [1.0],
+}
 SPEC = {"stage": "annotate", "version": 1, "dataset": {}, "annotator": LITE0, "labels": LABELS}
 
 
@@ -157,7 +166,7 @@ def test_a_shard_holds_the_annotators_top_classes(workplace: Path, lite0: Annota
 def test_scores_are_rounded_to_steps(workplace: Path) -> None:
     write_json(workplace / "spec.json", read_json(workplace / "spec.json") | {"labels": LABELS | {"tail": True}})
     assert annotate(workplace).returncode == 0
-    stepped = LABELS | {"tail": True, "score_step": 0.25}
+    stepped = LABELS | {"tail": True, "score_step": 0.25, "flip": False, "scales": [1.0]}
     write_json(workplace / "spec.json", read_json(workplace / "spec.json") | {"labels": stepped})
     assert annotate(workplace, "labels_stepped").returncode == 0
     raw, rounded = (LabelStore(workplace / name / "lite0-00000000", "train") for name in ("labels", "labels_stepped"))
@@ -188,7 +197,16 @@ def test_an_unreadable_photograph_is_recorded_with_its_reason_and_the_job_goes_o
     assert len(label.reason) > 5
     assert (store.status_of(store.ids) == 0).sum() == 17
 
-    write_machine(workplace, dataset={"format": "folder", "train": "train", "val": "val", "on_unreadable": "fail"})
+    write_machine(
+        workplace,
+        dataset={
+            "format": "folder",
+            "train": "train",
+            "val": "val",
+            "on_unreadable": "fail",
+            "max_unreadable_fraction": 0.5,
+        },
+    )
     refused = annotate(workplace, "labels_strict")
     assert refused.returncode == 2
     assert refused.stderr.strip().splitlines()[-1].startswith(f"error: {name}: cannot be decoded")
@@ -251,7 +269,7 @@ def test_the_hub_out_of_reach_says_which_file_to_put_where(monkeypatch: pytest.M
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(CheckpointError, match=r"model\.safetensors of timm/tf_efficientnet_b3\.aa_in1k.*weights_root"):
-        load_weights({**LITE0, "architecture": "tf_efficientnet_b3.aa_in1k", "weights": "hub"}, Path())
+        load_pretrained({**LITE0, "architecture": "tf_efficientnet_b3.aa_in1k", "weights": "hub"}, Path())
 
 
 def test_weights_from_a_file_in_timms_names(tmp_path: Path, lite0: Annotator) -> None:

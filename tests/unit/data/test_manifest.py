@@ -30,7 +30,14 @@ def spec(**changes: Any) -> dict[str, Any]:
 def machine(root: Path, **changes: Any) -> dict[str, Any]:
     return {
         "data_root": str(root),
-        "dataset": {"format": "folder", "train": "train", "val": "val", "on_unreadable": "record"} | changes,
+        "dataset": {
+            "format": "folder",
+            "train": "train",
+            "val": "val",
+            "on_unreadable": "record",
+            "max_unreadable_fraction": 0.5,
+        }
+        | changes,
     }
 
 

@@ -163,7 +163,16 @@ def annotated(root: Path, view: str) -> LabelStore:
         "num_classes": 1000,
         "grid": list(GRID),
     }
-    labels = {"image_px": IMAGE_PX, "view": view, "k": 5, "tail": True, "precision": "float16", "score_step": 0}
+    labels = {
+        "image_px": IMAGE_PX,
+        "view": view,
+        "k": 5,
+        "tail": True,
+        "precision": "float16",
+        "score_step": 0,
+        "flip": False,
+        "scales": [1.0],
+    }
     spec = {"stage": "annotate", "version": 1, "dataset": {}, "annotator": annotator, "labels": labels}
     folder = root / "labels" / "lite0-00000000"
     annotate_shard(spec, machine, manifest, 0, folder / "train-00000-of-00001.done")

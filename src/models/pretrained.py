@@ -1,6 +1,7 @@
-"""Where an annotator's weights come from: a file, an installed package, or the model hub; and what they are called.
+"""Where pretrained weights come from: a file, an installed package, or the model hub; and what they are called.
 
-The weights' SHA-256 goes into every shard, and is checked where the configuration states one.
+Called for annotators and for students that start pretrained. The weights' SHA-256 goes into every shard, and is checked
+where the configuration states one.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 
 from ..core.errors import CheckpointError
 from ..core.files import sha256_of
-from ..models import read_state_dict
+from .checkpoints import read_state_dict
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar")
 
@@ -61,27 +62,27 @@ def find_weights_file(weights: str, weights_root: Path) -> Path | None:
     return files[0]
 
 
-def load_weights(annotator: dict[str, Any], weights_root: Path) -> Weights:
-    """Loads an annotator's weights.
+def load_pretrained(source: dict[str, Any], weights_root: Path) -> Weights:
+    """Loads pretrained weights.
 
     Args:
-        annotator: the spec's annotator section.
+        source: a spec's section with architecture, weights, weights_sha256 and weights_naming.
         weights_root: folder of `file:` weights.
 
     Raises:
         CheckpointError: missing, damaged, or not the stated digest.
     """
-    path = find_weights_file(annotator["weights"], weights_root)
+    path = find_weights_file(source["weights"], weights_root)
     if path is None:
-        path = _download(annotator["architecture"])
+        path = _download(source["architecture"])
     digest = sha256_of(path)
-    if annotator["weights_sha256"] not in (None, digest):
+    if source["weights_sha256"] not in (None, digest):
         raise CheckpointError(
-            f"{path}: sha256 {digest[:16]}..., the configuration states {annotator['weights_sha256'][:16]}.... "
+            f"{path}: sha256 {digest[:16]}..., the configuration states {source['weights_sha256'][:16]}.... "
             "Replace the file or correct weights_sha256."
         )
     state = read_state_dict(path)
-    if annotator["weights_naming"] == "efficientnet_pytorch":
+    if source["weights_naming"] == "efficientnet_pytorch":
         state = rename_efficientnet_pytorch(state)
     return Weights(state=state, sha256=digest, origin=str(path))
 
