@@ -23,7 +23,8 @@ from ..core.errors import DataError, LabelError, TokenLabelError
 from ..core.files import Lease, remove_leftovers, write_json
 from ..core.identity import digest_of
 from ..core.log import library_versions, logger
-from ..data.images import UnreadableImageError, normalise, read_view
+from ..data.images import UnreadableImageError
+from ..data.pixels import normalise, read_view
 from ..data.manifest import Manifest
 from ..engine.device import choose_device, choose_precision, set_threads
 from ..labels.records import STATUS_OK, STATUS_UNREADABLE, LabelRows, concatenate_rows

@@ -1,6 +1,8 @@
-"""The one decoder and resizer: bytes to an upright RGB picture, the same for annotator, training and evaluation.
+"""The one decoder: bytes to an upright RGB picture, the same for annotator, training and evaluation.
 
 Called by every stage that looks at a photograph. Never guesses: what cannot be decoded whole raises UnreadableImageError.
+Alpha is dropped, colour profiles are not applied, of several frames the first is taken, 16 bits become 8: as Pillow's
+`convert("RGB")` does, but for 16-bit grey, which that would clip. `pixels` is the fast way to an annotator's view.
 """
 
 from __future__ import annotations
@@ -16,7 +18,14 @@ from PIL import ExifTags, Image, ImageOps
 from ..core.errors import DataError
 
 FIRST_TURNED = 5  # EXIF orientations from here on exchange width and height
-RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+RESAMPLING = {
+    "nearest": Image.Resampling.NEAREST,
+    "box": Image.Resampling.BOX,
+    "bilinear": Image.Resampling.BILINEAR,
+    "hamming": Image.Resampling.HAMMING,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
 
 
 class UnreadableImageError(DataError):
@@ -100,40 +109,3 @@ def to_tensor(picture: Image.Image, mean: tuple[float, ...], std: tuple[float, .
     """
     pixels = torch.from_numpy(np.array(picture, dtype=np.uint8)).permute(2, 0, 1).contiguous().to(torch.float32)
     return pixels.div_(255.0).sub_(torch.tensor(mean).view(3, 1, 1)).div_(torch.tensor(std).view(3, 1, 1))
-
-
-def read_view(encoded: bytes, image_px: int, view: str, interpolation: str) -> tuple[torch.Tensor, tuple[int, int]]:
-    """Decodes a photograph and resizes the part of it that an annotator sees.
-
-    Args:
-        encoded: the file's bytes.
-        image_px: side of the square.
-        view: `squash` (the whole photograph) or `centre_crop` (its largest centred square).
-        interpolation: antialiased.
-
-    Returns:
-        uint8 (3, image_px, image_px), RGB; height and width of the upright photograph.
-
-    Raises:
-        UnreadableImageError: as `decode_image`.
-    """
-    picture = decode_image(encoded)
-    if view == "squash":
-        square = resize(picture, image_px, image_px, interpolation)
-    else:
-        square = resize_and_centre_crop(picture, image_px, 1.0, interpolation)
-    return torch.from_numpy(np.array(square, dtype=np.uint8)).permute(2, 0, 1), (picture.height, picture.width)
-
-
-def normalise(images: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
-    """Scales a batch to [0, 1] and normalises.
-
-    Args:
-        images: uint8 (batch, 3, height, width), on any device.
-
-    Returns:
-        float32 of the same shape, channels last in memory.
-    """
-    shape = (1, 3, 1, 1)
-    scaled = images.to(torch.float32, memory_format=torch.channels_last).div_(255.0)
-    return scaled.sub_(scaled.new_tensor(mean).view(shape)).div_(scaled.new_tensor(std).view(shape))
