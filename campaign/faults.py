@@ -40,6 +40,12 @@ _REFUSED = "verify finds it; reading refuses or gives the right labels and attri
 
 FAULTS = {
     "kill_job": Fault("annotate job killed (-9) at a random moment", _WHOLE, interruptions.kill_writer, 50),
+    "terminate_job": Fault(
+        "annotate job told to stop (SIGTERM) at a random moment",
+        "ends within 10 s with one line; no finished photograph is labeled again; the rerun gives the undisturbed labels",
+        interruptions.terminate_job,
+        50,
+    ),
     "kill_writer": Fault(
         "writer killed (-9), mostly while assembling", _WHOLE, interruptions.kill_writer, 50, "writer"
     ),

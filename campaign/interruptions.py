@@ -32,6 +32,36 @@ def kill_writer(place: Workplace, seed: int, scratch: Path) -> dict[str, Any]:
     }
 
 
+def terminate_job(place: Workplace, seed: int, scratch: Path) -> dict[str, Any]:
+    """SIGTERM at a moment drawn uniformly from the undisturbed job's duration: a quick end, then a rerun that goes on."""
+    labels = fresh_folder(scratch) / "lite0-00000000"
+    assert place.reference
+    moment_s = random.Random(seed).uniform(0, place.duration_s)
+    job = place.start(labels)
+    time.sleep(moment_s)
+    job.signal(signal.SIGTERM)
+    began = time.monotonic()
+    code = job.wait()
+    took_s = time.monotonic() - began
+    require(took_s < 10, f"took {took_s:.1f} s to end")
+    # before the annotator is built nothing waits to be saved, and the signal has its default effect
+    require(code in (0, -signal.SIGTERM, 128 + signal.SIGTERM), f"exit code {code}: {job.said()[-300:]}")
+    if code > 0:
+        lines = job.said().strip().splitlines()
+        require(len(lines) == 1 and "stopped by SIGTERM" in lines[0], f"not one line: {job.said()[-600:]}")
+        require(not list(labels.glob("*.lease")), "the lease is left")
+    found = place.check_nothing_false(labels)
+    again = place.start(labels)
+    require(again.wait() == 0, f"the rerun failed: {again.said()[-300:]}")
+    labeled = photographs_labeled(job) + photographs_labeled(again)
+    require(labeled == place.images or code < 0, f"{labeled} photographs labeled by two jobs, there are {place.images}")
+    return {
+        "did": f"SIGTERM at {moment_s:.3f} s of {place.duration_s:.3f} s, ended in {took_s:.3f} s with code {code}",
+        "found": found,
+        "digest": place.check_result(labels),
+    }
+
+
 def damage_part(place: Workplace, seed: int, scratch: Path) -> dict[str, Any]:
     """A job is killed while labeling and one byte of one of its parts changes: named in a line, or harmless; never a label."""
     labels = fresh_folder(scratch) / "lite0-00000000"

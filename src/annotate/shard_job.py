@@ -1,77 +1,50 @@
 """One shard of labels: photographs in, score maps out, in closed parts that survive a kill.
 
-Guarantees: every photograph of the manifest's shard has a row, unreadable ones with the reason; the marker appears last;
-a job that is interrupted loses at most the part it was writing, and the rerun continues from the parts.
+Guarantees: every photograph of the manifest's shard has a row, unreadable ones with the reason; the marker appears last; a job
+that is interrupted loses at most the part it was filling, and the rerun continues from the parts with the same batches.
 """
 
 from __future__ import annotations
 
+import json
+import resource
 import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset
 
-from ..core.errors import DataError, LabelError, TokenLabelError
+from ..core.errors import LabelError, TokenLabelError
 from ..core.files import Lease, remove_leftovers, write_json
 from ..core.identity import digest_of
 from ..core.log import library_versions, logger
-from ..data.images import UnreadableImageError
-from ..data.pixels import normalise, read_view
 from ..data.manifest import Manifest
+from ..data.pixels import normalise
 from ..engine.device import choose_device, choose_precision, set_threads
-from ..labels.records import STATUS_OK, STATUS_UNREADABLE, LabelRows, concatenate_rows
+from ..labels.records import STATUS_UNREADABLE
 from ..labels.shards import (
+    ShardAssembly,
     ShardAttributes,
-    assemble_parts,
     marker_of,
     read_marker,
     read_part,
     shard_file_name,
     verify_shard,
-    write_part,
 )
-from .dense import Annotator, Preprocessing, build_annotator
-from .labeling import MapBatch, label_batch
+from .dense import Annotator, build_annotator
+from .labeling import label_batch
+from .pipeline import BatchReader, PartWriter, PhotographBatch, rows_of_batch
+from .progress import Progress
+from .stopping import stopping_by_signal
+from .unreadable import Unreadable, UnreadableList
 
-
-class _Photographs(Dataset[tuple[int, torch.Tensor, tuple[int, int], str]]):
-    """Decoded and resized photographs of one shard; an unreadable one comes as zeros with its reason."""
-
-    def __init__(
-        self, manifest: Manifest, rows: NDArray[np.int64], machine: dict[str, Any], labels: dict[str, Any],
-        preprocessing: Preprocessing,
-    ) -> None:  # fmt: skip
-        self._manifest, self._rows, self._labels = manifest, rows, labels
-        self._source = manifest.open_source(machine)
-        self._preprocessing = preprocessing
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, position: int) -> tuple[int, torch.Tensor, tuple[int, int], str]:
-        row = int(self._rows[position])
-        image_px = self._labels["image_px"]
-        try:
-            encoded = self._manifest.read(self._source, row)
-            pixels, size = read_view(encoded, image_px, self._labels["view"], self._preprocessing.interpolation)
-        except UnreadableImageError as error:
-            return row, torch.zeros(3, image_px, image_px, dtype=torch.uint8), (0, 0), str(error)
-        return row, pixels, size, ""
-
-
-def _collate(
-    items: list[tuple[int, torch.Tensor, tuple[int, int], str]],
-) -> tuple[list[int], torch.Tensor, list[tuple[int, int]], list[str]]:
-    rows, images, sizes, reasons = zip(*items, strict=True)
-    return list(rows), torch.stack(images), list(sizes), list(reasons)
+SECONDS_TO_STOP = 8.0  # of the ten that a job may take to end
 
 
 def annotate_shard(
@@ -90,8 +63,7 @@ def annotate_shard(
         what the marker says.
 
     Raises:
-        DataError: photographs do not fit the manifest, or one is unreadable and on_unreadable is `fail`.
-        CheckpointError: the annotator cannot be built or fails its check.
+        DataError: photographs do not fit the manifest, or too many of them are unreadable.
     """
     started = time.monotonic()
     total = len(manifest.shard_digests)
@@ -105,46 +77,33 @@ def annotate_shard(
             return marker
         remove_leftovers(destination)
         remove_leftovers(done)
-        parts, labeled = _finished_parts(parts_folder)
-        pending = np.array([row for row in rows if int(manifest.sample_id[row]) not in labeled], dtype=np.int64)
+        unreadable = UnreadableList(machine["dataset"], str(done), len(rows))
+        parts, labeled = _finished_parts(parts_folder, manifest, unreadable)
         if labeled:
             logger.info("resuming: %d of %d photographs are in finished parts", len(labeled), len(rows))
         annotator = build_annotator(spec["annotator"], Path(machine["weights_root"]))
-        first_part = int(parts[-1].stem.removeprefix("part-")) + 1 if parts else 0
-        parts += _label_pending(spec, machine, manifest, pending, annotator, parts_folder, first_part, lease)
-        grid = tuple(spec["annotator"]["grid"])
-        attributes = ShardAttributes(
-            annotator=done.parent.name.rsplit("-", 1)[0],
-            architecture=spec["annotator"]["architecture"],
-            weights_sha256=annotator.weights_sha256,
-            image_px=spec["labels"]["image_px"],
-            view=spec["labels"]["view"],
-            preprocessing={
-                "mean": list(annotator.preprocessing.mean),
-                "std": list(annotator.preprocessing.std),
-                "interpolation": annotator.preprocessing.interpolation,
-            },
-            num_classes=annotator.num_classes,
-            rows=grid[0],
-            cols=grid[1],
-            k=spec["labels"]["k"],
-            precision=spec["labels"]["precision"],
-            split=manifest.split,
-            shard=shard,
-            total=total,
-            manifest_digest=manifest.shard_digests[shard],
-            labels_digest=digest_of(spec),
-            libraries=library_versions(),
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
-            storage=machine["label_storage"],
-            score_step=spec["labels"]["score_step"],
-        )
-        lease.check()
-        summary = assemble_parts(parts, destination, attributes, manifest.sample_id[rows])
+        pending = np.array([row for row in rows if int(manifest.sample_id[row]) not in labeled], dtype=np.int64)
+        device = choose_device(machine["device"])
+        precision = choose_precision(machine["precision"], device)
+        set_threads(machine["threads"])
+        name = done.parent.name.rsplit("-", 1)[0]
+        attributes = _attributes(spec, machine, manifest, shard, annotator, name, precision)
+        with ShardAssembly(destination, attributes, manifest.sample_id[rows]) as assembly:
+            writer = PartWriter(assembly, parts, parts_folder, machine["part_seconds"], lease.check)
+            facts = _label_pending(
+                spec, machine, manifest, pending, annotator, lease, unreadable, writer, done, device, precision
+            )
+            lease.check()
+            finishing = time.perf_counter()
+            summary = assembly.finish()
+        facts["finishing_s"] = round(time.perf_counter() - finishing, 3)
         marker = marker_of(attributes, summary, time.monotonic() - started)
+        marker |= {"job": facts, "unreadable_photographs": [vars(photograph) for photograph in unreadable.found]}
         lease.check()
-        write_json(done, marker)
+        unreadable.write_table(done.parent / "unreadable.csv", shard, done, partial(write_json, done, marker))
         shutil.rmtree(parts_folder, ignore_errors=True)
+        said = {"shard": done.name, "images": marker["images"], "unreadable": marker["unreadable"], **facts}
+        logger.info("summary %s", json.dumps(said))
     return marker
 
 
@@ -170,103 +129,131 @@ def _finished(destination: Path, labels_digest: str, manifest_digest: str) -> di
     return marker
 
 
-def _finished_parts(folder: Path) -> tuple[list[Path], set[int]]:
+def _finished_parts(folder: Path, manifest: Manifest, unreadable: UnreadableList) -> tuple[list[Path], set[int]]:
     """Parts of earlier jobs and the sample ids in them; one that repeats another's photographs is removed."""
     parts: list[Path] = []
     labeled: set[int] = set()
     for part in sorted(folder.glob("part-*.h5")):
-        identifiers = {int(identifier) for identifier in read_part(part).sample_id}
+        rows = read_part(part)
+        identifiers = set(rows.sample_id.tolist())
         if labeled & identifiers:  # written by a job that another had taken over from
             part.unlink()
             continue
         parts.append(part)
         labeled |= identifiers
+        for index in np.flatnonzero(rows.status == STATUS_UNREADABLE).tolist():
+            row = int(np.flatnonzero(manifest.sample_id == rows.sample_id[index])[0])
+            unreadable.found.append(Unreadable(manifest.path(row), rows.reason[index]))
     return parts, labeled
 
 
 def _label_pending(
-    spec: dict[str, Any],
-    machine: dict[str, Any],
-    manifest: Manifest,
-    pending: NDArray[np.int64],
-    annotator: Annotator,
-    parts_folder: Path,
-    first_part: int,
-    lease: Lease,
-) -> list[Path]:
-    """Labels what no part holds yet; closes a part whenever `part_seconds` have passed. Returns the parts."""
-    device = choose_device(machine["device"])
-    precision = choose_precision(machine["precision"], device)
-    set_threads(machine["threads"])
+    spec: dict[str, Any], machine: dict[str, Any], manifest: Manifest, pending: np.ndarray[Any, np.dtype[np.int64]],
+    annotator: Annotator, lease: Lease, unreadable: UnreadableList, writer: PartWriter, done: Path,
+    device: torch.device, precision: torch.dtype,
+) -> dict[str, Any]:  # fmt: skip
+    """Labels what no part holds yet; returns what the job did with its time."""
     annotator.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    dataset = _Photographs(manifest, pending, machine, spec["labels"], annotator.preprocessing)
-    loader = DataLoader(
-        dataset,
-        batch_size=machine["annotate_batch"],
-        num_workers=machine["workers"],
-        collate_fn=_collate,
-        pin_memory=device.type == "cuda",
-    )
-    parts: list[Path] = []
-    buffer: list[LabelRows] = []
-    part_started = time.monotonic()
+    settings, preprocessing = spec["labels"], annotator.preprocessing
+    reader = BatchReader(
+        manifest, machine, pending, batch=machine["annotate_batch"], threads=machine["workers"],
+        image_px=settings["image_px"], view=settings["view"], interpolation=preprocessing.interpolation,
+        pinned=device.type == "cuda",
+    )  # fmt: skip
+    shard_images = unreadable.shard_images
+    progress = Progress(done.stem, shard_images, shard_images - len(pending), len(unreadable.found))
 
-    def close_part() -> None:
-        lease.check()
-        part = first_part + len(parts)
-        parts.append(parts_folder / f"part-{part:05d}.h5")
-        write_part(parts[-1], concatenate_rows(buffer), machine["label_storage"])
-        logger.info("part %d: %d photographs", part, sum(len(piece.sample_id) for piece in buffer))
-        buffer.clear()
-
-    checked = False
-    for rows, images, sizes, reasons in loader:
-        for row, reason in zip(rows, reasons, strict=True):
-            if reason:
-                _report_unreadable(manifest.path(row), reason, machine["dataset"]["on_unreadable"])
-        images = images.to(device=device, non_blocking=True)
-        readable = [index for index, reason in enumerate(reasons) if not reason]
-        if readable and not checked:
-            pixels = normalise(images[readable[:1]], annotator.preprocessing.mean, annotator.preprocessing.std)
-            difference = annotator.check(pixels)
-            logger.info("dense head: mean of the map equals the annotator's own logits to %.1e", difference)
-            checked = True
-        maps = label_batch(annotator, images, spec, precision)
-        buffer.append(_rows_of(manifest, rows, maps, annotator.num_classes, sizes, reasons))
-        if time.monotonic() - part_started > machine["part_seconds"]:
-            close_part()
-            part_started = time.monotonic()
-    if buffer:
-        close_part()
-    return parts
-
-
-def _report_unreadable(path: str, reason: str, on_unreadable: str) -> None:
-    if on_unreadable == "fail":
-        raise DataError(
-            f"{path}: cannot be decoded ({reason}). Replace the photograph, or set dataset.on_unreadable: record."
+    def finish(signal_name: str) -> str:
+        writer.stop(SECONDS_TO_STOP)
+        lease.release()
+        kept = shard_images - len(pending) + writer.images
+        return (
+            f"{done}: stopped by {signal_name}; {kept:,} of {shard_images:,} photographs are labeled and kept. The same "
+            "command goes on from there."
         )
-    logger.warning("%s: cannot be decoded (%s); recorded in the shard, training skips it", path, reason)
+
+    started = time.perf_counter()
+    reading_s = computing_s = 0.0
+    checked = False
+    with stopping_by_signal(finish), progress:
+        try:
+            before = time.perf_counter()
+            for batch in reader:
+                reading_s += time.perf_counter() - before
+                new = unreadable.add([manifest.path(row) for row in batch.rows], batch.reasons)
+                before = time.perf_counter()
+                images = batch.to(device)
+                if not checked and new < len(batch.rows):
+                    checked = True
+                    _check_annotator(annotator, images, batch)
+                maps = label_batch(annotator, images, spec, precision)
+                computing_s += time.perf_counter() - before
+                held = PhotographBatch(batch.rows, batch.images[:0], batch.sizes, batch.reasons)  # without the buffer
+                writer.put(partial(rows_of_batch, manifest, held, maps, annotator.num_classes))
+                progress.add(len(batch.rows), new)
+                before = time.perf_counter()
+            writer.close()
+        except BaseException:
+            writer.abandon()
+            raise
+    elapsed_s = time.perf_counter() - started
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "compute_precision": str(precision).removeprefix("torch."),
+        "resumed": shard_images - len(pending),
+        "images_per_s": round(len(pending) / max(elapsed_s, 1e-9), 2),
+        "seconds": round(elapsed_s, 3),
+        # of the main thread: what did not overlap with the forward pass
+        "waiting_for_photographs_s": round(reading_s, 3),
+        "forward_s": round(computing_s, 3),
+        "waiting_for_writer_s": round(writer.waiting_s, 3),
+        # of the threads beside it
+        "decoding_s": round(reader.decoding_s, 3),
+        "fetching_s": round(writer.fetching_s, 3),
+        "writing_s": round(writer.writing_s, 3),
+        "assembling_s": round(writer.assembling_s, 3),
+        "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+    }
 
 
-def _rows_of(
-    manifest: Manifest,
-    rows: list[int],
-    maps: MapBatch,
-    num_classes: int,
-    sizes: list[tuple[int, int]],
-    reasons: list[str],
-) -> LabelRows:
-    index_type = np.uint16 if num_classes <= 65536 else np.uint32
-    readable = np.array([not reason for reason in reasons])
-    blank = ~readable[:, None, None, None]
-    tail = None if maps.tail is None else np.where(blank[..., 0], np.float16(0), maps.tail.cpu().numpy())
-    return LabelRows(
-        sample_id=manifest.sample_id[rows],
-        scores=np.where(blank, np.float16(0), maps.scores.cpu().numpy()),
-        classes=np.where(blank, 0, maps.classes.cpu().numpy()).astype(index_type),
-        tail=tail,
-        image_size=np.array(sizes, dtype=np.uint32),
-        status=np.where(readable, STATUS_OK, STATUS_UNREADABLE).astype(np.uint8),
-        reason=list(reasons),
+def _check_annotator(annotator: Annotator, images: torch.Tensor, batch: PhotographBatch) -> None:
+    first = next(index for index, reason in enumerate(batch.reasons) if not reason)
+    pixels = normalise(images[first : first + 1], annotator.preprocessing.mean, annotator.preprocessing.std)
+    difference = annotator.check(pixels)
+    logger.info("dense head: mean of the map equals the annotator's own logits to %.1e", difference)
+
+
+def _attributes(
+    spec: dict[str, Any], machine: dict[str, Any], manifest: Manifest, shard: int, annotator: Annotator, name: str,
+    precision: torch.dtype,
+) -> ShardAttributes:  # fmt: skip
+    settings, preprocessing = spec["labels"], annotator.preprocessing
+    grid = spec["annotator"]["grid"]
+    return ShardAttributes(
+        annotator=name,
+        architecture=spec["annotator"]["architecture"],
+        weights_sha256=annotator.weights_sha256,
+        image_px=settings["image_px"],
+        view=settings["view"],
+        preprocessing={
+            "mean": list(preprocessing.mean),
+            "std": list(preprocessing.std),
+            "interpolation": preprocessing.interpolation,
+            "flip": settings["flip"],
+            "scales": settings["scales"],
+        },
+        num_classes=annotator.num_classes,
+        rows=grid[0],
+        cols=grid[1],
+        k=settings["k"],
+        precision=settings["precision"],
+        split=manifest.split,
+        shard=shard,
+        total=len(manifest.shard_digests),
+        manifest_digest=manifest.shard_digests[shard],
+        labels_digest=digest_of(spec),
+        libraries=library_versions() | {"compute_precision": str(precision).removeprefix("torch.")},
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        storage=machine["label_storage"],
+        score_step=settings["score_step"],
     )

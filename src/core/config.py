@@ -47,11 +47,12 @@ class Dataset(Frozen):
     version: str
     num_classes: Positive
     class_map: str | None = None
-    format: Literal["folder", "tar"]
+    format: Literal["folder", "tar", "webdataset", "huggingface"]
     train: str
     val: str | None
     val_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
     val_seed: int = 0
+    near_duplicates: bool = True
     on_unreadable: Literal["record", "fail"]
     max_unreadable_fraction: Fraction
     train_images: Positive

@@ -231,6 +231,10 @@ class Lease:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Gives the right back; for a thread that ends the process while the block is still running."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join()

@@ -462,6 +462,7 @@ def _data_job(config: Config) -> DataJob:
         "class_map": dataset.class_map,
         "val_fraction": dataset.val_fraction,
         "val_seed": dataset.val_seed if dataset.val_fraction else None,
+        "near_duplicates": dataset.near_duplicates if dataset.val_fraction else None,
         "images": config.caps.images,
         "shards": config.labels.shards,
     }

@@ -29,7 +29,7 @@ RESAMPLING = {
 
 
 class UnreadableImageError(DataError):
-    """A photograph whose bytes do not decode; the message is the reason that shards record."""
+    """A photograph that cannot be read or whose bytes do not decode; the message is the reason that shards record."""
 
 
 def decode_image(encoded: bytes) -> Image.Image:

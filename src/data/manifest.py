@@ -6,6 +6,7 @@ photographs do not fit its manifest stops instead of training on something else.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +19,9 @@ from numpy.typing import NDArray
 from ..core.errors import ConfigError, DataError
 from ..core.files import atomic_path, read_json
 from ..core.seeds import derived_seed, sample_id
-from .readers import ByteSource, Entry, list_entries
+from .duplicates import find_near_duplicates
+from .listing import Entry, Listing
+from .readers import ByteSource, list_entries
 
 
 @dataclass(frozen=True)
@@ -28,11 +31,14 @@ class Manifest:
     Attributes:
         sample_id: uint64 (images,).
         class_index: int32 (images,).
-        size_bytes: int64 (images,).
-        offset: int64 (images,), position in the tar file; -1 in a folder.
+        size_bytes: int64 (images,); -1 where the path is no file.
+        offset: int64 (images,), position in the archive, or row of a Hugging Face data set; -1 in a folder.
+        archive: int32 (images,), which of `archives`.
         classes: folder name of each class index.
         shard_digests: one per shard.
         source: `train` or `val`: which of the data set's locations the paths are relative to.
+        archives: tar files relative to data_root; empty in a folder.
+        near_duplicates: photographs that share a picture with another one; None where nobody looked.
     """
 
     split: str
@@ -45,6 +51,9 @@ class Manifest:
     path_ends: NDArray[np.int64]
     classes: tuple[str, ...]
     shard_digests: tuple[str, ...]
+    archive: NDArray[np.int32]
+    archives: tuple[str, ...] = ()
+    near_duplicates: int | None = None
 
     def __len__(self) -> int:
         return len(self.sample_id)
@@ -60,7 +69,7 @@ class Manifest:
 
     def read(self, source: ByteSource, row: int) -> bytes:
         """Bytes of one photograph; raises DataError where it no longer fits the manifest."""
-        return source.read(self.path(row), int(self.size_bytes[row]), int(self.offset[row]))
+        return source.read(self.path(row), int(self.size_bytes[row]), int(self.offset[row]), int(self.archive[row]))
 
     def open_source(self, machine: dict[str, Any]) -> ByteSource:
         """The place that this split's paths are relative to, as machine.json gives it.
@@ -74,7 +83,7 @@ class Manifest:
                 f"data_root {root}: no such folder on this machine. Set data_root to where the data set lies."
             )
         location = machine["dataset"][self.source]
-        return ByteSource(root, location, machine["dataset"]["format"])
+        return ByteSource(root, location, machine["dataset"]["format"], self.archives)
 
 
 def load_manifest(folder: Path, split: str) -> Manifest:
@@ -94,28 +103,38 @@ def load_manifest(folder: Path, split: str) -> Manifest:
         ) from None
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"{file}: damaged manifest ({error}). Delete {folder} and run snakemake again.") from None
+    columns.setdefault(
+        "archive", np.zeros(len(columns["sample_id"]), np.int32)
+    )  # manifests of one archive had no such column
+    described = summary["splits"][split]
     return Manifest(
         split=split,
-        source=summary["splits"][split]["source"],
+        source=described["source"],
         classes=tuple(summary["classes"]),
-        shard_digests=tuple(summary["splits"][split]["shard_digests"]),
+        shard_digests=tuple(described["shard_digests"]),
+        archives=tuple(described.get("archives", ())),
+        near_duplicates=described.get("near_duplicates"),
         **columns,
     )
 
 
-def class_names(class_map: str | None, folders: Sequence[str], num_classes: int) -> list[str]:
-    """Class order: ILSVRC's, a file's, or the folders' lexicographic order.
+def class_names(class_map: str | None, listing: Listing, num_classes: int) -> list[str]:
+    """Class order: ILSVRC's, a file's, the data set's own, or the folders' lexicographic order.
 
     Args:
         class_map: `imagenet-1k`, path of a file with one folder name a line, or None.
-        folders: class folders of the training split.
+        listing: of the training split.
         num_classes: how many classes there must be.
 
     Raises:
         ConfigError: the file is missing or the count differs.
     """
     if class_map is None:
-        names = sorted(folders)
+        names = list(listing.classes)
+        if listing.numbered:  # labels are numbers from 0, those without a photograph too
+            names = [str(number) for number in range(max(num_classes, 1 + max(map(int, names))))]
+        elif not listing.ordered:
+            names.sort()
         origin = f"the {len(names)} folders of the training split"
     elif class_map == "imagenet-1k":
         from timm.data import ImageNetInfo
@@ -155,16 +174,23 @@ def build_manifests(spec: dict[str, Any], machine: dict[str, Any]) -> dict[str, 
     """
     root = Path(machine["data_root"])
     places = machine["dataset"]
-    train_entries, folders = list_entries(root, places["train"], places["format"])
-    classes = class_names(spec["class_map"], folders, spec["num_classes"])
-    _check_folders(root / places["train"], train_entries, folders, classes)
+    listing = list_entries(root, places["train"], places["format"])
+    classes = class_names(spec["class_map"], listing, spec["num_classes"])
+    train_entries, near_duplicates = _named_entries(root / places["train"], listing, classes), None
     if places["val"] is None:
-        train_entries, val_entries = _split(train_entries, spec["val_fraction"], spec["val_seed"])
-        val_source = "train"
+        groups = None
+        if spec.get("near_duplicates"):
+            source = ByteSource(root, places["train"], places["format"], listing.archives)
+            groups, _ = find_near_duplicates(
+                lambda i: source.read(*_place_of(train_entries[i])), len(train_entries), machine["threads"]
+            )
+            near_duplicates = int((np.bincount(groups)[groups] > 1).sum())
+        train_entries, val_entries = _split(train_entries, spec["val_fraction"], spec["val_seed"], groups)
+        val_source, val_archives = "train", listing.archives
     else:
-        val_entries, val_folders = list_entries(root, places["val"], places["format"])
-        _check_folders(root / places["val"], val_entries, val_folders, classes)
-        val_source = "val"
+        val_listing = list_entries(root, places["val"], places["format"])
+        val_entries = _named_entries(root / places["val"], val_listing, classes)
+        val_source, val_archives = "val", val_listing.archives
     for split, entries in (("train", train_entries), ("val", val_entries)):
         if not entries:
             raise DataError(
@@ -175,8 +201,8 @@ def build_manifests(spec: dict[str, Any], machine: dict[str, Any]) -> dict[str, 
         kept = sorted(train_entries, key=lambda entry: derived_seed("images", entry.path))[: spec["images"]]
         train_entries = sorted(kept, key=lambda entry: entry.path)
     return {
-        "train": _manifest("train", "train", train_entries, classes, spec["shards"]),
-        "val": _manifest("val", val_source, val_entries, classes, spec["shards"]),
+        "train": _manifest("train", "train", train_entries, classes, spec["shards"], listing.archives, near_duplicates),
+        "val": _manifest("val", val_source, val_entries, classes, spec["shards"], val_archives, near_duplicates),
     }
 
 
@@ -190,6 +216,7 @@ def save_manifests(folder: Path, manifests: dict[str, Manifest]) -> dict[str, An
                 class_index=manifest.class_index,
                 size_bytes=manifest.size_bytes,
                 offset=manifest.offset,
+                archive=manifest.archive,
                 path_bytes=manifest.path_bytes,
                 path_ends=manifest.path_ends,
             )
@@ -199,7 +226,9 @@ def save_manifests(folder: Path, manifests: dict[str, Manifest]) -> dict[str, An
             split: {
                 "images": len(manifest),
                 "source": manifest.source,
-                "size_bytes": int(manifest.size_bytes.sum()),
+                "size_bytes": int(manifest.size_bytes.clip(0).sum()),
+                "archives": list(manifest.archives),
+                "near_duplicates": manifest.near_duplicates,
                 "shard_digests": list(manifest.shard_digests),
             }
             for split, manifest in manifests.items()
@@ -207,44 +236,85 @@ def save_manifests(folder: Path, manifests: dict[str, Manifest]) -> dict[str, An
     }
 
 
-def _check_folders(place: Path, entries: Sequence[Entry], folders: Sequence[str], classes: Sequence[str]) -> None:
+def _named_entries(place: Path, listing: Listing, classes: Sequence[str]) -> list[Entry]:
+    """Entries whose class names are those of the data set.
+
+    Raises:
+        DataError: a class that the data set has not, or one without photographs.
+    """
+    entries, found = listing.entries, listing.classes
+    if listing.numbered:  # a class map names what the labels number
+        if max(map(int, found)) >= len(classes):
+            raise DataError(
+                f"{place}: label {max(map(int, found))}, but the data set has {len(classes)} classes. Correct "
+                "dataset.num_classes or dataset.class_map."
+            )
+        return [dataclasses.replace(entry, class_name=classes[int(entry.class_name)]) for entry in entries]
     known = set(classes)
-    for folder in folders:
+    for folder in found:
         if folder not in known:
             raise DataError(
                 f"{place / folder}: this folder is no class of the data set ({len(classes)} classes: "
                 f"{', '.join(classes[:3])}, ...). Rename or remove it, or set dataset.class_map."
             )
-    filled = {entry.class_folder for entry in entries}
-    empty = [folder for folder in folders if folder not in filled]
+    filled = {entry.class_name for entry in entries}
+    empty = [folder for folder in found if folder not in filled]
     if empty:
         raise DataError(
             f"{place / empty[0]}: this class folder holds no image file"
             f"{f' (and {len(empty) - 1} more)' if len(empty) > 1 else ''}. Add photographs or remove the folder."
         )
+    return entries
 
 
-def _split(entries: Sequence[Entry], fraction: float, seed: int) -> tuple[list[Entry], list[Entry]]:
-    """Sets a share of every class aside for validation, at least one photograph where a class has two."""
-    by_class: dict[str, list[Entry]] = {}
-    for entry in entries:
-        by_class.setdefault(entry.class_folder, []).append(entry)
-    aside: set[str] = set()
-    for members in by_class.values():
-        count = min(max(1, round(fraction * len(members))), len(members) - 1)
-        drawn = sorted(members, key=lambda entry: derived_seed("validation", seed, entry.path))
-        aside.update(entry.path for entry in drawn[:count])
-    return [e for e in entries if e.path not in aside], [e for e in entries if e.path in aside]
+def _place_of(entry: Entry) -> tuple[str, int, int, int]:
+    return entry.path, entry.size_bytes, entry.offset, entry.archive
 
 
-def _manifest(split: str, source: str, entries: Sequence[Entry], classes: Sequence[str], shards: int) -> Manifest:
+def _split(
+    entries: Sequence[Entry], fraction: float, seed: int, groups: NDArray[np.int64] | None
+) -> tuple[list[Entry], list[Entry]]:
+    """Sets a share of every class aside for validation, at least one photograph where a class has two.
+
+    Near-duplicates go to one side together, with the first of them. A photograph's place in the draw is its own, so one that is
+    added later moves at most one other across.
+    """
+    members = [[index] for index in range(len(entries))]
+    if groups is not None:
+        by_group: dict[int, list[int]] = {}
+        for index, group in enumerate(groups.tolist()):
+            by_group.setdefault(group, []).append(index)
+        members = list(by_group.values())
+    by_class: dict[str, list[list[int]]] = {}
+    for group_members in members:
+        by_class.setdefault(entries[group_members[0]].class_name, []).append(group_members)
+    aside: set[int] = set()
+    for class_groups in by_class.values():
+        total = sum(map(len, class_groups))
+        wanted = min(max(1, round(fraction * total)), total - 1)
+        drawn = sorted(class_groups, key=lambda group: derived_seed("validation", seed, entries[group[0]].path))
+        taken = 0
+        for group in drawn:
+            if taken + len(group) <= wanted or (taken == 0 and len(group) < total):
+                aside.update(group)
+                taken += len(group)
+            if taken >= wanted:
+                break
+    kept = [entry for index, entry in enumerate(entries) if index not in aside]
+    return kept, [entries[index] for index in sorted(aside)]
+
+
+def _manifest(
+    split: str, source: str, entries: Sequence[Entry], classes: Sequence[str], shards: int, archives: Sequence[str],
+    near_duplicates: int | None,
+) -> Manifest:  # fmt: skip
     index_of = {name: index for index, name in enumerate(classes)}
     ids = np.array([sample_id(entry.path) for entry in entries], dtype=np.uint64)
     if len(np.unique(ids)) != len(ids):
         raise DataError(f"two photographs of split {split} have the same 64-bit id; rename one of them.")
     encoded = [entry.path.encode("utf-8") for entry in entries]
     hashes = [hashlib.blake2b(digest_size=16) for _ in range(shards)]
-    class_index = np.array([index_of[entry.class_folder] for entry in entries], dtype=np.int32)
+    class_index = np.array([index_of[entry.class_name] for entry in entries], dtype=np.int32)
     for entry, identifier, index in zip(entries, ids.tolist(), class_index.tolist(), strict=True):
         hashes[identifier % shards].update(f"{entry.path}\0{index}\0{entry.size_bytes}\n".encode())
     return Manifest(
@@ -258,4 +328,7 @@ def _manifest(split: str, source: str, entries: Sequence[Entry], classes: Sequen
         path_ends=np.cumsum([len(path) for path in encoded], dtype=np.int64),
         classes=tuple(classes),
         shard_digests=tuple(digest.hexdigest() for digest in hashes),
+        archive=np.array([entry.archive for entry in entries], dtype=np.int32),
+        archives=tuple(archives),
+        near_duplicates=near_duplicates,
     )

@@ -1,34 +1,22 @@
-"""Where a data set's bytes lie: an image folder or a tar file, one folder per class.
+"""Where a data set's bytes lie: class folders, tar files, WebDataset shards, or a Hugging Face data set on disk.
 
-Listing is done once, by the manifest job; every other job reads single files by what the manifest says. timm's readers
-list too, but keep neither sizes nor tar offsets and sort classes naturally, so this one is ours.
+Listing is done once, by the manifest job; every other job reads single photographs by what the manifest says. timm's readers
+list all of these too, but keep neither sizes nor offsets (WebDataset's only goes forward), and sort classes naturally, so these
+are ours.
 """
 
 from __future__ import annotations
 
 import os
-import tarfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..core.errors import DataError
+from .archives import list_tars, list_webdataset
+from .images import UnreadableImageError
+from .listing import IMAGE_SUFFIXES, Entry, Listing
 
-IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".gif"))
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One photograph as found: POSIX path relative to the split's root, bytes, offset in the tar (-1: a file)."""
-
-    path: str
-    size_bytes: int
-    offset: int
-
-    @property
-    def class_folder(self) -> str:
-        """Name of the folder that says which class it is."""
-        return self.path.split("/", 1)[0]
+REMEDY = "Restore it; or run tokenlabel refresh, which redoes the shards of what changed."
 
 
 def split_location(location: str, data_format: str) -> tuple[str, str]:
@@ -39,19 +27,20 @@ def split_location(location: str, data_format: str) -> tuple[str, str]:
     return location, ""
 
 
-def list_entries(data_root: Path, location: str, data_format: str) -> tuple[list[Entry], list[str]]:
+def list_entries(data_root: Path, location: str, data_format: str) -> Listing:
     """Lists the photographs of one split.
 
     Args:
         data_root: the data set's root.
-        location: folder or tar file relative to it (`FILE.tar:INNER` for a folder inside a tar).
-        data_format: folder | tar.
+        location: relative to it: a folder of class folders; a tar file (`FILE.tar:INNER` for a folder inside it) or a folder of
+            tar files, one for each class; a folder or pattern of WebDataset shards; a folder of `Dataset.save_to_disk`.
+        data_format: folder | tar | webdataset | huggingface.
 
     Returns:
-        entries sorted by path, and the names of all class folders, empty ones too.
+        entries sorted by path, and all classes, empty ones too.
 
     Raises:
-        DataError: the root, the split or its class folders are missing.
+        DataError: the root, the split or its classes are missing, or an archive is damaged.
     """
     if not data_root.is_dir():
         raise DataError(
@@ -61,109 +50,129 @@ def list_entries(data_root: Path, location: str, data_format: str) -> tuple[list
     file_name, inner = split_location(location, data_format)
     place = data_root / file_name
     if data_format == "tar":
-        if not place.is_file():
-            raise DataError(f"{place}: no such tar file; dataset.train and dataset.val are relative to data_root.")
-        entries, folders = _list_tar(place, inner)
+        listing = list_tars(data_root, file_name, inner)
+    elif data_format == "webdataset":
+        listing = list_webdataset(data_root, location)
+    elif data_format == "huggingface":
+        from .hub_datasets import list_saved_dataset
+
+        listing = list_saved_dataset(place)
     else:
         if not place.is_dir():
             raise DataError(f"{place}: no such folder; dataset.train and dataset.val are relative to data_root.")
-        entries, folders = _list_folder(place)
-    if not folders:
+        listing = _list_folder(place)
+    if not listing.classes:
         raise DataError(f"{place}: no class folders. Expected one folder per class with the photographs inside.")
-    for entry in entries:
-        try:
-            entry.path.encode("utf-8")
-        except UnicodeEncodeError:
-            raise DataError(
-                f"{place}: the file name {entry.path!r} is not UTF-8, so it has no id. Rename the file."
-            ) from None
-    return sorted(entries, key=lambda entry: entry.path), sorted(folders)
+    for entry in listing.entries:
+        if not entry.path.isascii():
+            _check_utf8(place, entry.path)
+    listing.entries.sort(key=lambda entry: entry.path)
+    return listing
 
 
-def _list_folder(place: Path) -> tuple[list[Entry], list[str]]:
-    entries = []
-    folders = [item.name for item in os.scandir(place) if item.is_dir() and not item.name.startswith(".")]
-    for folder in folders:
-        for here, subfolders, files in os.walk(place / folder, followlinks=True):
-            subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-            for name in files:
-                if not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:  # noqa: PTH122
-                    path = Path(here) / name
-                    entries.append(Entry(path.relative_to(place).as_posix(), path.stat().st_size, -1))
-    return entries, folders
-
-
-def _list_tar(place: Path, inner: str) -> tuple[list[Entry], list[str]]:
-    entries = []
-    folders = set()
-    prefix = f"{inner}/" if inner else ""
+def _check_utf8(place: Path, path: str) -> None:
     try:
-        with tarfile.open(place, "r:") as archive:  # uncompressed only: a photograph is read by its offset
-            for member in archive:
-                name = member.name.removeprefix("./")
-                if not name.startswith(prefix):
-                    continue
-                relative = name.removeprefix(prefix)
-                if member.isdir():
-                    folder = relative.strip("/")
-                    if folder not in ("", ".") and "/" not in folder:
-                        folders.add(folder)
-                elif member.isfile() and "/" in relative and Path(relative).suffix.lower() in IMAGE_SUFFIXES:
-                    folders.add(relative.split("/", 1)[0])
-                    entries.append(Entry(relative, member.size, member.offset_data))
-            end = archive.offset  # where the archive's closing block of zeros begins
-        size_bytes = place.stat().st_size
-        if end + tarfile.BLOCKSIZE > size_bytes or any(e.offset + e.size_bytes > size_bytes for e in entries):
-            raise DataError(f"{place}: cut off, the archive has no end. Copy it again.")
-    except tarfile.TarError as error:
-        raise DataError(
-            f"{place}: not an uncompressed tar file ({error}). Unpack it or repack it without gzip."
-        ) from None
-    return entries, list(folders)
+        path.encode("utf-8")
+    except UnicodeEncodeError:
+        raise DataError(f"{place}: the file name {path!r} is not UTF-8, so it has no id. Rename the file.") from None
+
+
+def _list_folder(place: Path) -> Listing:
+    """Class folders with photographs at any depth; what looks like a photograph and is none is listed too, to be recorded."""
+    entries: list[Entry] = []
+    try:
+        classes = [item.name for item in os.scandir(place) if item.is_dir() and not item.name.startswith(".")]
+        for name in classes:
+            _walk(str(place / name), name, name, (), entries)
+    except PermissionError as error:
+        raise DataError(f"{error.filename}: no permission to list this folder.") from None
+    return Listing(entries, sorted(classes))
+
+
+def _walk(folder: str, prefix: str, name: str, above: tuple[tuple[int, int], ...], entries: list[Entry]) -> None:
+    status = os.stat(folder)  # noqa: PTH116 - a million paths: plain strings are several times as fast as Path
+    here = (status.st_dev, status.st_ino)
+    if here in above:  # a link to a folder that it lies in
+        return
+    for item in os.scandir(folder):
+        if item.name.startswith("."):
+            continue
+        path = f"{prefix}/{item.name}"
+        is_image = os.path.splitext(item.name)[1].lower() in IMAGE_SUFFIXES  # noqa: PTH122
+        if item.is_dir() and not is_image:
+            _walk(item.path, path, name, (*above, here), entries)
+        elif is_image:
+            try:
+                size_bytes = -1 if item.is_dir() else item.stat().st_size
+            except OSError:  # a dangling link
+                size_bytes = -1
+            entries.append(Entry(path, size_bytes, -1, 0, name))
 
 
 class ByteSource:
-    """Reads single photographs; safe with DataLoader workers (each process opens its own descriptor)."""
+    """Reads single photographs; safe in threads, and in processes that are forked (each opens its own descriptors).
 
-    def __init__(self, data_root: Path, location: str, data_format: str) -> None:
-        file_name, self._inner = split_location(location, data_format)
-        self._place = data_root / file_name
-        self._tar = data_format == "tar"
-        self._descriptor: int | None = None
+    Args:
+        data_root, location, data_format: as in `list_entries`.
+        archives: file names of the split's archives, in the order that entries number them.
+    """
+
+    def __init__(self, data_root: Path, location: str, data_format: str, archives: Sequence[str] = ()) -> None:
+        file_name, _ = split_location(location, data_format)
+        self._place, self._format = data_root / file_name, data_format
+        self._archives = [data_root / name for name in archives] or [self._place]
+        self._descriptors: dict[int, int] = {}
         self._process = -1
+        self._rows: object = None
 
-    def read(self, path: str, size_bytes: int, offset: int) -> bytes:
+    def read(self, path: str, size_bytes: int, offset: int, archive: int = 0) -> bytes:
         """Bytes of one photograph.
 
         Raises:
+            UnreadableImageError: it is a folder, a dangling link, not permitted, or on a disk that does not answer.
             DataError: it is gone or has another size than when the manifest was made.
         """
+        place = self._place / path
         try:
-            encoded = self._read_tar(size_bytes, offset) if self._tar else (self._place / path).read_bytes()
+            if self._format == "folder":
+                encoded = place.read_bytes()
+            elif self._format == "huggingface":
+                encoded = self._read_row(offset)
+            else:
+                encoded = self._read_archive(archive, size_bytes, offset)
         except FileNotFoundError:
-            raise DataError(
-                f"{self._place / path}: the photograph is gone since the manifest was made. {REMEDY}"
-            ) from None
+            if place.is_symlink():
+                raise UnreadableImageError(f"dangling link to {place.readlink()}") from None
+            raise DataError(f"{place}: the photograph is gone since the manifest was made. {REMEDY}") from None
+        except IsADirectoryError:
+            raise UnreadableImageError("a folder, not a file") from None
+        except PermissionError:
+            raise UnreadableImageError("no permission to read the file") from None
         except OSError as error:
-            raise DataError(f"{self._place / path}: cannot be read ({error.strerror}).") from None
+            raise UnreadableImageError(f"the file cannot be read: {error.strerror}") from None
         if len(encoded) != size_bytes:
             raise DataError(
-                f"{self._place / path}: {len(encoded)} bytes, the manifest says {size_bytes}; the photograph has changed. "
-                f"{REMEDY}"
+                f"{place}: {len(encoded)} bytes, the manifest says {size_bytes}; the photograph has changed. {REMEDY}"
             )
         return encoded
 
-    def _read_tar(self, size_bytes: int, offset: int) -> bytes:
-        if self._descriptor is None or self._process != os.getpid():
-            self._descriptor = os.open(self._place, os.O_RDONLY)
-            self._process = os.getpid()
-        return os.pread(self._descriptor, size_bytes, offset)
+    def _read_archive(self, archive: int, size_bytes: int, offset: int) -> bytes:
+        if self._process != os.getpid():
+            self._descriptors, self._process = {}, os.getpid()
+        if archive not in self._descriptors:
+            self._descriptors[archive] = os.open(self._archives[archive], os.O_RDONLY)
+        return os.pread(self._descriptors[archive], size_bytes, offset)
+
+    def _read_row(self, row: int) -> bytes:
+        from .hub_datasets import SavedDataset
+
+        if self._rows is None:
+            self._rows = SavedDataset(self._place)
+        assert isinstance(self._rows, SavedDataset)
+        return self._rows.image_bytes(row)
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_descriptor": None, "_process": -1}
-
-
-REMEDY = "Restore it, or give the changed data set a new dataset.version."
+        return {**self.__dict__, "_descriptors": {}, "_process": -1, "_rows": None}
 
 
 def iter_image_files(folder: Path) -> Iterator[Path]:

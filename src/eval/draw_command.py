@@ -100,6 +100,7 @@ def _of_study(args: argparse.Namespace) -> tuple[list[Subject], Callable[[int], 
 
 def _of_folder(args: argparse.Namespace, store: LabelStore) -> tuple[list[Subject], Callable[[int], str]]:
     """Photographs of a folder: those named, or evenly spread ones of those that have a label."""
+    from ..data.listing import Listing
     from ..data.manifest import class_names
     from ..data.readers import iter_image_files
     from .drawing import Subject, readable_class, spread_evenly
@@ -122,5 +123,5 @@ def _of_folder(args: argparse.Namespace, store: LabelStore) -> tuple[list[Subjec
     subjects = [Subject(path, store.id_for(path), (args.root / path).read_bytes) for path in paths]
     if args.class_map is None:
         return subjects, lambda index: f"class {index}"
-    names = class_names(args.class_map, (), store.num_classes)
+    names = class_names(args.class_map, Listing([], []), store.num_classes)
     return subjects, lambda index: readable_class(names[index])

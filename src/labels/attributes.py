@@ -30,7 +30,7 @@ class ShardAttributes:
         weights_sha256: of the annotator's weights.
         image_px: side of the square that the annotator saw.
         view: part of the photograph that the map covers, `squash` (all of it) or `centre_crop` (largest centred square).
-        preprocessing: mean, std, interpolation.
+        preprocessing: mean, std, interpolation; flip and scales where logits were averaged over views.
         num_classes: K.
         rows, cols: of the score map.
         k: classes stored per cell.
@@ -39,7 +39,7 @@ class ShardAttributes:
         shard, total: this shard, from 0, of how many.
         manifest_digest: of this shard's photographs.
         labels_digest: of the label spec.
-        libraries: name -> version.
+        libraries: name -> version; compute_precision -> that of the annotator's arithmetic. May differ between shards.
         created: ISO time.
         storage: `compact` (fewest bytes) or `fast` (no compression); the same numbers.
         score_step: of which scores and tail are multiples; 0: as the annotator gave them.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -49,6 +50,7 @@ __all__ = [
     "STATUS_PENDING",
     "STATUS_UNREADABLE",
     "LabelRows",
+    "ShardAssembly",
     "ShardAttributes",
     "ShardFile",
     "ShardSummary",
@@ -108,47 +110,123 @@ def read_part(path: Path) -> LabelRows:
         return checked_rows(part.rows(range(part.count)), f"part {path}")
 
 
-def assemble_parts(
-    parts: Sequence[Path], destination: Path, attributes: ShardAttributes, expected_ids: NDArray[np.uint64]
-) -> ShardSummary:
-    """Makes a shard of its parts, row by row in the order of `expected_ids`.
+class ShardAssembly:
+    """Makes a shard of its parts, row by row in the order of `expected_ids`; each part as soon as it is there.
 
     Holds the shard's bytes in memory twice: 140 MB for 20,000 photographs of ImageNet.
 
     Args:
-        parts: files of `write_part`, in any order.
-        destination: the shard's path; written under a temporary name beside it, synced and renamed.
+        destination: the shard's path; written by `finish` under a temporary name beside it, synced and renamed.
         attributes: stored in the file.
         expected_ids: uint64 (n,), the photographs the shard must hold.
 
     Raises:
-        LabelError: the parts do not hold exactly these photographs, once each, or do not fit the attributes.
-        OutputError: the folder cannot be written.
+        LabelError: an id is expected twice.
     """
-    expected = np.asarray(expected_ids, dtype=np.uint64)
-    positions, has_tail = _plan_assembly(parts, destination, expected)
-    layout = attributes.layout(has_tail)
-    reason = [""] * len(expected)
-    status = np.full(len(expected), STATUS_PENDING, dtype=np.uint8)
-    with _file_in_memory() as file:
-        _write_attributes(file, attributes)
-        write = _create_records(file, layout, len(expected))
-        for path, place in zip(parts, positions, strict=True):
-            with ShardFile(path, part=True) as part:
-                _check_fits(part, layout)
-                for start, chunks, rows in part.blocks():
-                    check_values(rows, attributes.num_classes, f"part {path}", PART_REMEDY)
-                    block = place[start : start + len(rows)]
-                    status[block] = rows.status
-                    if part.layout != layout:
-                        chunks = list(layout.encode(layout.pack(rows)))
-                    for row, chunk, text in zip(block.tolist(), chunks, rows.reason, strict=True):
-                        write(row, chunk)
-                        reason[row] = text
-        _write_columns(file, expected, status, reason)
-        image = _finished_image(file)
-    write_bytes(destination, image)
-    return summary_of(status, len(image), hashlib.sha256(image).hexdigest())
+
+    def __init__(self, destination: Path, attributes: ShardAttributes, expected_ids: NDArray[np.uint64]) -> None:
+        self.destination, self.attributes = destination, attributes
+        self._expected = np.asarray(expected_ids, dtype=np.uint64)
+        self._order = np.argsort(self._expected, kind="stable")
+        self._in_order = self._expected[self._order]
+        if np.any(self._in_order[1:] == self._in_order[:-1]):
+            raise LabelError(
+                f"shard {destination}: an id is expected twice; two paths of the manifest have one sample id."
+            )
+        self._filled = np.zeros(len(self._expected), dtype=bool)
+        self._status = np.full(len(self._expected), STATUS_PENDING, dtype=np.uint8)
+        self._reason = [""] * len(self._expected)
+        self._layout: RecordLayout | None = None
+        self._file = _file_in_memory()
+
+    def __enter__(self) -> ShardAssembly:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def add(self, path: Path) -> None:
+        """Copies a part's rows.
+
+        Raises:
+            LabelError: a photograph of another shard or one that is there already, maps that do not fit, or damage.
+        """
+        with ShardFile(path, part=True) as part:
+            place = self._places(path, part.column("sample_id"))
+            layout = self._begin(part.layout.has_tail)
+            _check_fits(part, layout)
+            for start, chunks, rows in part.blocks():
+                check_values(rows, self.attributes.num_classes, f"part {path}", PART_REMEDY)
+                block = place[start : start + len(rows)]
+                self._status[block] = rows.status
+                if part.layout != layout:
+                    chunks = list(layout.encode(layout.pack(rows)))
+                for row, chunk, text in zip(block.tolist(), chunks, rows.reason, strict=True):
+                    self._write(row, chunk)
+                    self._reason[row] = text
+
+    def finish(self) -> ShardSummary:
+        """Writes the shard.
+
+        Raises:
+            LabelError: photographs are missing.
+            OutputError: the folder cannot be written.
+        """
+        if not self._filled.all():
+            raise LabelError(
+                f"shard {self.destination}: {int((~self._filled).sum())} of {len(self._expected)} samples are in no part, the "
+                f"first is {named(self._expected[~self._filled])}. Run snakemake labels."
+            )
+        if self._layout is None:  # a shard without photographs
+            self._begin(has_tail=False)
+        _write_columns(self._file, self._expected, self._status, self._reason)
+        image = _finished_image(self._file)
+        write_bytes(self.destination, image)
+        return summary_of(self._status, len(image), hashlib.sha256(image).hexdigest())
+
+    def _begin(self, has_tail: bool) -> RecordLayout:
+        """Creates the records when the first part says whether there are tails."""
+        if self._layout is None:
+            self._layout = self.attributes.layout(has_tail)
+            _write_attributes(self._file, self.attributes)
+            self._write = _create_records(self._file, self._layout, len(self._expected))
+        elif has_tail != self._layout.has_tail:
+            raise LabelError(
+                f"shard {self.destination}: some parts have a tail and some have none. Delete its parts, run again."
+            )
+        return self._layout
+
+    def _places(self, path: Path, identifiers: NDArray[np.uint64]) -> NDArray[np.int64]:
+        """Place of each of a part's rows in the shard."""
+        found = np.searchsorted(self._in_order, identifiers)
+        known = np.zeros(len(identifiers), dtype=bool)
+        in_range = found < len(self._expected)
+        known[in_range] = self._in_order[found[in_range]] == identifiers[in_range]
+        if not known.all():
+            raise LabelError(
+                f"part {path}: sample {named(identifiers[~known])} does not belong to {self.destination.name}. {PART_REMEDY}"
+            )
+        place: NDArray[np.int64] = self._order[found]
+        twice = self._filled[place]
+        if len(np.unique(place)) != len(place) or twice.any():
+            again = identifiers[twice] if twice.any() else identifiers
+            raise LabelError(f"part {path}: sample {named(again)} is there twice. {PART_REMEDY}")
+        self._filled[place] = True
+        return place
+
+
+def assemble_parts(
+    parts: Sequence[Path], destination: Path, attributes: ShardAttributes, expected_ids: NDArray[np.uint64]
+) -> ShardSummary:
+    """Makes a shard of parts that are all there, in any order.
+
+    Raises:
+        LabelError, OutputError: as `ShardAssembly`.
+    """
+    with ShardAssembly(destination, attributes, expected_ids) as assembly:
+        for part in parts:
+            assembly.add(part)
+        return assembly.finish()
 
 
 def read_attributes(path: Path) -> ShardAttributes:
@@ -248,7 +326,8 @@ def check_ids(identifiers: NDArray[np.uint64], attributes: ShardAttributes, path
 
 def _file_in_memory() -> Any:
     """A new HDF5 file that never touches the disk: where HDF5 itself meets a full disk, it takes the process down."""
-    return h5py.File("shard.h5", "w", driver="core", backing_store=False, libver=_LIBVER)
+    name = f"{uuid.uuid4().hex}.h5"  # HDF5 knows its open files by name
+    return h5py.File(name, "w", driver="core", backing_store=False, libver=_LIBVER)
 
 
 def _finished_image(file: Any) -> bytes:
@@ -328,45 +407,3 @@ def _check_fits(part: ShardFile, layout: RecordLayout) -> None:
     )
     if found != expected:
         raise LabelError(f"part {part.path}: maps are {found}, the shard's are {expected}. {PART_REMEDY}")
-
-
-def _plan_assembly(
-    parts: Sequence[Path], destination: Path, expected: NDArray[np.uint64]
-) -> tuple[list[NDArray[np.int64]], bool]:
-    """Place of every part's rows in the shard, and whether the parts have tails."""
-    order = np.argsort(expected, kind="stable")
-    in_order = expected[order]
-    if np.any(in_order[1:] == in_order[:-1]):
-        raise LabelError(f"shard {destination}: an id is expected twice; two paths of the manifest have one sample id.")
-    filled = np.zeros(len(expected), dtype=bool)
-    places: list[NDArray[np.int64]] = []
-    tails: set[bool] = set()
-    for path in parts:
-        with ShardFile(path, part=True) as part:
-            identifiers = part.column("sample_id")
-            tails.add(part.layout.has_tail)
-        found = np.searchsorted(in_order, identifiers)
-        known = np.zeros(len(identifiers), dtype=bool)
-        in_range = found < len(expected)
-        known[in_range] = in_order[found[in_range]] == identifiers[in_range]
-        if not known.all():
-            raise LabelError(
-                f"part {path}: sample {named(identifiers[~known])} does not belong to {destination.name}. {PART_REMEDY}"
-            )
-        place = order[found]
-        twice = filled[place]
-        if len(np.unique(place)) != len(place) or twice.any():
-            again = identifiers[twice] if twice.any() else identifiers
-            raise LabelError(f"part {path}: sample {named(again)} is there twice. {PART_REMEDY}")
-        filled[place] = True
-        places.append(place)
-    if not filled.all():
-        raise LabelError(
-            f"shard {destination}: {int((~filled).sum())} of {len(expected)} samples are in no part, the first is "
-            f"{named(expected[~filled])}. Run snakemake labels."
-        )
-    if len(tails) > 1:
-        raise LabelError(
-            f"shard {destination}: some parts have a tail and some have none. Delete its parts, run again."
-        )
-    return places, tails == {True}

@@ -24,6 +24,7 @@ from tokenlabel.core.files import read_json, write_json
 from tokenlabel.core.log import set_up_logging
 from tokenlabel.data.images import decode_image, resize, to_tensor
 from tokenlabel.data.manifest import load_manifest
+from tokenlabel.data.pixels import normalise, read_view
 from tokenlabel.demo.photographs import find_photographs
 from tokenlabel.labels import LabelStore
 from tokenlabel.models.pretrained import find_weights_file, load_pretrained
@@ -55,8 +56,8 @@ def lite0() -> Annotator:
 
 
 def preprocessed(path: Path, annotator: Annotator, image_px: int) -> torch.Tensor:
-    square = resize(decode_image(path.read_bytes()), image_px, image_px, "bicubic")
-    return to_tensor(square, annotator.preprocessing.mean, annotator.preprocessing.std)[None]
+    pixels, _ = read_view(path.read_bytes(), image_px, "squash", annotator.preprocessing.interpolation)
+    return normalise(pixels[None], annotator.preprocessing.mean, annotator.preprocessing.std)
 
 
 @pytest.fixture

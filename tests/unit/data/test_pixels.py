@@ -163,6 +163,14 @@ def test_plain_jpegs_decode_pixel_for_pixel_as_pillow(photograph: Image.Image) -
         np.testing.assert_array_equal(found.permute(1, 2, 0).numpy(), np.asarray(decode_image(encoded)))
 
 
+def reason_against(encoded: bytes) -> str:
+    try:
+        decode_image(encoded)
+    except UnreadableImageError as error:
+        return str(error)
+    return ""
+
+
 def test_damage_has_the_outcome_that_it_has_with_pillow(
     photograph: Image.Image, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -178,14 +186,14 @@ def test_damage_has_the_outcome_that_it_has_with_pillow(
             damaged.append(bytes(spoiled))
     refused = 0
     for encoded in damaged:
-        try:
-            expected = reference(encoded, 32)
-        except UnreadableImageError as reason:
+        reason = reason_against(encoded)
+        if reason:
             with pytest.raises(UnreadableImageError) as caught:
                 read_view(encoded, 32, "squash", "bicubic")
-            assert str(caught.value) == str(reason)
+            assert str(caught.value) == reason
             refused += 1
             continue
+        expected = reference(encoded, 32)
         found, _ = read_view(encoded, 32, "squash", "bicubic")
         assert np.abs(found.permute(1, 2, 0).numpy().astype(np.int64) - expected).max() <= TOLERANCE
     assert 180 <= refused < len(damaged)

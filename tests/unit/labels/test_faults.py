@@ -27,6 +27,11 @@ def test_a_killed_writer(workplaces: Workplaces, tmp_path: Path, place: str, see
     interruptions.kill_writer(getattr(workplaces, place), seed, tmp_path / "scratch")
 
 
+@pytest.mark.parametrize("seed", [0, 5])
+def test_a_job_told_to_stop(workplaces: Workplaces, tmp_path: Path, seed: int) -> None:
+    interruptions.terminate_job(workplaces.job, seed, tmp_path / "scratch")
+
+
 @pytest.mark.parametrize("seed", [0, 1], ids=["together", "one midway"])
 def test_two_writers(workplaces: Workplaces, tmp_path: Path, seed: int) -> None:
     found = interruptions.start_two_writers(workplaces.job, seed, tmp_path / "scratch")
