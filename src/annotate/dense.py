@@ -1,24 +1,32 @@
-"""An annotator: a timm classifier whose linear classifier is applied to every cell of the last feature map.
+"""An annotator: a timm classifier whose head is applied to every cell of its last feature map, or to every patch token.
 
-Pooling and a linear layer commute, so the map's spatial mean must equal the classifier's own logits; that is checked on a
-real photograph at the start of every job, because it fails where a head does more than pool and classify.
-Source: section 4.1 of the paper and the score maps of ReLabel (Yun et al. 2021).
+A cell goes through what the classifier does behind its pooling, and then through its linear layer. Three kinds are told apart by
+measuring, on a real photograph at the start of every job, so that a head which does something else is refused before hours of work:
+
+- `linear`: pooling and one linear layer commute (most CNNs, Swin): the map's mean equals the classifier's own logits.
+- `pooled`: a norm or a convolution lies between them (ConvNeXt, MobileNetV3, ViTs with average pooling): the head applied to the
+  mean cell equals them, the mean of the map does not.
+- `class token`: ViT, DeiT, CaiT: the head applied to the class token equals them; patch tokens were never trained to be classified.
+
+VOLO brings a token head of its own, which is used. Source: section 4.1 of the paper and ReLabel (Yun et al. 2021).
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..core.errors import CheckpointError, ConfigError
 from ..data.timm_names import check_timm_names
 from ..models.pretrained import load_pretrained
 
 CHECK_TOLERANCE = 1e-3  # of the logits' spread; float32 on a CPU gives 1e-6, bfloat16 is checked in float32
+KINDS = ("linear", "pooled", "class token")
 
 
 @dataclass(frozen=True)
@@ -35,103 +43,229 @@ class Annotator(nn.Module):
 
     Attributes:
         num_classes: K.
+        classifier: the linear layer, float32 (K, channels).
         preprocessing: mean, std and interpolation of the weights.
         weights_sha256: digest of the file that the weights came from.
+
+    Raises:
+        CheckpointError: a classifier that cannot be applied to single cells, with the reason.
     """
 
     def __init__(
         self, backbone: nn.Module, preprocessing: Preprocessing, weights_sha256: str, architecture: str
     ) -> None:
         super().__init__()
-        self.backbone = backbone
+        self.backbone: Any = backbone
         self.preprocessing = preprocessing
         self.weights_sha256 = weights_sha256
         self.architecture = architecture
-        classifier = backbone.get_classifier()  # type: ignore[operator]
-        if not isinstance(classifier, nn.Linear):
-            raise CheckpointError(
-                f"annotator {architecture}: its classifier is a {type(classifier).__name__}, not one linear layer; "
-                "it cannot be applied to every cell. Choose a convolutional classifier."
-            )
-        self.classifier = classifier
-        self.num_classes = classifier.out_features
+        if getattr(backbone, "attn_pool", None) is not None:
+            raise self._unfit("it pools by attention, which weighs tokens against each other")
+        self.gives_tokens = False  # set by the first forward pass
+        self.own_token_head = getattr(backbone, "aux_head", None) is not None
+        self.classifier = self._linear_layer()
+        self.num_classes = self.classifier.out_features
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def _unfit(self, reason: str) -> CheckpointError:
+        return CheckpointError(
+            f"annotator {self.architecture}: {reason}; its head cannot be applied to single cells. Choose another annotator; any "
+            "timm classifier that pools by averaging or reads a class token will do."
+        )
+
+    def _linear_layer(self) -> nn.Linear:
+        """The classifier as one linear layer; a 1x1 convolution and DeiT's two heads, which are averaged, are such."""
+        found = self.backbone.aux_head if self.own_token_head else self.backbone.get_classifier()
+        heads = list(found) if isinstance(found, (tuple, list, nn.ModuleList)) else [found]
+        weights, biases = [], []
+        for head in heads:
+            if isinstance(head, nn.Conv2d) and head.kernel_size == (1, 1):
+                weight, bias = head.weight.flatten(1), head.bias
+            elif isinstance(head, nn.Linear):
+                weight, bias = head.weight, head.bias
+            else:
+                raise self._unfit(f"its classifier is a {type(head).__name__}, not one linear layer")
+            weights.append(weight)
+            biases.append(torch.zeros_like(weight[:, 0]) if bias is None else bias)
+        if len({weight.shape for weight in weights}) > 1:
+            raise self._unfit(f"it has {len(heads)} heads of different widths")
+        layer = nn.Linear(weights[0].shape[1], weights[0].shape[0], device=weights[0].device)
+        layer.weight = nn.Parameter(torch.stack([w.detach() for w in weights]).mean(0), requires_grad=False)
+        layer.bias = nn.Parameter(torch.stack([b.detach() for b in biases]).mean(0), requires_grad=False)
+        return layer
+
+    def forward(self, images: Tensor, fold: Tensor | None = None) -> Tensor:
         """Logits of every cell.
+
+        Args:
+            images: float (batch, 3, height, width), normalised.
+            fold: int64 (batch,), which of several heads labels each photograph; of annotators that were adapted in folds.
+
+        Returns:
+            (batch, rows, cols, classes).
+        """
+        cells, _ = self.cells(images)
+        return self.classify(self.head_input(cells), fold)
+
+    def classify(self, features: Tensor, fold: Tensor | None = None) -> Tensor:
+        """Linear layer; features (batch, rows, cols, channels) or (batch, channels)."""
+        logits: Tensor = self.classifier(features)
+        return logits
+
+    def cells(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Cells of the last feature map (batch, rows, cols, channels), and the prefix tokens before them, if any."""
+        features = self.backbone.forward_features(images)
+        if not isinstance(features, Tensor) or features.ndim not in (3, 4):
+            shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
+            raise self._unfit(f"its features are {shape}, neither a map nor tokens")
+        self.gives_tokens = features.ndim == 3
+        if features.ndim == 4:
+            channels_last = getattr(self.backbone, "output_fmt", "NCHW") == "NHWC"
+            return (features if channels_last else features.permute(0, 2, 3, 1)), None
+        length = features.shape[1]
+        declared = getattr(self.backbone, "num_prefix_tokens", None)
+        for prefix in (0, 1, 2) if declared is None else (declared,):
+            side = math.isqrt(max(0, length - prefix))
+            if side and side * side == length - prefix:
+                cells = features[:, prefix:].reshape(len(features), side, side, -1)
+                return cells, features[:, :prefix] if prefix else None
+        raise self._unfit(f"its {length} tokens are no square grid")
+
+    def head_input(self, cells: Tensor) -> Tensor:
+        """What the linear layer gets where a cell is all that the classifier sees.
+
+        Args:
+            cells: (batch, rows, cols, channels).
+
+        Returns:
+            (batch, rows, cols, width).
+        """
+        if self.own_token_head:
+            return cells
+        batch, rows, cols, channels = cells.shape
+        single = cells.reshape(-1, channels)
+        if self.gives_tokens:
+            # the same token in every place: whichever the pooling takes, it is this one
+            places = max(1, getattr(self.backbone, "num_prefix_tokens", None) or 0) + 1
+            single = single[:, None].expand(-1, places, -1)
+        elif getattr(self.backbone, "output_fmt", "NCHW") == "NHWC":
+            single = single[:, None, None]
+        else:
+            single = single[:, :, None, None]
+        features: Tensor = self.backbone.forward_head(single, pre_logits=True)
+        return features.reshape(batch, rows, cols, -1)
+
+    @torch.inference_mode()
+    def check(self, images: Tensor) -> tuple[str, float]:
+        """Compares the dense head with the classifier's own logits.
 
         Args:
             images: float (batch, 3, height, width), normalised.
 
         Returns:
-            (batch, rows, cols, classes).
-        """
-        features = self.backbone.forward_features(images)  # type: ignore[operator]
-        if features.ndim != 4:
-            raise CheckpointError(
-                f"annotator {self.architecture}: forward_features gives {features.ndim} axes, expected a map "
-                "(batch, channels, rows, cols). Transformers are not annotators yet; choose a convolutional classifier."
-            )
-        logits: torch.Tensor = self.classifier(features.permute(0, 2, 3, 1))
-        return logits
-
-    @torch.inference_mode()
-    def check(self, images: torch.Tensor) -> float:
-        """Compares the map's spatial mean with the classifier's own logits.
-
-        Returns:
-            largest difference relative to the logits' spread.
+            the kind of head, one of KINDS, and the largest difference relative to the logits' spread.
 
         Raises:
-            CheckpointError: it is above 1e-3: the head does more than pool and classify.
+            CheckpointError: it is above 1e-3 for every kind.
         """
-        dense = self(images).flatten(1, 2).mean(1)
         own = self.backbone(images)
-        difference = float(((dense - own).abs().amax() / own.std().clamp_min(1e-6)).item())
-        if not difference <= CHECK_TOLERANCE:
-            raise CheckpointError(
-                f"annotator {self.architecture}: the mean of its dense map differs from its own logits by {difference:.2g} "
-                "of their spread (allowed 1e-3); its head is not pooling and one linear layer. Choose another annotator."
-            )
-        return difference
+        own = torch.stack(list(own)).mean(0) if isinstance(own, (tuple, list)) else own
+        cells, prefix = self.cells(images)
+        dense = self.classify(self.head_input(cells)).flatten(1, 2)
+        if self.own_token_head and prefix is not None:
+            tried = {"class token": self.backbone.head(prefix[:, 0]) + 0.5 * dense.amax(1)}
+        else:
+            tried = {"linear": dense.mean(1), "pooled": self._head_of(cells.mean((1, 2)))}
+            if prefix is not None:
+                tried["class token"] = self._class_token_logits(prefix)
+        spread = own.std().clamp_min(1e-6)
+        differences = {kind: float(((found - own).abs().amax() / spread).item()) for kind, found in tried.items()}
+        for kind, difference in differences.items():
+            if difference <= CHECK_TOLERANCE:
+                return kind, difference
+        smallest = min(differences.values()) if own.isfinite().all() else math.nan
+        pooling = getattr(self.backbone, "global_pool", None)
+        raise CheckpointError(
+            f"annotator {self.architecture}: its dense head differs from its own logits by {smallest:.2g} of their spread (allowed "
+            f"1e-3); between features and classifier it does more than averaging, a norm and one linear layer (pooling {pooling}). "
+            "Choose another annotator."
+        )
+
+    def _class_token_logits(self, prefix: Tensor) -> Tensor:
+        heads = self.backbone.get_classifier()
+        if not isinstance(heads, (tuple, list)):
+            return self._head_of(prefix[:, 0])
+        logits = [head(prefix[:, place]) for place, head in enumerate(heads)]  # DeiT: a head for each of two tokens
+        return torch.stack(logits).mean(0)
+
+    def _head_of(self, cell: Tensor) -> Tensor:
+        return self.classify(self.head_input(cell[:, None, None]))[:, 0, 0]
 
 
 def build_annotator(spec: dict[str, Any], weights_root: Path) -> Annotator:
     """Builds an annotator with its weights, in eval mode on the CPU.
 
     Args:
-        spec: the label spec's annotator section.
+        spec: the label spec's annotator section; `image_px` in it sets the input of networks that need to know it.
         weights_root: folder of `file:` weights.
 
     Raises:
         ConfigError: timm knows no such architecture, or it has another number of classes.
-        CheckpointError: weights missing or not its own.
+        CheckpointError: weights missing or not its own, or a head that cannot be applied to cells.
     """
-    import timm
-
     architecture = spec["architecture"]
     check_timm_names([architecture.split(".", 1)[0]])
     weights = load_pretrained(spec, weights_root)
-    backbone = timm.create_model(architecture, pretrained=False, num_classes=spec["num_classes"])
-    missing, unexpected = _load(backbone, weights.state, architecture)
-    if missing or unexpected:
-        raise CheckpointError(
-            f"{weights.origin}: not the weights of {architecture}: missing {missing[:5]}, unexpected {unexpected[:5]}. "
-            "Check the annotator's architecture and weights_naming."
-        )
-    config = backbone.pretrained_cfg
-    preprocessing = Preprocessing(tuple(config["mean"]), tuple(config["std"]), config["interpolation"])
-    annotator = Annotator(backbone.eval(), preprocessing, weights.sha256, architecture)
+    backbone = create_backbone(architecture, spec["num_classes"], spec.get("image_px"), weights.state, weights.origin)
+    annotator = Annotator(backbone.eval(), preprocessing_of(backbone), weights.sha256, architecture)
     if annotator.num_classes != spec["num_classes"]:
         raise ConfigError(f"annotator {architecture}: {annotator.num_classes} classes, expected {spec['num_classes']}.")
     return annotator
 
 
-def _load(backbone: nn.Module, state: dict[str, torch.Tensor], architecture: str) -> tuple[list[str], list[str]]:
+def preprocessing_of(backbone: nn.Module) -> Preprocessing:
+    """Mean, std and interpolation from timm's own record of the weights."""
+    config: Any = backbone.pretrained_cfg
+    return Preprocessing(tuple(config["mean"]), tuple(config["std"]), config["interpolation"])
+
+
+def create_backbone(
+    architecture: str, num_classes: int, image_px: int | None, state: dict[str, Tensor] | None, origin: str = ""
+) -> nn.Module:
+    """Makes timm's network; weights go through timm's own loading, which knows old names and resizes position embeddings.
+
+    Args:
+        architecture: timm name with or without weights tag.
+        num_classes: of the classifier, and of the weights.
+        image_px: side of the images; matters to networks with a fixed input only.
+        state: weights; None for random ones.
+        origin: names the weights in errors.
+
+    Raises:
+        CheckpointError: the weights are another network's.
+        ConfigError: the network takes no images of this size.
+    """
+    import timm
+
+    options: dict[str, Any] = {}
+    config = timm.get_pretrained_cfg(architecture)
+    if image_px is not None and config is not None and config.fixed_input_size and config.input_size[-1] != image_px:
+        options["img_size"] = image_px
+    if state is not None:
+        options["pretrained_cfg_overlay"] = {"state_dict": state, "num_classes": num_classes, "label_offset": 0}
     try:
-        result = backbone.load_state_dict(state, strict=False)
+        backbone: nn.Module = timm.create_model(
+            architecture, pretrained=state is not None, num_classes=num_classes, **options
+        )
     except RuntimeError as error:
-        first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
-        raise CheckpointError(f"annotator {architecture}: the weights have other shapes: {first}") from None
-    # counters of batch norms are bookkeeping; older checkpoints lack them
-    missing = [name for name in result.missing_keys if not name.endswith("num_batches_tracked")]
-    return missing, list(result.unexpected_keys)
+        lines = [line.strip() for line in str(error).splitlines()]
+        detail = " ".join(lines[1:3])[:300] if len(lines) > 1 else lines[0]
+        raise CheckpointError(
+            f"{origin}: not the weights of {architecture} with {num_classes} classes: {detail} Check the annotator's "
+            "architecture, num_classes and weights_naming."
+        ) from None
+    except (TypeError, AssertionError, ValueError) as error:
+        raise ConfigError(
+            f"annotator {architecture}: timm refuses images of {image_px} px ({' '.join(str(error).split())}). Set labels.image_px "
+            "to a size that it takes."
+        ) from None
+    return backbone

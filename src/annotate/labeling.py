@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn import functional as F
 
 from ..core.errors import DataError
 from ..data.pixels import normalise
@@ -48,7 +49,13 @@ class MapBatch:
 
 
 @torch.inference_mode()
-def label_batch(annotator: Annotator, images: torch.Tensor, spec: dict[str, Any], precision: torch.dtype) -> MapBatch:
+def label_batch(
+    annotator: Annotator,
+    images: torch.Tensor,
+    spec: dict[str, Any],
+    precision: torch.dtype,
+    fold: torch.Tensor | None = None,
+) -> MapBatch:
     """Labels a batch.
 
     Args:
@@ -56,6 +63,7 @@ def label_batch(annotator: Annotator, images: torch.Tensor, spec: dict[str, Any]
         images: uint8 (batch, 3, image_px, image_px), RGB.
         spec: the label spec.
         precision: of autocast.
+        fold: int64 (batch,), see `Annotator.forward`.
 
     Raises:
         DataError: the map has not the configuration's grid.
@@ -63,13 +71,7 @@ def label_batch(annotator: Annotator, images: torch.Tensor, spec: dict[str, Any]
     settings = spec["labels"]
     pixels = normalise(images, annotator.preprocessing.mean, annotator.preprocessing.std)
     with autocast(images.device, precision):
-        logits = annotator(pixels).float()  # (batch, rows, cols, classes)
-    expected = tuple(spec["annotator"]["grid"])
-    if tuple(logits.shape[1:3]) != expected:
-        raise DataError(
-            f"annotator {annotator.architecture}: its map is {tuple(logits.shape[1:3])} at {settings['image_px']} px, "
-            f"the configuration says grid {expected}. Correct the annotator's grid."
-        )
+        logits = average_over_views(annotator, pixels, settings, tuple(spec["annotator"]["grid"]), fold)
     finite = logits.isfinite().flatten(1).all(1)
     scores, classes = logits.topk(settings["k"], dim=-1, sorted=True)
     tail = None
@@ -78,6 +80,52 @@ def label_batch(annotator: Annotator, images: torch.Tensor, spec: dict[str, Any]
         rest = logits.scatter(-1, classes, float("-inf"))
         tail = round_to_step(rest.logsumexp(-1), settings["score_step"]).half()
     return MapBatch(round_to_step(scores, settings["score_step"]).half(), classes, tail, finite)
+
+
+def average_over_views(
+    annotator: Annotator,
+    pixels: torch.Tensor,
+    settings: dict[str, Any],
+    grid: tuple[int, int],
+    fold: torch.Tensor | None,
+) -> torch.Tensor:
+    """Logits averaged over the settings' scales and, with `flip`, over each photograph and its mirror image.
+
+    Args:
+        annotator: see `label_batch`.
+        pixels: float (batch, 3, image_px, image_px), normalised.
+        settings: the spec's section labels.
+        grid: rows and cols of the maps at scale 1; those of other scales are resampled to it, bilinearly.
+
+    Returns:
+        float32 (batch, rows, cols, classes).
+
+    Raises:
+        DataError: the annotator's map at scale 1 has another grid.
+    """
+    total: torch.Tensor | None = None
+    views = 0
+    for scale in settings["scales"]:
+        side = round(settings["image_px"] * scale)
+        scaled = pixels if scale == 1 else _resized(pixels, (side, side))
+        for mirrored in (False, True) if settings["flip"] else (False,):
+            logits = annotator(scaled.flip(-1) if mirrored else scaled, fold).float()
+            logits = logits.flip(2) if mirrored else logits
+            if tuple(logits.shape[1:3]) != grid:
+                if scale == 1:
+                    raise DataError(
+                        f"annotator {annotator.architecture}: its map is {tuple(logits.shape[1:3])} at {side} px, the "
+                        f"configuration says grid {grid}. Correct the annotator's grid."
+                    )
+                logits = _resized(logits.permute(0, 3, 1, 2), grid).permute(0, 2, 3, 1)
+            total = logits if total is None else total + logits
+            views += 1
+    assert total is not None
+    return total / views if views > 1 else total
+
+
+def _resized(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    return F.interpolate(maps.float(), size, mode="bilinear", antialias=True)
 
 
 def round_to_step(logits: torch.Tensor, step: float) -> torch.Tensor:

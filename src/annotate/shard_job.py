@@ -81,7 +81,9 @@ def annotate_shard(
         parts, labeled = _finished_parts(parts_folder, manifest, unreadable)
         if labeled:
             logger.info("resuming: %d of %d photographs are in finished parts", len(labeled), len(rows))
-        annotator = build_annotator(spec["annotator"], Path(machine["weights_root"]))
+        annotator = build_annotator(
+            spec["annotator"] | {"image_px": spec["labels"]["image_px"]}, Path(machine["weights_root"])
+        )
         pending = np.array([row for row in rows if int(manifest.sample_id[row]) not in labeled], dtype=np.int64)
         device = choose_device(machine["device"])
         precision = choose_precision(machine["precision"], device)
@@ -219,8 +221,8 @@ def _label_pending(
 def _check_annotator(annotator: Annotator, images: torch.Tensor, batch: PhotographBatch) -> None:
     first = next(index for index, reason in enumerate(batch.reasons) if not reason)
     pixels = normalise(images[first : first + 1], annotator.preprocessing.mean, annotator.preprocessing.std)
-    difference = annotator.check(pixels)
-    logger.info("dense head: mean of the map equals the annotator's own logits to %.1e", difference)
+    kind, difference = annotator.check(pixels)
+    logger.info("dense head: %s, equals the annotator's own logits to %.1e", kind, difference)
 
 
 def _attributes(

@@ -72,13 +72,23 @@ class Labels(Frozen):
 
     image_px: Pixels
     view: Literal["squash", "centre_crop"]
-    k: Annotated[int, Field(ge=1, le=100)]
+    k: Annotated[int, Field(ge=1, le=65536)] | Literal["all"]
     tail: bool
     precision: Literal["float16"]
     score_step: Annotated[float, Field(ge=0, le=4)]
     flip: bool
     scales: Annotated[tuple[Annotated[float, Field(ge=0.25, le=4)], ...], Field(min_length=1)]
     shards: Annotated[int, Field(ge=1, le=99999)]
+
+    @pydantic.model_validator(mode="after")
+    def _scales_give_whole_pixels(self) -> Labels:
+        for scale in self.scales:
+            side = scale * self.image_px
+            if abs(side - round(side)) > 1e-6:
+                raise ValueError(
+                    f"scales {list(self.scales)}: {scale} x image_px {self.image_px} is {side:g}, not whole pixels"
+                )
+        return self
 
 
 class Annotator(Frozen):

@@ -294,6 +294,7 @@ class Study:
     def _label_job(self, annotator: str) -> LabelJob:
         entry = self.config.annotators[annotator]
         labels = self.config.labels
+        k = entry.num_classes if labels.k == "all" else min(labels.k, entry.num_classes)
         spec = {
             "stage": "annotate",
             "version": STAGE_VERSIONS["annotate"],
@@ -309,8 +310,8 @@ class Study:
             "labels": {
                 "image_px": labels.image_px,
                 "view": labels.view,
-                "k": labels.k,
-                "tail": labels.tail,
+                "k": k,
+                "tail": labels.tail and k < entry.num_classes,  # else nothing is left over
                 "precision": labels.precision,
                 "score_step": labels.score_step,
                 "flip": labels.flip,
