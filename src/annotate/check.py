@@ -1,6 +1,6 @@
 """Whether stored labels are in the manifest's class order: how often a photograph's own class is among its map's top 5.
 
-Needs neither the annotator nor the photographs. Called by `tokenlabel annotate check --classes-only`; never loads torch.
+Needs neither the annotator nor the photographs. Called by `tokenlabel annotate check --classes-only`.
 Where the order is wrong, known other orders are tried and the one that fits is named. Source: ours; a permuted order gave
 users of the released labels a validation accuracy of 0.
 """
