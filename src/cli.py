@@ -15,6 +15,7 @@ VERBS = {
     "data": ("data.command", "list the photographs of a data set in a manifest"),
     "annotate": ("annotate.command", "stage 1: write one label shard with a pretrained annotator"),
     "annotate import": ("annotate.import_command", "bring labels of the released layout into shards"),
+    "annotate check": ("annotate.check_command", "check finished labels against the class order"),
     "labels": ("labels.command", "inspect, verify, merge and export label shards"),
     "train": ("train.command", "stage 2 and fine-tuning: train a vision transformer on labels"),
     "evaluate": ("eval.command", "measure top-1 and top-5 of a trained run"),

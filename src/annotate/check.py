@@ -1,0 +1,157 @@
+"""Whether stored labels are in the manifest's class order: how often a photograph's own class is among its map's top 5.
+
+Needs neither the annotator nor the photographs. Called by `tokenlabel annotate check --classes-only`.
+Where the order is wrong, known other orders are tried and the one that fits is named. Source: ours; a permuted order gave
+users of the released labels a validation accuracy of 0.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..core.errors import LabelError
+from ..data.manifest import Manifest
+from ..labels import LabelStore
+from ..labels.records import LabelRows
+
+TOP = 5
+_DEVIATIONS = 3.0  # a share counts as above another where it is so many standard errors higher
+_CONSISTENT = 0.5  # share of photographs whose pooled top-1 is their class's commonest other answer
+
+
+@dataclass(frozen=True)
+class ClassOrder:
+    """What the check found.
+
+    Attributes:
+        images: photographs compared.
+        any_cell: share of photographs whose class is among the stored classes of some cell.
+        pooled: share whose class is among the five heaviest of the pooled map.
+        chance: share `pooled` would reach were classes drawn at random.
+        shuffled: the same with the photographs' own classes dealt out anew.
+        fits: share `pooled` under each other class order that was tried.
+        verdict: one line.
+        matches: whether the labels are in the manifest's order.
+    """
+
+    images: int
+    any_cell: float
+    pooled: float
+    chance: float
+    shuffled: float
+    fits: dict[str, float]
+    verdict: str
+    matches: bool
+
+
+def check_class_order(store: LabelStore, manifest: Manifest, images: int, seed: int) -> ClassOrder:
+    """Compares a seeded sample of labels with the manifest's classes.
+
+    Args:
+        store: the labels.
+        manifest: of the same split.
+        images: how many photographs at most.
+        seed: of the sample.
+
+    Raises:
+        LabelError: no usable label for the manifest's photographs, or a class that the annotator does not know.
+    """
+    order = np.random.default_rng(seed).permutation(len(manifest))
+    rows = np.sort(order[:images])
+    rows = rows[store.status_of(manifest.sample_id[rows]) == 0]
+    if not len(rows):
+        raise LabelError(
+            f"labels {store.path}: no usable label among {min(images, len(manifest))} sampled photographs."
+        )
+    own = manifest.class_index[rows].astype(np.int64)
+    if own.max() >= store.num_classes:
+        raise LabelError(
+            f"labels {store.path}: {store.num_classes} classes, but the manifest has class {own.max()}. Give the manifest "
+            "that the labels were made from."
+        )
+    labels = store.get_many(manifest.sample_id[rows])
+    top = pooled_top(labels)
+    any_cell = (labels.classes.reshape(len(rows), -1) == own[:, None]).any(1)
+    share = _hits(top, own)
+    generator = np.random.default_rng(seed)
+    shuffled = float(np.mean([_hits(top, generator.permutation(own)) for _ in range(20)]))
+    chance = float((top >= 0).sum(1).mean() / store.num_classes)
+    fits = {
+        name: _hits(top, mapping[own]) for name, mapping in other_orders(manifest.classes, store.num_classes).items()
+    }
+    verdict, matches = _verdict(
+        share, max(chance, shuffled if len(set(own.tolist())) > 1 else 0.0), fits, top[:, 0], own
+    )
+    return ClassOrder(len(rows), float(any_cell.mean()), share, chance, shuffled, fits, verdict, matches)
+
+
+def pooled_top(labels: LabelRows) -> NDArray[np.int64]:
+    """The heaviest classes of each map's mean softmax, int64 (images, 5), best first, -1 where a map has fewer."""
+    found = np.full((len(labels.classes), TOP), -1, dtype=np.int64)
+    for image, (scores, classes) in enumerate(zip(labels.scores.astype(np.float32), labels.classes, strict=True)):
+        mass = np.exp(scores - scores.max(-1, keepdims=True))
+        mass /= mass.sum(-1, keepdims=True)
+        vocabulary, place = np.unique(classes, return_inverse=True)
+        best = np.argsort(-np.bincount(place.reshape(-1), weights=mass.reshape(-1)), kind="stable")[:TOP]
+        found[image, : len(best)] = vocabulary[best]
+    return found
+
+
+def other_orders(classes: Sequence[str], num_classes: int) -> dict[str, NDArray[np.int64]]:
+    """Class orders that labels are mistakenly made in: name -> the number that each class of the manifest has there."""
+    own = np.arange(num_classes)
+    orders = {
+        "every class one too high (a background class first?)": (own + 1) % num_classes,
+        "every class one too low (a background class removed?)": (own - 1) % num_classes,
+        "reversed order": own[::-1].copy(),
+    }
+    if len(classes) == num_classes:
+        orders["folders in natural order (2 before 10, as timm's readers sort)"] = _ranks(classes, _natural_key)
+        orders["folders in lexicographic order (10 before 2, as torchvision sorts)"] = _ranks(
+            classes, lambda name: [name]
+        )
+    return {name: mapping for name, mapping in orders.items() if not np.array_equal(mapping, own)}
+
+
+def _natural_key(name: str) -> list[int | str]:
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name.lower())]
+
+
+def _ranks(classes: Sequence[str], key: object) -> NDArray[np.int64]:
+    place = {name: rank for rank, name in enumerate(sorted(classes, key=key))}  # type: ignore[call-overload]
+    return np.array([place[name] for name in classes])
+
+
+def _hits(top: NDArray[np.int64], own: NDArray[np.int64]) -> float:
+    return float((top == own[:, None]).any(1).mean())
+
+
+def _verdict(
+    share: float, chance: float, fits: dict[str, float], first: NDArray[np.int64], own: NDArray[np.int64]
+) -> tuple[str, bool]:
+    best = max(fits, key=lambda name: fits[name])
+    error = np.sqrt(max(share, fits[best], chance) * (1 - min(share, chance)) / len(own))
+    if fits[best] > share + _DEVIATIONS * error:
+        return f"does not match: the labels fit another class order: {best}", False
+    if share > chance + _DEVIATIONS * error:
+        return "matches: the labels are in the manifest's class order", True
+    if _consistency(first, own) > _CONSISTENT:
+        return "does not match: each class has one consistent other number, an order that is none of those tried", False
+    return "does not match: no class order explains the labels; most likely other weights or other preprocessing", False
+
+
+def _consistency(first: NDArray[np.int64], own: NDArray[np.int64]) -> float:
+    """Share of photographs whose top-1 is the commonest among the *other* photographs of their class."""
+    agreeing = compared = 0
+    for index in np.unique(own):
+        answers = first[own == index]
+        for place in range(len(answers) if len(answers) > 2 else 0):
+            others = np.bincount(np.delete(answers, place))
+            agreeing += int(others.argmax() == answers[place])
+            compared += 1
+    return agreeing / compared if compared else 0.0
