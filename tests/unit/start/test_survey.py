@@ -27,6 +27,15 @@ def _folder(root: Path) -> Path:
     return root
 
 
+def _remove(*paths: Path) -> bool:
+    for path in paths:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    return True
+
+
 def test_broken_and_doubled_photographs_are_named(tmp_path: Path) -> None:
     root = _folder(tmp_path / "my photos")
     (root / "bird" / "broken.jpg").write_bytes(b"<html>")
@@ -44,13 +53,14 @@ def test_broken_and_doubled_photographs_are_named(tmp_path: Path) -> None:
     ("spoil", "message"),
     [
         (lambda root: shutil.rmtree(root), "no such folder"),
-        (lambda root: [shutil.rmtree(path) for path in root.iterdir()], "0 class folders"),
-        (lambda root: [shutil.rmtree(root / name) for name in ("bird", "Bär")], "1 class folders"),
+        (lambda root: _remove(*root.iterdir()), "0 class folders"),
+        (lambda root: _remove(root / "bird", root / "Bär"), "1 class folders"),
         (lambda root: shutil.copy(PHOTOGRAPHS[0], root / "beside.jpg"), "beside the class folders"),
         (lambda root: shutil.copytree(root / "bird", root / "bird" / "inner"), "below a class folder"),
         (lambda root: [path.write_bytes(b"") for path in (root / "bird").iterdir()], "0 readable photographs"),
+        (lambda root: _remove(*sorted((root / "bird").iterdir())[1:]), "1 readable photographs"),
     ],
-    ids=["missing", "empty", "one class", "beside", "nested", "unreadable class"],
+    ids=["missing", "empty", "one class", "beside", "nested", "unreadable class", "one photograph"],
 )
 def test_unusable_folders_are_refused_in_one_line(
     tmp_path: Path, spoil: Callable[[Path], object], message: str
