@@ -37,7 +37,8 @@ from ..labels.shards import (
     shard_file_name,
     verify_shard,
 )
-from .dense import Annotator, build_annotator
+from .dense import Annotator, annotator_section, build_annotator
+from .folds import fold_of
 from .labeling import label_batch
 from .pipeline import BatchReader, PartWriter, PhotographBatch, rows_of_batch
 from .progress import Progress
@@ -48,8 +49,9 @@ SECONDS_TO_STOP = 8.0  # of the ten that a job may take to end
 
 
 def annotate_shard(
-    spec: dict[str, Any], machine: dict[str, Any], manifest: Manifest, shard: int, done: Path
-) -> dict[str, Any]:
+    spec: dict[str, Any], machine: dict[str, Any], manifest: Manifest, shard: int, done: Path,
+    annotator_folder: Path | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Writes one shard and its marker.
 
     Args:
@@ -58,6 +60,7 @@ def annotate_shard(
         manifest: of the split to label.
         shard: which shard, from 0.
         done: the marker; the shard lies beside it.
+        annotator_folder: of an annotator that was adapted to the data set.
 
     Returns:
         what the marker says.
@@ -81,9 +84,8 @@ def annotate_shard(
         parts, labeled = _finished_parts(parts_folder, manifest, unreadable)
         if labeled:
             logger.info("resuming: %d of %d photographs are in finished parts", len(labeled), len(rows))
-        annotator = build_annotator(
-            spec["annotator"] | {"image_px": spec["labels"]["image_px"]}, Path(machine["weights_root"])
-        )
+        section = annotator_section(spec["annotator"], spec["labels"]["image_px"], annotator_folder)
+        annotator = build_annotator(section, Path(machine["weights_root"]))
         pending = np.array([row for row in rows if int(manifest.sample_id[row]) not in labeled], dtype=np.int64)
         device = choose_device(machine["device"])
         precision = choose_precision(machine["precision"], device)
@@ -188,7 +190,10 @@ def _label_pending(
                 if not checked and new < len(batch.rows):
                     checked = True
                     _check_annotator(annotator, images, batch)
-                maps = label_batch(annotator, images, spec, precision)
+                fold = None
+                if annotator.folds and manifest.split == "train":
+                    fold = fold_of(manifest.group_id[batch.rows].tolist(), annotator.folds).to(device)
+                maps = label_batch(annotator, images, spec, precision, fold)
                 computing_s += time.perf_counter() - before
                 held = PhotographBatch(batch.rows, batch.images[:0], batch.sizes, batch.reasons)  # without the buffer
                 writer.put(partial(rows_of_batch, manifest, held, maps, annotator.num_classes))
