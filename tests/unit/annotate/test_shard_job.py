@@ -182,7 +182,7 @@ def test_photographs_that_a_disk_gives_again_are_labeled_by_the_rerun(
 
     def failing(self: ByteSource, *args: Any) -> bytes:
         calls.append(args)
-        if 2 < len(calls):
+        if len(calls) > 2:
             raise UnreadableImageError("the file cannot be read: Input/output error")
         return real(self, *args)
 
