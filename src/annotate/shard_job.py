@@ -24,8 +24,10 @@ from ..core.errors import LabelError, TokenLabelError
 from ..core.files import Lease, remove_leftovers, write_json
 from ..core.identity import digest_of
 from ..core.log import library_versions, logger
+from ..data.images import UnreadableImageError
 from ..data.manifest import Manifest
-from ..data.pixels import normalise
+from ..data.pixels import normalise, read_view
+from ..data.readers import ByteSource
 from ..engine.device import choose_device, choose_precision, set_threads
 from ..labels.records import STATUS_UNREADABLE
 from ..labels.shards import (
@@ -81,7 +83,7 @@ def annotate_shard(
         remove_leftovers(destination)
         remove_leftovers(done)
         unreadable = UnreadableList(machine["dataset"], str(done), len(rows))
-        parts, labeled = _finished_parts(parts_folder, manifest, unreadable)
+        parts, labeled = _finished_parts(parts_folder, manifest, machine, unreadable)
         if labeled:
             logger.info("resuming: %d of %d photographs are in finished parts", len(labeled), len(rows))
         section = annotator_section(spec["annotator"], spec["labels"]["image_px"], annotator_folder)
@@ -133,22 +135,42 @@ def _finished(destination: Path, labels_digest: str, manifest_digest: str) -> di
     return marker
 
 
-def _finished_parts(folder: Path, manifest: Manifest, unreadable: UnreadableList) -> tuple[list[Path], set[int]]:
-    """Parts of earlier jobs and the sample ids in them; one that repeats another's photographs is removed."""
+def _finished_parts(
+    folder: Path, manifest: Manifest, machine: dict[str, Any], unreadable: UnreadableList
+) -> tuple[list[Path], set[int]]:
+    """Parts of earlier jobs and the sample ids in them.
+
+    One that repeats another's photographs is removed; so is one whose unreadable photographs can be read by now, else a disk
+    that was away for a minute would leave holes in the labels.
+    """
     parts: list[Path] = []
     labeled: set[int] = set()
+    source = manifest.open_source(machine)
     for part in sorted(folder.glob("part-*.h5")):
         rows = read_part(part)
         identifiers = set(rows.sample_id.tolist())
         if labeled & identifiers:  # written by a job that another had taken over from
             part.unlink()
             continue
+        places = np.flatnonzero(rows.status == STATUS_UNREADABLE).tolist()
+        broken = [int(np.flatnonzero(manifest.sample_id == rows.sample_id[place])[0]) for place in places]
+        if recovered := [manifest.path(row) for row in broken if _is_readable(manifest, source, row)]:
+            logger.info("%s can be read again: %s is done anew", recovered[0], part.name)
+            part.unlink()
+            continue
         parts.append(part)
         labeled |= identifiers
-        for index in np.flatnonzero(rows.status == STATUS_UNREADABLE).tolist():
-            row = int(np.flatnonzero(manifest.sample_id == rows.sample_id[index])[0])
-            unreadable.found.append(Unreadable(manifest.path(row), rows.reason[index]))
+        for row, place in zip(broken, places, strict=True):
+            unreadable.found.append(Unreadable(manifest.path(row), rows.reason[place]))
     return parts, labeled
+
+
+def _is_readable(manifest: Manifest, source: ByteSource, row: int) -> bool:
+    try:
+        read_view(manifest.read(source, row), 16, "squash", "bicubic")
+    except UnreadableImageError:
+        return False
+    return True
 
 
 def _label_pending(
