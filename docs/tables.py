@@ -148,6 +148,27 @@ TABLES: dict[str, Table | FaultTable] = {
             "KL, published mass": ("kl_published", ".4f"),
         },
     ),
+    "decode": Table(
+        "decode",
+        {
+            "JPEGs of": ("size", ""),
+            "way": ("way", ""),
+            "images/s": ("images_per_s", ",.0f"),
+            "ratio": ("ratio", ".2f"),
+            "two threads / one": ("two_threads", ".2f"),
+        },
+        lambda line: line["way"] != "labels",
+    ),
+    "decode_labels": Table(
+        "decode",
+        {
+            "photographs": ("size", ""),
+            "cells that keep their best class": ("same_best_class", ".2%"),
+            "mean logit difference": ("mean_logit_difference", ".4f"),
+            "sd of the logits": ("logit_sd", ".2f"),
+        },
+        lambda line: line["way"] == "labels",
+    ),
     "view_overhead": Table(
         "view_overhead",
         {
