@@ -192,7 +192,7 @@ def build_manifests(spec: dict[str, Any], machine: dict[str, Any]) -> dict[str, 
             leaders: dict[int, str] = {}
             for entry, group in zip(train_entries, groups.tolist(), strict=True):
                 group_of[entry.path] = leaders.setdefault(group, entry.path)
-        train_entries, val_entries = _split(train_entries, spec["val_fraction"], spec["val_seed"], groups)
+        train_entries, val_entries = split_validation(train_entries, spec["val_fraction"], spec["val_seed"], groups)
         val_source, val_archives = "train", listing.archives
     else:
         val_listing = list_entries(root, places["val"], places["format"])
@@ -283,7 +283,7 @@ def _place_of(entry: Entry) -> tuple[str, int, int, int]:
     return entry.path, entry.size_bytes, entry.offset, entry.archive
 
 
-def _split(
+def split_validation(
     entries: Sequence[Entry], fraction: float, seed: int, groups: NDArray[np.int64] | None
 ) -> tuple[list[Entry], list[Entry]]:
     """Sets a share of every class aside for validation, at least one photograph where a class has two.

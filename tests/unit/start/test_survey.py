@@ -46,7 +46,9 @@ def test_broken_and_doubled_photographs_are_named(tmp_path: Path) -> None:
     assert survey.counts == {"Bär": 3, "bird": 4, "my dog": 4}
     assert survey.broken == ("bird/broken.jpg",)
     assert survey.cross_class == ((f"Bär/{PHOTOGRAPHS[0].name}", "bird/again.jpg"),)
-    assert survey.near_duplicates == 4
+    assert [len(group) for group in survey.near_duplicates] == [2, 2]
+    assert (survey.train, survey.val) == (8, 4)  # a pair of near-duplicates goes over together
+    assert survey.formats == {"JPEG": 11}
 
 
 @pytest.mark.parametrize(
@@ -57,8 +59,8 @@ def test_broken_and_doubled_photographs_are_named(tmp_path: Path) -> None:
         (lambda root: _remove(root / "bird", root / "Bär"), "1 class folders"),
         (lambda root: shutil.copy(PHOTOGRAPHS[0], root / "beside.jpg"), "beside the class folders"),
         (lambda root: shutil.copytree(root / "bird", root / "bird" / "inner"), "below a class folder"),
-        (lambda root: [path.write_bytes(b"") for path in (root / "bird").iterdir()], "0 readable photographs"),
-        (lambda root: _remove(*sorted((root / "bird").iterdir())[1:]), "1 readable photographs"),
+        (lambda root: [path.write_bytes(b"") for path in (root / "bird").iterdir()], "has 0 readable photographs"),
+        (lambda root: _remove(*sorted((root / "bird").iterdir())[1:]), "has 1 readable photographs"),
     ],
     ids=["missing", "empty", "one class", "beside", "nested", "unreadable class", "one photograph"],
 )
