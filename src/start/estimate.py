@@ -21,12 +21,13 @@ from ..data.pixels import read_view
 from ..engine.device import autocast, choose_device, choose_precision, set_threads
 from ..models import create_model
 from ..models.complexity import count_multiply_adds, count_parameters
+from ..models.pretrained import create_backbone
 from .networks import Network
 
-SIZES = ((384, 224), (288, 160), (224, 128), (160, 96), (128, 64))  # pixels of annotator and student, best first
+SIZES = ((128, 64), (160, 96), (224, 128), (288, 160), (384, 224))  # pixels of annotator and student
 EPOCHS = (30, 20, 10)
 FEWEST_EPOCHS = 5  # where nothing fits
-BATCH = 8  # photographs of a timed batch
+BATCH = 16  # photographs of a timed batch
 REPEATS = 2
 AUGMENTATION = 1.5  # a training view over a plain one: RandAugment's operations, measured at 96 to 224 px
 OTHER_JOBS = 4  # Snakemake itself, label maps, table, report: a process start each
@@ -78,7 +79,7 @@ def choose_plan(
     annotator: Network, student: Network, counts: tuple[int, int, int], photographs: tuple[Path, ...], median_side: int,
     minutes: float, survey_s: float, threads: int,
 ) -> Plan:  # fmt: skip
-    """The largest sizes and most epochs that fit the time; the smallest ones where none does.
+    """The largest sizes, then the most epochs, that fit the time; the smallest ones where none do.
 
     Args:
         annotator: the network that is adapted.
@@ -92,24 +93,30 @@ def choose_plan(
     """
     set_threads(threads)
     start_s = _process_start_s()
-    for annotator_px, student_px in SIZES:
-        smallest = (annotator_px, student_px) == SIZES[-1]
-        if student_px > 2 * median_side and not smallest:
-            continue
+    best: Plan | None = None
+    for annotator_px, student_px in SIZES:  # small ones first: timing them takes less than the sizes that do not fit
+        if best is not None and student_px > 2 * median_side:
+            break
         speed = _measure_speed(annotator, student, counts[2], photographs, annotator_px, student_px, threads)
-        for epochs in (*EPOCHS, FEWEST_EPOCHS) if smallest else EPOCHS:
-            plan = Plan(
-                annotator_px, student_px, epochs, speed.grid, _seconds(speed, counts, epochs, survey_s, start_s)
-            )
-            if plan.minutes <= minutes:
-                return plan
-    return plan
+        plans = [
+            Plan(annotator_px, student_px, epochs, speed.grid, _seconds(speed, counts, epochs, survey_s, start_s))
+            for epochs in EPOCHS
+        ]
+        fitting = next((plan for plan in plans if plan.minutes <= minutes), None)
+        if fitting is None:
+            if best is None:
+                seconds = _seconds(speed, counts, FEWEST_EPOCHS, survey_s, start_s)
+                best = Plan(annotator_px, student_px, FEWEST_EPOCHS, speed.grid, seconds)
+            break
+        best = fitting
+    assert best is not None  # there is a smallest size
+    return best
 
 
 def network_cost(network: Network, image_px: int) -> tuple[float, float]:
     """10^6 parameters and 10^9 multiply-adds of one image."""
-    model = create_model(f"timm/{network.architecture}", num_classes=1000, image_px=image_px)
-    return count_parameters(model) / 1e6, count_multiply_adds(model, image_px) / 1e9
+    backbone = create_backbone(network.architecture, 1000, image_px, None)
+    return count_parameters(backbone) / 1e6, count_multiply_adds(backbone, image_px) / 1e9
 
 
 def _seconds(
