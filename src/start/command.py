@@ -146,9 +146,13 @@ def _summary(study: StudyFile, listing: Path, minutes: float) -> list[str]:
     if counts[-1] > STRONG_IMBALANCE * counts[0]:
         lines.append(f"  note          {most} has {counts[-1] / counts[0]:.0f} times the photographs of {least}")
     if survey.cross_class:
-        lines.append(f"  label errors  {len(survey.cross_class):,} pictures lie in several classes: one folder is wrong")
+        lines.append(
+            f"  label errors  {len(survey.cross_class):,} pictures lie in several classes: one folder is wrong"
+        )
     if survey.across_splits:
-        lines.append(f"  leak          {len(survey.across_splits):,} pictures lie in train and in val: accuracy is flattered")
+        lines.append(
+            f"  leak          {len(survey.across_splits):,} pictures lie in train and in val: accuracy is flattered"
+        )
     if survey.broken or survey.near_duplicates:
         lines.append(f"  all of these  {listing}")
     lines += [
@@ -160,7 +164,9 @@ def _summary(study: StudyFile, listing: Path, minutes: float) -> list[str]:
     ]
     hub = sorted({network.architecture for network in (study.annotator, study.student) if network.weights == "hub"})
     if hub:
-        lines.append(f"weights of {', '.join(hub)} will be downloaded from the model hub by the first job that needs them")
+        lines.append(
+            f"weights of {', '.join(hub)} will be downloaded from the model hub by the first job that needs them"
+        )
     if study.snakefile is None:
         lines.append(
             "the workflow is not part of the installed package: clone the repository and name its Snakefile below"

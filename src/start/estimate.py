@@ -179,9 +179,7 @@ def _measure_speed(
             output = model(small)
             tokens = output.token_logits
             loss = functional.cross_entropy(output.class_logits, targets)
-            loss = loss + functional.cross_entropy(
-                tokens.flatten(0, 1), targets.repeat_interleave(tokens.shape[1])
-            )
+            loss = loss + functional.cross_entropy(tokens.flatten(0, 1), targets.repeat_interleave(tokens.shape[1]))
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
