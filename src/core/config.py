@@ -302,6 +302,7 @@ class Machine(Frozen):
     threads: Positive
     workers: Annotated[int, Field(ge=0)]
     annotate_batch: Positive
+    annotate_compile: bool
     micro_batch: Positive
     annotate_mem_mb: Positive
     train_mem_mb: Positive
