@@ -91,6 +91,16 @@ class FaultTable:
 # one place for every table: the file in bench/results, then heading -> (field of a line, format)
 TABLES: dict[str, Table | FaultTable] = {
     "faults": FaultTable(),
+    "annotate": Table(
+        "annotate",
+        {
+            "annotator": ("annotator", ""),
+            "labels": ("storage", ""),
+            "way": ("way", ""),
+            "images/s": ("images_per_s", ",.1f"),
+            "over the bare forward pass": ("over_bare", "+.1%"),
+        },
+    ),
     "labels_storage": Table(
         "labels_storage",
         {
