@@ -72,8 +72,15 @@ def draw_fidelity(found: Sequence[dict[str, Any]], path: Path) -> None:
                 place - 0.4 + 0.8 * share / tallest, edges, baseline=place - 0.4, fill=True, color=BLUE, alpha=0.6
             )
             mean = entry["measures"]["cell_entropy"]["mean"]
+            fullest = int(share.argmax())
+            right = edges[fullest] > edges[-1] / 2  # the note stands on the side with more room
+            histograms.annotate(
+                f"{share[fullest]:.0%}", (edges[fullest + (not right)], place + 0.8 * share[fullest] / tallest - 0.4),
+                xytext=(-3 if right else 3, 0), textcoords="offset points", ha="right" if right else "left", va="top", fontsize=7,
+            )  # fmt: skip
             histograms.plot([mean, mean], [place - 0.4, place + 0.4], color=ORANGE, linewidth=1.5)
-        histograms.set_xlabel("entropy of a cell (nats); line: mean; right end: uniform")
+        histograms.set_xlabel("entropy of a cell (nats); line: mean, %: in fullest bin")
+        histograms.grid(visible=False, axis="y")
         histograms.set_xlim(0, max(entry["entropy"]["highest"] for entry in found))
         panels[0].set_yticks(places, [entry["annotator"] for entry in found])
         panels[0].set_ylim(-0.6, len(found) - 0.4)
@@ -83,7 +90,7 @@ def draw_fidelity(found: Sequence[dict[str, Any]], path: Path) -> None:
         counts = sorted({f"{entry['photographs']} photographs x {entry['crops']} crops" for entry in found})
         masses = sorted({entry["label_mass"] for entry in found})
         note = f"{', '.join(counts)}; label mass {', '.join(masses)}; bars: 95 % bootstrap intervals over photographs"
-        figure.text(0.02, -0.04, note, fontsize=7, color=GREY, va="top")
+        figure.text(0.02, 0.0, note, fontsize=7, color=GREY, va="top")
         figure.tight_layout()
         with atomic_path(path) as temporary:
             figure.savefig(temporary, format="png")
