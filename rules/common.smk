@@ -80,6 +80,7 @@ wildcard_constraints:
     shard=r"\d{5}",
     total=r"\d{5}",
     evaluation=r"[0-9a-f]{8}",
+    fidelity=r"[0-9a-f]{8}",
     experiment="|".join(STUDY.tables),
 
 
@@ -181,6 +182,11 @@ def labels_of_run(wildcards):
     return [ancient(marker) for marker in job.markers] if job else []
 
 
+def labels_to_measure(wildcards):
+    """Markers of all shards of a label folder."""
+    return [ancient(marker) for marker in label_job_of(wildcards).markers]
+
+
 def results_of_table(wildcards):
     """Evaluations of all rows and seeds of an experiment, and the plan that names them.
 
@@ -233,6 +239,13 @@ def adapt_runtime(wildcards, attempt):
     return attempt * cost.annotate_minutes(images, annotator.gmacs, SETTINGS.gpu_tflops)
 
 
+def fidelity_runtime(wildcards, attempt):
+    """Minutes that the comparison of labels with their annotator may take."""
+    annotator = STUDY.config.annotators[label_job_of(wildcards).annotator]
+    crops = STUDY.config.fidelity.images * STUDY.config.fidelity.crops
+    return attempt * cost.annotate_minutes(crops, annotator.gmacs, SETTINGS.gpu_tflops)
+
+
 def train_runtime(wildcards, attempt):
     """Minutes that a run may take; a run that is cut off continues from its checkpoint at the next attempt."""
     run = run_of(wildcards)
@@ -244,7 +257,9 @@ def train_runtime(wildcards, attempt):
 def selected_results():
     """Tables and figures of `select:`, in reading order."""
     return [path for table in STUDY.selected_tables for path in (table.csv, table.figure)] + [
-        "results/figures/label_maps.png"
+        "results/label_fidelity.csv",
+        "results/figures/label_fidelity.png",
+        "results/figures/label_maps.png",
     ]
 
 

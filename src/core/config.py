@@ -290,6 +290,14 @@ class Evaluation(Frozen):
     use_ema: bool
 
 
+class Fidelity(Frozen):
+    """The sample on which stored labels are compared with their annotators."""
+
+    images: Positive
+    crops: Positive
+    seed: Annotated[int, Field(ge=0)]
+
+
 class Machine(Frozen):
     """Where and how jobs run; in no digest.
 
@@ -321,6 +329,7 @@ class Config(Frozen):
     dataset: Dataset
     labels: Labels
     evaluation: Evaluation
+    fidelity: Fidelity
     machine: Machine
     defaults: Defaults
     caps: Caps = Caps()

@@ -81,6 +81,12 @@ class Study:
         """Label jobs of `select.annotators`, in that order."""
         return [self._label_job(name) for name in self.config.select.annotators]
 
+    def fidelity_of(self, job: LabelJob) -> str:
+        """Path of the comparison of an annotator's labels with the annotator itself."""
+        settings = self.config.fidelity.model_dump(mode="json")
+        spec = {"stage": "fidelity", "version": STAGE_VERSIONS["fidelity"], **settings}
+        return f"{job.folder}/fidelity-{digest_of(spec)}.json"
+
     def label_job(self, folder_name: str) -> LabelJob:
         """The label job of a folder name under results/labels."""
         if folder_name not in self.labels:

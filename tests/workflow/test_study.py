@@ -38,6 +38,9 @@ def test_everything_is_made_and_the_tables_agree_with_the_runs(finished_study: P
     main = list(csv.DictReader((results / "main.csv").read_text().splitlines()))
     assert [row["image_px"] for row in main] == ["64", "80"]
     assert (results / "figures" / "label_maps.png").stat().st_size > 10_000
+    (fidelity,) = csv.DictReader((results / "label_fidelity.csv").read_text().splitlines())
+    assert (fidelity["annotator"], fidelity["photographs"], fidelity["labeled"]) == ("lite0", "6", "24")
+    assert float(fidelity["cosine_low"]) <= float(fidelity["cosine"]) <= float(fidelity["cosine_high"])
     for folder in ("logs", "benchmarks"):
         stems = {
             path.relative_to(finished_study / folder).with_suffix("") for path in (finished_study / folder).rglob("*.*")
@@ -47,7 +50,15 @@ def test_everything_is_made_and_the_tables_agree_with_the_runs(finished_study: P
 
 def test_the_report_holds_tables_figures_and_their_captions(finished_study: Path) -> None:
     html = (finished_study / "results" / "report.html").read_text(encoding="utf-8")
-    for part in ("ablation_annotators.csv", "main.csv", "label_maps.png", "train_run", "annotate_shard"):
+    for part in (
+        "ablation_annotators.csv",
+        "main.csv",
+        "label_maps.png",
+        "label_fidelity.csv",
+        "label_fidelity.png",
+        "train_run",
+        "annotate_shard",
+    ):
         assert part in html
     assert "Do three annotators each write labels" in html
 
@@ -83,7 +94,7 @@ def test_touched_and_copied_files_rerun_no_run(finished_study: Path, overlay: Ov
     # without Snakemake's own records it cannot compare contents: tables are made again, which costs seconds, no run is
     shutil.rmtree(copy / ".snakemake")
     jobs = planned_jobs(run_snakemake(copy, "-n", "all", overlay=overlay))
-    assert jobs.keys() <= {"make_table", "make_report", "draw_label_maps", "all"}
+    assert jobs.keys() <= {"make_table", "make_fidelity_table", "make_report", "draw_label_maps", "all"}
 
 
 @pytest.mark.parametrize(
@@ -117,6 +128,8 @@ def test_a_machine_value_reruns_nothing(finished_study: Path, overlay: Overlay, 
             {
                 "annotate_shard": 2,
                 "draw_label_maps": 1,
+                "measure_fidelity": 1,
+                "make_fidelity_table": 1,
                 "train_run": 2,
                 "evaluate_run": 2,
                 "make_table": 2,
@@ -127,8 +140,12 @@ def test_a_machine_value_reruns_nothing(finished_study: Path, overlay: Overlay, 
             lambda o: o.update(evaluation={"interpolation": "bilinear"}),
             {"evaluate_run": 3, "make_table": 2, "make_report": 1},
         ),
+        (
+            lambda o: o["fidelity"].update(crops=1),
+            {"measure_fidelity": 1, "make_fidelity_table": 1, "make_report": 1},
+        ),
     ],
-    ids=["recipe", "fine-tuning recipe", "labels", "evaluation"],
+    ids=["recipe", "fine-tuning recipe", "labels", "evaluation", "fidelity"],
 )
 def test_a_scientific_value_plans_exactly_what_depends_on_it_beside_the_finished_runs(
     finished_study: Path, overlay: Overlay, change: Any, expected: dict[str, int]
