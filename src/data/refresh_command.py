@@ -64,7 +64,13 @@ def run(args: argparse.Namespace) -> int:
 def _refresh(folder: Path, spec: dict[str, Any], machine: dict[str, Any], dry_run: bool) -> None:
     from .manifest import build_manifests, load_manifest, save_manifests
     from .refresh import (
-        check_not_held, compare_manifests, labels_of, moved_photographs, remove_parts, shards_to_redo, unfinished_shards,
+        check_not_held,
+        compare_manifests,
+        labels_of,
+        moved_photographs,
+        remove_parts,
+        shards_to_redo,
+        unfinished_shards,
     )  # fmt: skip
 
     started = time.monotonic()

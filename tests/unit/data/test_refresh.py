@@ -233,7 +233,7 @@ def test_a_repacked_archive_makes_no_label_stale(study: Study, refresh: Callable
 
 def test_a_shard_that_a_job_is_writing_is_not_pulled_away(study: Study, refresh: Callable[..., list[str]]) -> None:
     add(study)
-    (stale,) = [name for name in map(str, predicted(study))]
+    (stale,) = predicted(study)
     lease = study.labels / f"{stale}.lease"
     parts = study.labels / f"{stale}.parts"
     parts.mkdir()
