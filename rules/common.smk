@@ -67,8 +67,11 @@ def find_stale_shards():
     manifest = Path(STUDY.data.marker)
     if workflow.exec_mode != ExecMode.DEFAULT or not manifest.exists():
         return set()
-    said = read_json(manifest)
-    digests = {split: found["shard_digests"] for split, found in said["splits"].items()}
+    try:
+        said = read_json(manifest)
+        digests = {split: found["shard_digests"] for split, found in said["splits"].items()}
+    except (OSError, ValueError, KeyError, TypeError):  # damaged: the jobs that read it say so
+        return set()
     stale = [marker for job in STUDY.labels.values() for marker in stale_shards(Path(job.folder), digests)]
     if any(marker.stat().st_mtime >= manifest.stat().st_mtime for marker in stale):
         # copied, or restored by Snakemake after a failed job; it plans a job again where an input is newer and differs

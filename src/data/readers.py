@@ -16,7 +16,7 @@ from .archives import list_tars, list_webdataset
 from .images import UnreadableImageError
 from .listing import IMAGE_SUFFIXES, Entry, Listing
 
-REMEDY = "Restore it; or run tokenlabel refresh, which redoes the shards of what changed."
+REMEDY = "Restore it; or run tokenlabel refresh, then snakemake, which redoes the shards of what changed."
 
 
 def split_location(location: str, data_format: str) -> tuple[str, str]:
