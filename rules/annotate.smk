@@ -1,10 +1,11 @@
 rule annotate_shard:
     """Stage 1: one shard of score maps by one annotator."""
     input:
-        manifest=manifest_after_spec(lambda wildcards: label_job_of(wildcards).document),
+        manifest=manifest_of_shard,
         adapted=adapted_annotator_of,
     output:
-        done="results/labels/{labels}/train-{shard}-of-{total}.done",
+        # not deleted before the job: runs that are finished need not wait for a shard that is made again
+        done=update("results/labels/{labels}/train-{shard}-of-{total}.done"),
     log:
         "logs/labels/{labels}/train-{shard}-of-{total}.log",
     benchmark:
