@@ -157,6 +157,19 @@ def test_a_photograph_that_has_become_unreadable_is_named(
         fidelity.measure_fidelity(SPEC, machine, manifest, store, 2, CROPS, seed=0)
 
 
+def test_unreadable_photographs_are_counted_and_never_sampled(photographs: Path, tmp_path: Path) -> None:
+    for folder in sorted((photographs / "train").iterdir())[:2]:
+        shutil.copytree(folder, tmp_path / "train" / folder.name)
+    shutil.copytree(tmp_path / "train", tmp_path / "val")
+    next((tmp_path / "train").rglob("*.[jJp]*")).write_bytes(b"no photograph")
+    machine = machine_settings(tmp_path)
+    manifest = write_manifests(tmp_path / "manifest", machine)["train"]
+    annotate_shard(SPEC, machine, manifest, 0, tmp_path / "labels" / "train-00000-of-00001.done")
+    store = LabelStore(tmp_path / "labels", "train")
+    found = fidelity.measure_fidelity(SPEC, machine, manifest, store, 5000, 1, seed=0)
+    assert (found["labeled"], found["unreadable"], found["photographs"]) == (len(manifest), 1, len(manifest) - 1)
+
+
 def test_nothing_to_measure_is_one_line(
     labels: Callable[[Spec], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
