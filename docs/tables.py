@@ -91,6 +91,16 @@ class FaultTable:
 # one place for every table: the file in bench/results, then heading -> (field of a line, format)
 TABLES: dict[str, Table | FaultTable] = {
     "faults": FaultTable(),
+    "annotate": Table(
+        "annotate",
+        {
+            "annotator": ("annotator", ""),
+            "labels": ("storage", ""),
+            "way": ("way", ""),
+            "images/s": ("images_per_s", ",.1f"),
+            "over the bare forward pass": ("over_bare", "+.1%"),
+        },
+    ),
     "labels_storage": Table(
         "labels_storage",
         {
@@ -147,6 +157,27 @@ TABLES: dict[str, Table | FaultTable] = {
             "cosine, published mass": ("cosine_published", ".4f"),
             "KL, published mass": ("kl_published", ".4f"),
         },
+    ),
+    "decode": Table(
+        "decode",
+        {
+            "JPEGs of": ("size", ""),
+            "way": ("way", ""),
+            "images/s": ("images_per_s", ",.0f"),
+            "ratio": ("ratio", ".2f"),
+            "two threads / one": ("two_threads", ".2f"),
+        },
+        lambda line: line["way"] != "labels",
+    ),
+    "decode_labels": Table(
+        "decode",
+        {
+            "photographs": ("size", ""),
+            "cells that keep their best class": ("same_best_class", ".2%"),
+            "mean logit difference": ("mean_logit_difference", ".4f"),
+            "sd of the logits": ("logit_sd", ".2f"),
+        },
+        lambda line: line["way"] == "labels",
     ),
     "view_overhead": Table(
         "view_overhead",

@@ -2,6 +2,7 @@ rule annotate_shard:
     """Stage 1: one shard of score maps by one annotator."""
     input:
         manifest=manifest_after_spec(lambda wildcards: label_job_of(wildcards).document),
+        adapted=adapted_annotator_of,
     output:
         done="results/labels/{labels}/train-{shard}-of-{total}.done",
     log:
@@ -20,9 +21,73 @@ rule annotate_shard:
         machine=MACHINE,
         spec="results/labels/{labels}/spec.json",
         manifest=manifest_folder,
+        annotator=annotator_argument,
     shell:
         "{params.python} -m tokenlabel.annotate --spec {params.spec} --machine {params.machine} --manifest {params.manifest}"
-        " --shard $((10#{wildcards.shard})) --done {output.done} --log {log}"
+        " {params.annotator} --shard $((10#{wildcards.shard})) --done {output.done} --log {log}"
+
+
+rule adapt_annotator:
+    """Stage 0: an annotator for this data set's own classes, from a pretrained network."""
+    input:
+        manifest=manifest_after_spec(lambda wildcards: annotator_job_of(wildcards).document),
+        run=run_to_adapt,
+    output:
+        done="results/annotators/{annotator}/adapted.done",
+    log:
+        "logs/annotators/{annotator}/adapted.log",
+    benchmark:
+        "benchmarks/annotators/{annotator}/adapted.tsv"
+    retries: 2
+    conda:
+        "../envs/annotate.yaml"
+    threads: SETTINGS.threads
+    resources:
+        mem_mb=lambda wildcards, attempt: SETTINGS.annotate_mem_mb * attempt,
+        runtime=adapt_runtime,
+    params:
+        python=PYTHON,
+        machine=MACHINE,
+        spec="results/annotators/{annotator}/spec.json",
+        manifest=manifest_folder,
+        run=run_argument_of_annotator,
+    shell:
+        "{params.python} -m tokenlabel annotate adapt --spec {params.spec} --machine {params.machine}"
+        " --manifest {params.manifest} {params.run} --done {output.done} --log {log}"
+
+
+rule evaluate_annotator:
+    """Top-1 and top-5 of an annotator alone on the validation split."""
+    input:
+        manifest=manifest_after_specs(
+            lambda wildcards: [
+                annotator_job_of(wildcards).document,
+                STUDY.evaluation_document(wildcards.evaluation),
+            ]
+        ),
+        adapted=adapted_marker,
+    output:
+        result="results/annotators/{annotator}/evaluation-{evaluation}.json",
+    log:
+        "logs/annotators/{annotator}/evaluation-{evaluation}.log",
+    benchmark:
+        "benchmarks/annotators/{annotator}/evaluation-{evaluation}.tsv"
+    retries: 2
+    conda:
+        "../envs/annotate.yaml"
+    threads: SETTINGS.threads
+    resources:
+        mem_mb=lambda wildcards, attempt: SETTINGS.annotate_mem_mb * attempt,
+        runtime=adapt_runtime,
+    params:
+        python=PYTHON,
+        machine=MACHINE,
+        spec="results/evaluations/{evaluation}.json",
+        manifest=manifest_folder,
+        annotator="results/annotators/{annotator}",
+    shell:
+        "{params.python} -m tokenlabel annotate evaluate --spec {params.spec} --machine {params.machine}"
+        " --manifest {params.manifest} --annotator {params.annotator} --out {output.result} --log {log}"
 
 
 rule measure_fidelity:
@@ -30,6 +95,7 @@ rule measure_fidelity:
     input:
         manifest=manifest_after_spec(lambda wildcards: label_job_of(wildcards).document),
         labels=labels_to_measure,
+        adapted=adapted_annotator_of,
     output:
         measured="results/labels/{labels}/fidelity-{fidelity}.json",
     log:
@@ -48,8 +114,9 @@ rule measure_fidelity:
         machine=MACHINE,
         manifest=manifest_folder,
         labels=lambda wildcards: label_job_of(wildcards).folder,
+        annotator=annotator_argument,
         sample=STUDY.config.fidelity,
     shell:
         "{params.python} -m tokenlabel annotate fidelity {params.labels} --machine {params.machine} --manifest {params.manifest}"
         " --images {params.sample.images} --crops {params.sample.crops} --seed {params.sample.seed}"
-        " --out {output.measured} --log {log}"
+        " {params.annotator} --out {output.measured} --log {log}"

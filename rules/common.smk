@@ -74,6 +74,7 @@ SETTINGS = STUDY.config.machine
 
 wildcard_constraints:
     labels=r"[A-Za-z0-9_]+-[0-9a-f]{8}",
+    annotator=r"[A-Za-z0-9_]+-[0-9a-f]{8}",
     run=r"[A-Za-z0-9_]+(-[A-Za-z0-9_]+)*-[0-9a-f]{8}",
     seed=r"\d+",
     shard=r"\d{5}",
@@ -99,6 +100,14 @@ def label_job_of(wildcards):
         raise WorkflowError(str(error))
 
 
+def annotator_job_of(wildcards):
+    """The planned annotator of a path."""
+    try:
+        return STUDY.annotator_job(wildcards.annotator)
+    except TokenLabelError as error:
+        raise WorkflowError(str(error))
+
+
 # Input functions run once for every job that is planned; they leave the job's spec beside its outputs on the way.
 # What expensive jobs wait for is `ancient`: Snakemake compares times whatever its rerun triggers are, and a touched or
 # copied marker must not start a week of training. What is current, the digest in the path says.
@@ -107,11 +116,48 @@ def label_job_of(wildcards):
 def manifest_after_spec(spec):
     """Input function: the manifest's marker, after writing a spec (wildcards -> (path, document))."""
 
+    return manifest_after_specs(lambda wildcards: [spec(wildcards)])
+
+
+def manifest_after_specs(specs):
+    """The same for several specs (wildcards -> list of (path, document))."""
+
     def manifest(wildcards):
-        write_document(*spec(wildcards))
+        for document in specs(wildcards):
+            write_document(*document)
         return ancient(STUDY.data.marker)
 
     return manifest
+
+
+def adapted_annotator_of(wildcards):
+    """Marker of the adapted annotator that makes a label folder; none for one that comes with its weights."""
+    job = label_job_of(wildcards).adapted
+    return [ancient(job.marker)] if job else []
+
+
+def adapted_marker(wildcards):
+    """Marker of an annotator's adaptation; none for one that comes with its weights."""
+    job = annotator_job_of(wildcards)
+    return [ancient(job.marker)] if job.adapted else []
+
+
+def run_to_adapt(wildcards):
+    """Marker of the fine-tuning that an adapted annotator is made of; none for a probe."""
+    run = annotator_job_of(wildcards).run
+    return [ancient(run.done(0))] if run else []
+
+
+def run_argument_of_annotator(wildcards):
+    """Folder of that run, as a command line argument."""
+    run = annotator_job_of(wildcards).run
+    return f"--run {shlex.quote(str(Path(run.done(0)).parent))}" if run else ""
+
+
+def annotator_argument(wildcards):
+    """Folder of a label folder's adapted annotator, as a command line argument."""
+    job = label_job_of(wildcards).adapted
+    return f"--annotator {shlex.quote(job.folder)}" if job else ""
 
 
 def data_root_after_spec(wildcards):
@@ -191,6 +237,13 @@ def fidelity_runtime(wildcards, attempt):
     annotator = STUDY.config.annotators[label_job_of(wildcards).annotator]
     crops = STUDY.config.fidelity.images * STUDY.config.fidelity.crops
     return attempt * cost.annotate_minutes(crops, annotator.gmacs, SETTINGS.gpu_tflops)
+
+
+def adapt_runtime(wildcards, attempt):
+    """Minutes that an adaptation or an annotator's evaluation may take: one forward pass over all photographs."""
+    annotator = STUDY.config.annotators[annotator_job_of(wildcards).annotator]
+    images = STUDY.train_images + STUDY.config.dataset.val_images
+    return attempt * cost.annotate_minutes(images, annotator.gmacs, SETTINGS.gpu_tflops)
 
 
 def train_runtime(wildcards, attempt):

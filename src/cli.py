@@ -14,6 +14,8 @@ from .core.command import run_command
 VERBS = {
     "data": ("data.command", "list the photographs of a data set in a manifest"),
     "annotate": ("annotate.command", "stage 1: write one label shard with a pretrained annotator"),
+    "annotate adapt": ("annotate.adapt_command", "make an annotator for a data set's own classes"),
+    "annotate evaluate": ("annotate.evaluate_command", "measure an annotator alone on the validation split"),
     "annotate import": ("annotate.import_command", "bring labels of the released layout into shards"),
     "annotate check": ("annotate.check_command", "check finished labels against the class order"),
     "annotate fidelity": ("annotate.fidelity_command", "compare finished labels with their annotator on random crops"),

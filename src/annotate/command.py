@@ -17,6 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--manifest", type=Path, required=True, help="folder of the data set's manifest")
     parser.add_argument("--split", default="train", help="split to label (default: %(default)s)")
     parser.add_argument("--shard", type=int, required=True, help="which shard, from 0")
+    parser.add_argument("--annotator", type=Path, default=None, help="folder of an annotator adapted to the data set")
     parser.add_argument("--done", type=Path, required=True, help="marker to write; the shard lies beside it")
 
 
@@ -34,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
 
     title = f"annotate {args.done.parent.name} shard {args.shard}"
     with job_log(title, digest=digest_of(spec), seed=None, device=machine["device"]) as counts:
-        marker = annotate_shard(spec, machine, manifest, args.shard, args.done)
+        marker = annotate_shard(spec, machine, manifest, args.shard, args.done, args.annotator)
         counts["images"] = marker["images"]
         logger.info(
             "%d photographs, %d unreadable, %d bytes", marker["images"], marker["unreadable"], marker["size_bytes"]

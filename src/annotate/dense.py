@@ -23,9 +23,10 @@ from torch import Tensor, nn
 
 from ..core.errors import CheckpointError, ConfigError
 from ..data.timm_names import check_timm_names
-from ..models.pretrained import load_pretrained
+from ..models.pretrained import create_backbone, load_pretrained, read_folds
 
 CHECK_TOLERANCE = 1e-3  # of the logits' spread; float32 on a CPU gives 1e-6, bfloat16 is checked in float32
+ADAPTED_CHECKPOINT = "annotator.safetensors"  # in an adapted annotator's folder
 KINDS = ("linear", "pooled", "class token")
 
 
@@ -65,6 +66,15 @@ class Annotator(nn.Module):
         self.own_token_head = getattr(backbone, "aux_head", None) is not None
         self.classifier = self._linear_layer()
         self.num_classes = self.classifier.out_features
+        self.fold_weight: Tensor | None
+        self.fold_bias: Tensor | None
+        self.register_buffer("fold_weight", None)
+        self.register_buffer("fold_bias", None)
+
+    @property
+    def folds(self) -> int:
+        """Heads that each have not seen a part of the training photographs; 0: the one head labels all."""
+        return 0 if self.fold_weight is None else len(self.fold_weight)
 
     def _unfit(self, reason: str) -> CheckpointError:
         return CheckpointError(
@@ -107,9 +117,21 @@ class Annotator(nn.Module):
         return self.classify(self.head_input(cells), fold)
 
     def classify(self, features: Tensor, fold: Tensor | None = None) -> Tensor:
-        """Linear layer; features (batch, rows, cols, channels) or (batch, channels)."""
+        """Linear layer; features (batch, rows, cols, channels); fold as in `forward`."""
+        if fold is not None and self.fold_weight is not None and self.fold_bias is not None:
+            weight, bias = self.fold_weight[fold], self.fold_bias[fold]  # (batch, classes, channels), (batch, classes)
+            by_fold: Tensor = features.flatten(1, 2) @ weight.to(features.dtype).transpose(1, 2) + bias[:, None]
+            return by_fold.reshape(*features.shape[:3], -1)
         logits: Tensor = self.classifier(features)
         return logits
+
+    @torch.inference_mode()
+    def pooled(self, images: Tensor) -> Tensor:
+        """What the classifier's linear layer gets of whole photographs, (batch, width)."""
+        cells, prefix = self.cells(images)
+        by_class_token = prefix is not None and getattr(self.backbone, "global_pool", None) == "token"
+        cell = prefix[:, 0] if prefix is not None and by_class_token else cells.mean((1, 2))
+        return self.head_input(cell[:, None, None])[:, 0, 0]
 
     def cells(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Cells of the last feature map (batch, rows, cols, channels), and the prefix tokens before them, if any."""
@@ -219,53 +241,28 @@ def build_annotator(spec: dict[str, Any], weights_root: Path) -> Annotator:
     annotator = Annotator(backbone.eval(), preprocessing_of(backbone), weights.sha256, architecture)
     if annotator.num_classes != spec["num_classes"]:
         raise ConfigError(f"annotator {architecture}: {annotator.num_classes} classes, expected {spec['num_classes']}.")
+    if (spec.get("adaptation") or {}).get("adaptation", {}).get("folds"):
+        annotator.fold_weight, annotator.fold_bias = read_folds(Path(weights.origin))
     return annotator
+
+
+def annotator_section(section: dict[str, Any], image_px: int, folder: Path | None) -> dict[str, Any]:
+    """What `build_annotator` takes.
+
+    Args:
+        section: a spec's section annotator.
+        image_px: side of its images.
+        folder: of the adapted annotator's checkpoint; None where it is not adapted.
+    """
+    if folder is None:
+        return section | {"image_px": image_px}
+    checkpoint = f"file:{folder.resolve() / ADAPTED_CHECKPOINT}"
+    return section | {
+        "image_px": image_px, "weights": checkpoint, "weights_naming": "timm", "weights_sha256": None
+    }  # fmt: skip
 
 
 def preprocessing_of(backbone: nn.Module) -> Preprocessing:
     """Mean, std and interpolation from timm's own record of the weights."""
     config: Any = backbone.pretrained_cfg
     return Preprocessing(tuple(config["mean"]), tuple(config["std"]), config["interpolation"])
-
-
-def create_backbone(
-    architecture: str, num_classes: int, image_px: int | None, state: dict[str, Tensor] | None, origin: str = ""
-) -> nn.Module:
-    """Makes timm's network; weights go through timm's own loading, which knows old names and resizes position embeddings.
-
-    Args:
-        architecture: timm name with or without weights tag.
-        num_classes: of the classifier, and of the weights.
-        image_px: side of the images; matters to networks with a fixed input only.
-        state: weights; None for random ones.
-        origin: names the weights in errors.
-
-    Raises:
-        CheckpointError: the weights are another network's.
-        ConfigError: the network takes no images of this size.
-    """
-    import timm
-
-    options: dict[str, Any] = {}
-    config = timm.get_pretrained_cfg(architecture)
-    if image_px is not None and config is not None and config.fixed_input_size and config.input_size[-1] != image_px:
-        options["img_size"] = image_px
-    if state is not None:
-        options["pretrained_cfg_overlay"] = {"state_dict": state, "num_classes": num_classes, "label_offset": 0}
-    try:
-        backbone: nn.Module = timm.create_model(
-            architecture, pretrained=state is not None, num_classes=num_classes, **options
-        )
-    except RuntimeError as error:
-        lines = [line.strip() for line in str(error).splitlines()]
-        detail = " ".join(lines[1:3])[:300] if len(lines) > 1 else lines[0]
-        raise CheckpointError(
-            f"{origin}: not the weights of {architecture} with {num_classes} classes: {detail} Check the annotator's "
-            "architecture, num_classes and weights_naming."
-        ) from None
-    except (TypeError, AssertionError, ValueError) as error:
-        raise ConfigError(
-            f"annotator {architecture}: timm refuses images of {image_px} px ({' '.join(str(error).split())}). Set labels.image_px "
-            "to a size that it takes."
-        ) from None
-    return backbone

@@ -26,7 +26,8 @@ from ..engine.device import choose_device, choose_precision, set_threads
 from ..labels import LabelStore, sparse_targets
 from ..labels.records import STATUS_OK, STATUS_UNREADABLE, LabelRows
 from .check import pooled_top
-from .dense import Annotator, build_annotator
+from .dense import Annotator, annotator_section, build_annotator
+from .folds import fold_of
 from .labeling import label_batch
 
 TOKENS = (14, 14)  # of a student at 224 px
@@ -40,7 +41,8 @@ Array = NDArray[np.float64]
 
 
 def measure_fidelity(
-    spec: dict[str, Any], machine: dict[str, Any], manifest: Manifest, store: LabelStore, images: int, crops: int, seed: int
+    spec: dict[str, Any], machine: dict[str, Any], manifest: Manifest, store: LabelStore, images: int, crops: int, seed: int,
+    annotator_folder: Path | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Measures a seeded sample of labels.
 
@@ -52,6 +54,7 @@ def measure_fidelity(
         images: how many photographs at most.
         crops: of each.
         seed: of the sample and the crops.
+        annotator_folder: of an annotator that was adapted to the data set.
 
     Returns:
         what results/labels/NAME/fidelity-DIGEST.json says: `measures` holds for each of MEASURES mean, low and high (95 %
@@ -72,13 +75,12 @@ def measure_fidelity(
     device = choose_device(machine["device"])
     precision = choose_precision(machine["precision"], device)
     set_threads(machine["threads"])
-    annotator = build_annotator(
-        spec["annotator"] | {"image_px": spec["labels"]["image_px"]}, Path(machine["weights_root"])
-    )
+    section = annotator_section(spec["annotator"], spec["labels"]["image_px"], annotator_folder)
+    annotator = build_annotator(section, Path(machine["weights_root"]))
     if annotator.weights_sha256 != store.attributes.weights_sha256:
         raise LabelError(
             f"labels {store.path}: made with weights of sha256 {store.attributes.weights_sha256[:12]}..., but "
-            f"{spec['annotator']['weights']} is {annotator.weights_sha256[:12]}... now. Restore the weights, or delete the labels "
+            f"{section['weights']} is {annotator.weights_sha256[:12]}... now. Restore the weights, or delete the labels "
             "and run snakemake labels."
         )
     annotator.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -94,7 +96,10 @@ def measure_fidelity(
                 f"{manifest.path(row)}: labeled, but unreadable now ({error}). Check the disk, then run again."
             ) from None
         boxes = [random_box(picture, derived_seed("fidelity", seed, identifier, crop)) for crop in range(crops)]
-        truth = _annotated([picture.crop(box) for box in boxes], annotator, spec, device, precision)
+        fold = None
+        if annotator.folds and manifest.split == "train":
+            fold = fold_of(manifest.group_id[[row] * crops].tolist(), annotator.folds).to(device)
+        truth = _annotated([picture.crop(box) for box in boxes], annotator, spec, device, precision, fold)
         label = store.get_many([identifier])
         stored = _aligned(label, [normalised(box, picture) for box in boxes], TOKENS, store.num_classes)
         own = int(manifest.class_index[row])
@@ -169,14 +174,15 @@ def interval(per_photograph: Array, statistic: Callable[[Array], Any]) -> tuple[
 
 
 def _annotated(
-    pictures: list[Image.Image], annotator: Annotator, spec: dict[str, Any], device: torch.device, precision: torch.dtype
+    pictures: list[Image.Image], annotator: Annotator, spec: dict[str, Any], device: torch.device, precision: torch.dtype,
+    fold: Tensor | None,
 ) -> Tensor:  # fmt: skip
     """(crops, tokens, classes): all that the annotator says of each crop, its cells' probabilities brought to the tokens."""
     image_px, filter_name = spec["labels"]["image_px"], annotator.preprocessing.interpolation
     squares = [np.array(resize(picture, image_px, image_px, filter_name)) for picture in pictures]
     images = torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2).to(device)
     everything = spec["labels"] | {"k": annotator.num_classes, "tail": False, "score_step": 0}
-    maps = label_batch(annotator, images, spec | {"labels": everything}, precision)
+    maps = label_batch(annotator, images, spec | {"labels": everything}, precision, fold)
     maps.check_finite(["a random crop"] * len(pictures), [True] * len(pictures))
     nothing_left = torch.full(maps.scores.shape[:3], -math.inf, device=device)
     return sparse_targets(

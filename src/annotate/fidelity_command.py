@@ -23,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--machine", type=Path, required=True, help="machine.json: roots, device")
     parser.add_argument("--manifest", type=Path, required=True, help="folder of the data set's manifest")
+    parser.add_argument("--annotator", type=Path, help="folder of an annotator that was adapted to the data set")
     parser.add_argument("--split", default="train", help="labeled split (default: %(default)s)")
     parser.add_argument("--images", type=int, default=250, help="photographs at most (default: %(default)s)")
     parser.add_argument("--crops", type=int, default=4, help="random crops of each (default: %(default)s)")
@@ -54,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     with job_log(
         f"fidelity {args.labels.name}", digest=digest_of(spec), seed=args.seed, device=machine["device"]
     ) as job:
-        found = measure_fidelity(spec, machine, manifest, store, args.images, args.crops, args.seed)
+        found = measure_fidelity(spec, machine, manifest, store, args.images, args.crops, args.seed, args.annotator)
         job["images"] = found["photographs"]
         write_json(args.out, found)
         for name, value in found["measures"].items():

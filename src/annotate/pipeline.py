@@ -227,6 +227,10 @@ class PartWriter:
         open_rows: list[LabelRows] = []
         opened = time.monotonic()
         while True:
+            # also while a long pass lets nothing through
+            if open_rows and (time.monotonic() - opened > self._part_seconds or _count(open_rows) >= PART_IMAGES):
+                self._write(open_rows)
+                open_rows, opened = [], time.monotonic()
             try:
                 rows = self._queue.get(timeout=0.05)
             except queue.Empty:
@@ -236,10 +240,6 @@ class PartWriter:
             started = time.perf_counter()
             open_rows.append(rows())
             self.fetching_s += time.perf_counter() - started
-            count = sum(len(piece.sample_id) for piece in open_rows)
-            if time.monotonic() - opened > self._part_seconds or count >= PART_IMAGES:
-                self._write(open_rows)
-                open_rows, opened = [], time.monotonic()
         if open_rows:
             self._write(open_rows)
 
@@ -260,6 +260,10 @@ class PartWriter:
         started = time.perf_counter()
         self._assembly.add(part)
         self.assembling_s += time.perf_counter() - started
+
+
+def _count(pieces: list[LabelRows]) -> int:
+    return sum(len(piece.sample_id) for piece in pieces)
 
 
 def rows_of_batch(manifest: Manifest, batch: PhotographBatch, maps: MapBatch, num_classes: int) -> LabelRows:

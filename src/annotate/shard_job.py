@@ -24,8 +24,10 @@ from ..core.errors import LabelError, TokenLabelError
 from ..core.files import Lease, remove_leftovers, write_json
 from ..core.identity import digest_of
 from ..core.log import library_versions, logger
+from ..data.images import UnreadableImageError
 from ..data.manifest import Manifest
-from ..data.pixels import normalise
+from ..data.pixels import normalise, read_view
+from ..data.readers import ByteSource
 from ..engine.device import choose_device, choose_precision, set_threads
 from ..labels.records import STATUS_UNREADABLE
 from ..labels.shards import (
@@ -37,8 +39,9 @@ from ..labels.shards import (
     shard_file_name,
     verify_shard,
 )
-from .dense import Annotator, build_annotator
-from .labeling import label_batch
+from .dense import Annotator, annotator_section, build_annotator
+from .folds import fold_of
+from .labeling import label_batch, label_padded
 from .pipeline import BatchReader, PartWriter, PhotographBatch, rows_of_batch
 from .progress import Progress
 from .stopping import stopping_by_signal
@@ -48,8 +51,9 @@ SECONDS_TO_STOP = 8.0  # of the ten that a job may take to end
 
 
 def annotate_shard(
-    spec: dict[str, Any], machine: dict[str, Any], manifest: Manifest, shard: int, done: Path
-) -> dict[str, Any]:
+    spec: dict[str, Any], machine: dict[str, Any], manifest: Manifest, shard: int, done: Path,
+    annotator_folder: Path | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Writes one shard and its marker.
 
     Args:
@@ -58,6 +62,7 @@ def annotate_shard(
         manifest: of the split to label.
         shard: which shard, from 0.
         done: the marker; the shard lies beside it.
+        annotator_folder: of an annotator that was adapted to the data set.
 
     Returns:
         what the marker says.
@@ -78,12 +83,11 @@ def annotate_shard(
         remove_leftovers(destination)
         remove_leftovers(done)
         unreadable = UnreadableList(machine["dataset"], str(done), len(rows))
-        parts, labeled = _finished_parts(parts_folder, manifest, unreadable)
+        parts, labeled = _finished_parts(parts_folder, manifest, machine, unreadable)
         if labeled:
             logger.info("resuming: %d of %d photographs are in finished parts", len(labeled), len(rows))
-        annotator = build_annotator(
-            spec["annotator"] | {"image_px": spec["labels"]["image_px"]}, Path(machine["weights_root"])
-        )
+        section = annotator_section(spec["annotator"], spec["labels"]["image_px"], annotator_folder)
+        annotator = build_annotator(section, Path(machine["weights_root"]))
         pending = np.array([row for row in rows if int(manifest.sample_id[row]) not in labeled], dtype=np.int64)
         device = choose_device(machine["device"])
         precision = choose_precision(machine["precision"], device)
@@ -131,22 +135,42 @@ def _finished(destination: Path, labels_digest: str, manifest_digest: str) -> di
     return marker
 
 
-def _finished_parts(folder: Path, manifest: Manifest, unreadable: UnreadableList) -> tuple[list[Path], set[int]]:
-    """Parts of earlier jobs and the sample ids in them; one that repeats another's photographs is removed."""
+def _finished_parts(
+    folder: Path, manifest: Manifest, machine: dict[str, Any], unreadable: UnreadableList
+) -> tuple[list[Path], set[int]]:
+    """Parts of earlier jobs and the sample ids in them.
+
+    One that repeats another's photographs is removed; so is one whose unreadable photographs can be read by now, else a disk
+    that was away for a minute would leave holes in the labels.
+    """
     parts: list[Path] = []
     labeled: set[int] = set()
+    source = manifest.open_source(machine)
     for part in sorted(folder.glob("part-*.h5")):
         rows = read_part(part)
         identifiers = set(rows.sample_id.tolist())
         if labeled & identifiers:  # written by a job that another had taken over from
             part.unlink()
             continue
+        places = np.flatnonzero(rows.status == STATUS_UNREADABLE).tolist()
+        broken = [int(np.flatnonzero(manifest.sample_id == rows.sample_id[place])[0]) for place in places]
+        if recovered := [manifest.path(row) for row in broken if _is_readable(manifest, source, row)]:
+            logger.info("%s can be read again: %s is done anew", recovered[0], part.name)
+            part.unlink()
+            continue
         parts.append(part)
         labeled |= identifiers
-        for index in np.flatnonzero(rows.status == STATUS_UNREADABLE).tolist():
-            row = int(np.flatnonzero(manifest.sample_id == rows.sample_id[index])[0])
-            unreadable.found.append(Unreadable(manifest.path(row), rows.reason[index]))
+        for row, place in zip(broken, places, strict=True):
+            unreadable.found.append(Unreadable(manifest.path(row), rows.reason[place]))
     return parts, labeled
+
+
+def _is_readable(manifest: Manifest, source: ByteSource, row: int) -> bool:
+    try:
+        read_view(manifest.read(source, row), 16, "squash", "bicubic")
+    except UnreadableImageError:
+        return False
+    return True
 
 
 def _label_pending(
@@ -188,7 +212,15 @@ def _label_pending(
                 if not checked and new < len(batch.rows):
                     checked = True
                     _check_annotator(annotator, images, batch)
-                maps = label_batch(annotator, images, spec, precision)
+                    if machine["annotate_compile"]:  # CUDA graphs on a GPU
+                        annotator.compile(mode="reduce-overhead" if device.type == "cuda" else "default", dynamic=False)
+                fold = None
+                if annotator.folds and manifest.split == "train":
+                    fold = fold_of(manifest.group_id[batch.rows].tolist(), annotator.folds).to(device)
+                if machine["annotate_compile"]:
+                    maps = label_padded(annotator, images, machine["annotate_batch"], spec, precision, fold)
+                else:
+                    maps = label_batch(annotator, images, spec, precision, fold)
                 computing_s += time.perf_counter() - before
                 held = PhotographBatch(batch.rows, batch.images[:0], batch.sizes, batch.reasons)  # without the buffer
                 writer.put(partial(rows_of_batch, manifest, held, maps, annotator.num_classes))

@@ -105,6 +105,30 @@ class Annotator(Frozen):
     paper_top1: Annotated[float, Field(ge=0, le=100)] | None = None
 
 
+class AdaptedAnnotator(Frozen):
+    """An annotator for this data set's own classes, made from another one; an entry of `annotators` with the key base."""
+
+    base: Name
+    adapt: Literal["probe", "finetune"]
+    folds: Annotated[int, Field(ge=0, le=20)] = 0
+    model: Name | None = None
+    recipe: Name | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _values_fit_together(self) -> AdaptedAnnotator:
+        if self.folds == 1:
+            raise ValueError("folds 1: one fold has no other to learn from; give 0 (one head) or 2 to 20")
+        if self.adapt == "finetune" and self.folds:
+            raise ValueError("folds: only with adapt: probe; a fine-tuned network for each fold is not built")
+        if self.adapt == "finetune" and (self.model is None or self.recipe is None):
+            raise ValueError(
+                "adapt: finetune needs model (a student with the base's architecture and weights) and recipe"
+            )
+        if self.adapt == "probe" and (self.model or self.recipe):
+            raise ValueError("model and recipe: only with adapt: finetune")
+        return self
+
+
 class ModelSettings(Frozen):
     """What may be changed of an LV-ViT; None keeps the architecture's own value."""
 
@@ -134,6 +158,9 @@ class Model(Frozen):
     image_px: Pixels
     stochastic_depth: Annotated[float, Field(ge=0, lt=1)]
     eval_crop: Annotated[float, Field(gt=0, le=1)]
+    weights: Annotated[str, Field(pattern=r"^(hub|file:.+|folder:.+|package:[A-Za-z0-9_.]+)$")] | None = None
+    weights_sha256: Sha256 | None = None
+    weights_naming: Literal["timm", "efficientnet_pytorch"] = "timm"
     settings: ModelSettings = ModelSettings()
     parameters_m: Annotated[float, Field(gt=0)] | None = None
     gmacs: Annotated[float, Field(gt=0)] | None = None
@@ -283,6 +310,7 @@ class Machine(Frozen):
     threads: Positive
     workers: Annotated[int, Field(ge=0)]
     annotate_batch: Positive
+    annotate_compile: bool
     micro_batch: Positive
     annotate_mem_mb: Positive
     train_mem_mb: Positive
@@ -306,6 +334,7 @@ class Config(Frozen):
     defaults: Defaults
     caps: Caps = Caps()
     annotators: dict[Name, Annotator]
+    adapted_annotators: dict[Name, AdaptedAnnotator] = {}
     models: dict[Name, Model]
     recipes: dict[Name, Recipe]
     experiments: dict[Name, Experiment]
@@ -322,11 +351,45 @@ def load_config(raw: Mapping[str, Any]) -> Config:
         ConfigError: one line with the key's path, the value found, what is legal and a guess at what was meant.
     """
     try:
-        config = Config.model_validate(dict(raw))
+        config = Config.model_validate(_with_adapted_apart(raw))
     except pydantic.ValidationError as error:
-        raise ConfigError(describe_problems(error)) from None
+        raise ConfigError(describe_problems(error).replace("adapted_annotators", "annotators")) from None
+    config = _with_adapted_resolved(config)
     _check_references(config)
     return config
+
+
+def _with_adapted_apart(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Moves the entries of `annotators` that have a base into a section of their own type."""
+    entries = raw.get("annotators")
+    if not isinstance(entries, Mapping):
+        return dict(raw)
+    adapted = {name: entry for name, entry in entries.items() if isinstance(entry, Mapping) and "base" in entry}
+    plain = {name: entry for name, entry in entries.items() if name not in adapted}
+    return {**raw, "annotators": plain, **({"adapted_annotators": adapted} if adapted else {})}
+
+
+def _with_adapted_resolved(config: Config) -> Config:
+    """Gives each adapted annotator an entry like its base's, with the data set's classes."""
+    resolved = dict(config.annotators)
+    for name, adapted in config.adapted_annotators.items():
+        where = f"configuration key annotators.{name}"
+        if adapted.base not in config.annotators:
+            raise unknown_name("annotator with weights", adapted.base, config.annotators, f"{where}.base")
+        base = config.annotators[adapted.base]
+        if adapted.model is not None:
+            if adapted.model not in config.models:
+                raise unknown_name("model", adapted.model, config.models, f"{where}.model")
+            architecture = config.models[adapted.model].architecture
+            if architecture.removeprefix("timm/").split(".")[0] != base.architecture.split(".")[0]:
+                raise ConfigError(
+                    f"{where}.model: {adapted.model!r} is {architecture}, the base {adapted.base!r} is {base.architecture}; "
+                    "they must be the same network"
+                )
+        if adapted.recipe is not None and adapted.recipe not in config.recipes:
+            raise unknown_name("recipe", adapted.recipe, config.recipes, f"{where}.recipe")
+        resolved[name] = base.model_copy(update={"num_classes": config.dataset.num_classes, "paper_top1": None})
+    return config.model_copy(update={"annotators": resolved})
 
 
 def _check_references(config: Config) -> None:

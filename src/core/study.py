@@ -10,12 +10,12 @@ import itertools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import pydantic
 
 from .config import (
+    Annotator,
     Caps,
     Config,
     Experiment,
@@ -30,145 +30,13 @@ from .config import (
 from .cost import multiply_adds_at
 from .errors import ConfigError, unknown_name
 from .identity import STAGE_VERSIONS, digest_of
+from .planned import RESULTS, AnnotatorJob, DataJob, LabelJob, Planned, Run, Table, TableRow
 
 Section = TypeVar("Section", bound=pydantic.BaseModel)
 
-RESULTS = PurePosixPath("results")
+ANNOTATOR_ALONE = "annotator"  # as a row's model: the annotator itself is measured
+ANNOTATOR_CROP = 1.0  # share of the shorter side that it sees then
 ROW_KEYS = ("model", "annotator", "recipe", "finetune_recipe", "finetune_px", "image_px", "stochastic_depth")
-
-
-@dataclass(frozen=True)
-class Planned:
-    """Something that is made in a folder of its own, named by what decides it."""
-
-    kind: ClassVar[str]
-
-    name: str
-    spec: dict[str, Any]
-
-    @property
-    def folder(self) -> str:
-        """Folder of the outputs."""
-        return str(RESULTS / self.kind / self.name)
-
-    @property
-    def document(self) -> tuple[str, dict[str, Any]]:
-        """Path and content of the spec that lies beside the outputs."""
-        return f"{self.folder}/spec.json", self.spec
-
-
-@dataclass(frozen=True)
-class DataJob(Planned):
-    """The manifest of the data set."""
-
-    kind = "data"
-
-    @property
-    def marker(self) -> str:
-        """Path of the marker that says the manifest is finished."""
-        return f"{self.folder}/manifest.done"
-
-
-@dataclass(frozen=True)
-class LabelJob(Planned):
-    """All label shards of one annotator."""
-
-    kind = "labels"
-
-    annotator: str
-    shards: int
-
-    @property
-    def markers(self) -> list[str]:
-        """Path of every shard's marker."""
-        return [f"{self.folder}/train-{shard:05d}-of-{self.shards:05d}.done" for shard in range(self.shards)]
-
-
-@dataclass(frozen=True)
-class Run(Planned):
-    """One training or fine-tuning, for any number of seeds."""
-
-    kind = "runs"
-
-    labels: LabelJob | None
-    start: Run | None
-    evaluation: str
-    capped: tuple[str, ...]
-
-    def done(self, seed: int) -> str:
-        """Path of the marker that says the run is finished."""
-        return f"{self.folder}/seed{seed}/done.json"
-
-    def result(self, seed: int) -> str:
-        """Path of the run's evaluation."""
-        return f"{self.folder}/seed{seed}/evaluation-{self.evaluation}.json"
-
-
-@dataclass(frozen=True)
-class TableRow:
-    """One line of a result table."""
-
-    name: str
-    label: str
-    differs: dict[str, Any]
-    run: Run
-    paper_top1: float | None
-    annotator: dict[str, Any] | None
-
-
-@dataclass(frozen=True)
-class Table:
-    """One experiment's result table."""
-
-    name: str
-    experiment: Experiment
-    seeds: tuple[int, ...]
-    rows: tuple[TableRow, ...]
-
-    @property
-    def csv(self) -> str:
-        """Path of the table."""
-        return str(RESULTS / f"{self.name}.csv")
-
-    @property
-    def figure(self) -> str:
-        """Path of the figure."""
-        return str(RESULTS / "figures" / f"{self.name}.png")
-
-    @property
-    def plan(self) -> str:
-        """Path of the document that the table job reads."""
-        return str(RESULTS / "tables" / f"{self.name}-{digest_of(self.as_json())}.json")
-
-    @property
-    def inputs(self) -> list[str]:
-        """Evaluations of every row and seed, each once."""
-        return list(dict.fromkeys(row.run.result(seed) for row in self.rows for seed in self.seeds))
-
-    def as_json(self) -> dict[str, Any]:
-        """What the table job reads: rows, their evaluations, and the paper's numbers."""
-        return {
-            "name": self.name,
-            "question": self.experiment.question,
-            "paper": self.experiment.paper,
-            "x": self.experiment.x,
-            "rows": [
-                {
-                    "name": row.name,
-                    "label": row.label,
-                    "differs": row.differs,
-                    "run": row.run.name,
-                    "seeds": {str(seed): row.run.result(seed) for seed in self.seeds},
-                    "paper_top1": row.paper_top1,
-                    "annotator": row.annotator,
-                    "capped": list(row.run.capped),
-                    "epochs": row.run.spec["recipe"]["epochs"] + row.run.spec["recipe"]["cooldown_epochs"],
-                    "image_px": row.run.spec["image_px"],
-                    "participation": row.run.spec["recipe"]["participation"],
-                }
-                for row in self.rows
-            ],
-        }
 
 
 @dataclass(frozen=True)
@@ -178,6 +46,7 @@ class Study:
     config: Config
     data: DataJob
     labels: dict[str, LabelJob] = field(default_factory=dict)
+    annotators: dict[str, AnnotatorJob] = field(default_factory=dict)
     runs: dict[str, Run] = field(default_factory=dict)
     tables: dict[str, Table] = field(default_factory=dict)
 
@@ -224,6 +93,12 @@ class Study:
             raise unknown_name("label folder of this configuration", folder_name, self.labels)
         return self.labels[folder_name]
 
+    def annotator_job(self, folder_name: str) -> AnnotatorJob:
+        """The annotator of a folder name under results/annotators."""
+        if folder_name not in self.annotators:
+            raise unknown_name("annotator folder of this configuration", folder_name, self.annotators)
+        return self.annotators[folder_name]
+
     def run(self, folder_name: str) -> Run:
         """The run of a folder name under results/runs."""
         if folder_name not in self.runs:
@@ -235,12 +110,12 @@ class Study:
 
     def specs(self) -> dict[str, dict[str, Any]]:
         """Path -> spec of everything planned."""
-        planned: list[Planned] = [self.data, *self.labels.values(), *self.runs.values()]
+        planned: list[Planned] = [self.data, *self.annotators.values(), *self.labels.values(), *self.runs.values()]
         return dict(job.document for job in planned)
 
     def evaluation_document(self, digest: str) -> tuple[str, dict[str, Any]]:
         """Path and content of the evaluation spec with this digest."""
-        for crop in {model.eval_crop for model in self.config.models.values()}:
+        for crop in {ANNOTATOR_CROP, *(model.eval_crop for model in self.config.models.values())}:
             spec = self.evaluation_spec(crop)
             if digest_of(spec) == digest:
                 return str(RESULTS / "evaluations" / f"{digest}.json"), spec
@@ -249,12 +124,15 @@ class Study:
     @property
     def timm_names(self) -> list[str]:
         """timm architectures that the planned jobs build, without weights tags; the first job looks whether they exist."""
-        students = [
-            run.spec["model"]["architecture"] for table in self.selected_tables for run in (r.run for r in table.rows)
-        ]
+        students = [run.spec["model"]["architecture"] for run in self.selected_runs]
         annotators = [job.spec["annotator"]["architecture"] for job in self.selected_labels]
         names = [name.removeprefix("timm/") for name in students if name.startswith("timm/")] + annotators
         return sorted({name.split(".", 1)[0] for name in names})
+
+    @property
+    def selected_runs(self) -> list[Run]:
+        """Runs that the selected tables measure."""
+        return [row.run for table in self.selected_tables for row in table.rows if isinstance(row.run, Run)]
 
     @property
     def train_images(self) -> int:
@@ -265,12 +143,7 @@ class Study:
     @property
     def drawn_labels(self) -> list[LabelJob]:
         """Annotators on the page of label maps: at most four that selected tables need anyway."""
-        used = {
-            row.run.labels.name: row.run.labels
-            for table in self.selected_tables
-            for row in table.rows
-            if row.run.labels
-        }
+        used = {run.labels.name: run.labels for run in self.selected_runs if run.labels}
         return list(used.values())[:4]
 
     def gmacs(self, run: Run) -> float:
@@ -301,18 +174,12 @@ class Study:
         entry = self.config.annotators[annotator]
         labels = self.config.labels
         k = entry.num_classes if labels.k == "all" else min(labels.k, entry.num_classes)
+        adapted = self._annotator_job(annotator) if annotator in self.config.adapted_annotators else None
         spec = {
             "stage": "annotate",
             "version": STAGE_VERSIONS["annotate"],
             "dataset": self.data.spec,
-            "annotator": {
-                "architecture": entry.architecture,
-                "weights": entry.weights,
-                "weights_sha256": entry.weights_sha256,
-                "weights_naming": entry.weights_naming,
-                "num_classes": entry.num_classes,
-                "grid": list(entry.grid),
-            },
+            "annotator": _annotator_section(entry) | ({"adaptation": adapted.spec} if adapted else {}),
             "labels": {
                 "image_px": labels.image_px,
                 "view": labels.view,
@@ -326,8 +193,46 @@ class Study:
         }
         name = f"{annotator}-{digest_of(spec)}"
         if name not in self.labels:
-            self.labels[name] = LabelJob(name=name, annotator=annotator, spec=spec, shards=labels.shards)
+            self.labels[name] = LabelJob(
+                name=name, annotator=annotator, spec=spec, shards=labels.shards, adapted=adapted
+            )
         return self.labels[name]
+
+    def _annotator_job(self, annotator: str) -> AnnotatorJob:
+        """Plans an annotator that is adapted, or measured alone."""
+        entry, adapted = self.config.annotators[annotator], self.config.adapted_annotators.get(annotator)
+        labels = self.config.labels
+        run = None
+        adaptation: dict[str, Any] | None = None
+        if adapted is not None:
+            adaptation = {
+                "base": _annotator_section(self.config.annotators[adapted.base]),
+                "method": adapted.adapt,
+                "folds": adapted.folds,
+                "run": None,
+            }
+            if adapted.model is not None and adapted.recipe is not None:
+                where = f"annotators.{annotator}"
+                model, capped = _capped_model(self.config.models[adapted.model], self.config.caps)
+                recipe = _override(self.config.recipes[adapted.recipe], {"train.supervision": "hard"}, "train", where)
+                run = self._run("train", adapted.model, model, recipe, annotator, None, capped, where)
+                adaptation["run"] = run.name
+        spec = {
+            "stage": "adapt",
+            "version": STAGE_VERSIONS["adapt"],
+            "dataset": self.data.spec,
+            "annotator": _annotator_section(entry),
+            "adaptation": adaptation,
+            "image_px": labels.image_px,
+            "view": labels.view,
+        }
+        name = f"{annotator}-{digest_of(spec)}"
+        if name not in self.annotators:
+            self.annotators[name] = AnnotatorJob(
+                name=name, spec=spec, annotator=annotator, evaluation=digest_of(self.evaluation_spec(ANNOTATOR_CROP)),
+                adapted=adapted is not None, run=run,
+            )  # fmt: skip
+        return self.annotators[name]
 
     def _table(self, name: str, experiment: Experiment) -> Table:
         where = f"experiments.{name}"
@@ -335,8 +240,14 @@ class Study:
         rows = []
         for row in _expanded_rows(self.config, name, experiment):
             choice = {**self.config.defaults.model_dump(), **experiment.set, **row.set}
-            run = self._run_chain(choice, f"{where}.rows.{row.name}")
-            annotator = self.config.annotators[run.labels.annotator] if run.labels else None
+            run: Run | AnnotatorJob
+            if choice["model"] == ANNOTATOR_ALONE:
+                run = self._alone(choice, f"{where}.rows.{row.name}")
+            else:
+                run = self._run_chain(choice, f"{where}.rows.{row.name}")
+            alone = run.annotator if isinstance(run, AnnotatorJob) else None
+            used = alone or (run.labels.annotator if run.labels else None)
+            annotator = self.config.annotators[used] if used else None
             rows.append(
                 TableRow(
                     name=row.name,
@@ -345,9 +256,9 @@ class Study:
                     run=run,
                     paper_top1=row.paper_top1 if row.paper_top1 is not None else experiment.paper_top1.get(row.name),
                     annotator=None
-                    if annotator is None or run.labels is None
+                    if annotator is None
                     else {
-                        "name": run.labels.annotator,
+                        "name": used,
                         "paper_top1": annotator.paper_top1,
                         "parameters_m": annotator.parameters_m,
                     },
@@ -357,6 +268,13 @@ class Study:
         if unknown and not experiment.grid:  # an overlay may shorten a grid without repeating the paper's numbers
             raise unknown_name("row", sorted(unknown)[0], [row.name for row in rows], f"{where}.paper_top1")
         return Table(name=name, experiment=experiment, seeds=seeds, rows=tuple(rows))
+
+    def _alone(self, choice: dict[str, Any], where: str) -> AnnotatorJob:
+        """Plans a row that measures its annotator and trains nothing."""
+        _check_row_keys(choice, where)
+        name = _known("annotator", choice["annotator"], self.config.annotators, f"{where}.annotator")
+        check_annotator_fits(self.config, name, f"{where}.annotator")
+        return self._annotator_job(name)
 
     def _run_chain(self, choice: dict[str, Any], where: str) -> Run:
         """Plans the training that a row asks for and the fine-tunings that follow it; returns the last of them."""
@@ -424,6 +342,7 @@ class Study:
                 "architecture": model.architecture,
                 "settings": model.settings.model_dump(mode="json", exclude_none=True),
                 "stochastic_depth": model.stochastic_depth,
+                **_starting_weights(model),
             },
             "image_px": model.image_px,
             "recipe": recipe.model_dump(mode="json"),
@@ -452,6 +371,28 @@ class Study:
             "interpolation": evaluation.interpolation,
             "use_ema": evaluation.use_ema,
         }
+
+
+def _annotator_section(entry: Annotator) -> dict[str, Any]:
+    return {
+        "architecture": entry.architecture,
+        "weights": entry.weights,
+        "weights_sha256": entry.weights_sha256,
+        "weights_naming": entry.weights_naming,
+        "num_classes": entry.num_classes,
+        "grid": list(entry.grid),
+    }
+
+
+def _starting_weights(model: Model) -> dict[str, Any]:
+    """Where a student's first weights come from; nothing for random ones."""
+    if model.weights is None:
+        return {}
+    return {
+        "weights": model.weights,
+        "weights_sha256": model.weights_sha256,
+        "weights_naming": model.weights_naming,
+    }
 
 
 class _NotApplicable(Exception):  # noqa: N818 - a signal between two functions here, never seen by a user

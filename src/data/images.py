@@ -2,7 +2,8 @@
 
 Called by every stage that looks at a photograph. Never guesses: what cannot be decoded whole raises UnreadableImageError.
 Alpha is dropped, colour profiles are not applied, of several frames the first is taken, 16 bits become 8: as Pillow's
-`convert("RGB")` does, but for 16-bit grey, which that would clip. `pixels` is the fast way to an annotator's view.
+`convert("RGB")` does, but for 16-bit grey, which that would clip. Floating-point pixels have no known white and are refused.
+`pixels` is the fast way to an annotator's view.
 """
 
 from __future__ import annotations
@@ -17,7 +18,12 @@ from PIL import ExifTags, Image, ImageOps
 
 from ..core.errors import DataError
 
+# Pillow warns of odd EXIF and palettes; the pixels are what counts here. For the whole process, because threads decode:
+# `catch_warnings` in one would restore what another had changed, and leave all warnings of the process off.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
 FIRST_TURNED = 5  # EXIF orientations from here on exchange width and height
+_HEIC = re.compile(rb".{4}ftyp(hei[cx]|hev[cx]|mif1|msf1)", re.DOTALL)
 RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
     "box": Image.Resampling.BOX,
@@ -45,14 +51,14 @@ def decode_image(encoded: bytes) -> Image.Image:
         UnreadableImageError: empty, truncated, damaged, of unknown format, or larger than Pillow's bomb limit.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of odd EXIF and palettes; the pixels are what counts here
-            with Image.open(io.BytesIO(encoded)) as picture:
-                picture.load()
-                upright = ImageOps.exif_transpose(picture)
-                return _eight_bits(upright).convert("RGB")
+        with Image.open(io.BytesIO(encoded)) as picture:
+            picture.load()
+            upright = ImageOps.exif_transpose(picture)
+            return _eight_bits(upright).convert("RGB")
     except Exception as error:  # noqa: BLE001 - Pillow's decoders raise almost any type on damaged bytes
         text = re.sub(r" <_io\.BytesIO object at 0x[0-9a-f]+>", " the file", str(error))  # an address differs every run
+        if _HEIC.match(encoded):
+            text = "HEIC is not read; convert the photograph to JPEG or PNG"
         reason = " ".join(text.split()) or type(error).__name__
         raise UnreadableImageError(f"{type(error).__name__}: {reason}"[:200]) from None
 
@@ -64,11 +70,9 @@ def upright_size(encoded: bytes) -> tuple[int, int]:
         UnreadableImageError: no image format that Pillow knows.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(encoded)) as picture:
-                turned = picture.getexif().get(ExifTags.Base.Orientation, 1) >= FIRST_TURNED
-                width, height = picture.size
+        with Image.open(io.BytesIO(encoded)) as picture:
+            turned = picture.getexif().get(ExifTags.Base.Orientation, 1) in range(FIRST_TURNED, 9)
+            width, height = picture.size
     except Exception as error:  # noqa: BLE001 - as in decode_image
         raise UnreadableImageError(f"{type(error).__name__}: {error}"[:200]) from None
     return (width, height) if turned else (height, width)
@@ -76,6 +80,8 @@ def upright_size(encoded: bytes) -> tuple[int, int]:
 
 def _eight_bits(picture: Image.Image) -> Image.Image:
     """Scales 16-bit grey to 8 bits, which Pillow's own conversion would clip to white."""
+    if picture.mode == "F":
+        raise ValueError("floating-point grey levels: nothing says which of them is white")
     if not picture.mode.startswith("I"):
         return picture
     levels = np.asarray(picture).astype(np.int64)

@@ -37,6 +37,7 @@ class Manifest:
         classes: folder name of each class index.
         shard_digests: one per shard.
         source: `train` or `val`: which of the data set's locations the paths are relative to.
+        group_id: uint64 (images,), shared by near-duplicates; a photograph's own id where nobody looked.
         archives: tar files relative to data_root; empty in a folder.
         near_duplicates: photographs that share a picture with another one; None where nobody looked.
     """
@@ -52,6 +53,7 @@ class Manifest:
     classes: tuple[str, ...]
     shard_digests: tuple[str, ...]
     archive: NDArray[np.int32]
+    group_id: NDArray[np.uint64]
     archives: tuple[str, ...] = ()
     near_duplicates: int | None = None
 
@@ -106,6 +108,7 @@ def load_manifest(folder: Path, split: str) -> Manifest:
     columns.setdefault(
         "archive", np.zeros(len(columns["sample_id"]), np.int32)
     )  # manifests of one archive had no such column
+    columns.setdefault("group_id", columns["sample_id"])
     described = summary["splits"][split]
     return Manifest(
         split=split,
@@ -177,6 +180,7 @@ def build_manifests(spec: dict[str, Any], machine: dict[str, Any]) -> dict[str, 
     listing = list_entries(root, places["train"], places["format"])
     classes = class_names(spec["class_map"], listing, spec["num_classes"])
     train_entries, near_duplicates = _named_entries(root / places["train"], listing, classes), None
+    group_of: dict[str, str] = {}  # path -> path of the first of its near-duplicates
     if places["val"] is None:
         groups = None
         if spec.get("near_duplicates"):
@@ -185,6 +189,9 @@ def build_manifests(spec: dict[str, Any], machine: dict[str, Any]) -> dict[str, 
                 lambda i: source.read(*_place_of(train_entries[i])), len(train_entries), machine["threads"]
             )
             near_duplicates = int((np.bincount(groups)[groups] > 1).sum())
+            leaders: dict[int, str] = {}
+            for entry, group in zip(train_entries, groups.tolist(), strict=True):
+                group_of[entry.path] = leaders.setdefault(group, entry.path)
         train_entries, val_entries = _split(train_entries, spec["val_fraction"], spec["val_seed"], groups)
         val_source, val_archives = "train", listing.archives
     else:
@@ -201,8 +208,12 @@ def build_manifests(spec: dict[str, Any], machine: dict[str, Any]) -> dict[str, 
         kept = sorted(train_entries, key=lambda entry: derived_seed("images", entry.path))[: spec["images"]]
         train_entries = sorted(kept, key=lambda entry: entry.path)
     return {
-        "train": _manifest("train", "train", train_entries, classes, spec["shards"], listing.archives, near_duplicates),
-        "val": _manifest("val", val_source, val_entries, classes, spec["shards"], val_archives, near_duplicates),
+        "train": _manifest(
+            "train", "train", train_entries, classes, spec["shards"], listing.archives, group_of, near_duplicates
+        ),
+        "val": _manifest(
+            "val", val_source, val_entries, classes, spec["shards"], val_archives, group_of, near_duplicates
+        ),
     }
 
 
@@ -217,6 +228,7 @@ def save_manifests(folder: Path, manifests: dict[str, Manifest]) -> dict[str, An
                 size_bytes=manifest.size_bytes,
                 offset=manifest.offset,
                 archive=manifest.archive,
+                group_id=manifest.group_id,
                 path_bytes=manifest.path_bytes,
                 path_ends=manifest.path_ends,
             )
@@ -306,7 +318,7 @@ def _split(
 
 def _manifest(
     split: str, source: str, entries: Sequence[Entry], classes: Sequence[str], shards: int, archives: Sequence[str],
-    near_duplicates: int | None,
+    group_of: dict[str, str], near_duplicates: int | None,
 ) -> Manifest:  # fmt: skip
     index_of = {name: index for index, name in enumerate(classes)}
     ids = np.array([sample_id(entry.path) for entry in entries], dtype=np.uint64)
@@ -328,6 +340,9 @@ def _manifest(
         path_ends=np.cumsum([len(path) for path in encoded], dtype=np.int64),
         classes=tuple(classes),
         shard_digests=tuple(digest.hexdigest() for digest in hashes),
+        group_id=np.array([sample_id(group_of.get(entry.path, entry.path)) for entry in entries], dtype=np.uint64)
+        if group_of
+        else ids,
         archive=np.array([entry.archive for entry in entries], dtype=np.int32),
         archives=tuple(archives),
         near_duplicates=near_duplicates,

@@ -3,14 +3,14 @@
 Called by everything that runs an annotator. Plain JPEGs are decoded by torchvision, pixel for pixel as Pillow decodes them;
 whatever else, and whatever torchvision refuses, goes through `images.decode_image`, whose reasons are the ones recorded.
 Bilinear and bicubic, the filters that timm trains with, are torch's antialiased uint8 kernels: at most 2 of 255 grey levels
-from Pillow's, the mean below 0.05. No Python lock is held while decoding or resizing, so threads scale. bench/decode.py
-measures all of this.
+from Pillow's passes over width, then height, the mean below 0.05, whatever the picture. That was Pillow's only order until 13,
+and so that of published weights; Pillow 13 takes the height first where it shrinks much more than the width (pull request
+9549), which moves real photographs by a mean of 0.25. Decoding and resizing hold no Python lock. bench/decode.py measures it.
 """
 
 from __future__ import annotations
 
 import io
-import warnings
 
 import numpy as np
 import torch
@@ -34,18 +34,23 @@ def read_view(encoded: bytes, image_px: int, view: str, interpolation: str) -> t
         interpolation: timm's name, antialiased.
 
     Returns:
-        uint8 (3, image_px, image_px), RGB, channels last in memory; height and width of the upright photograph.
+        uint8 (3, image_px, image_px), RGB, channels last in memory unless EXIF turned them; height and width of the upright
+        photograph.
 
     Raises:
         UnreadableImageError: as `decode_image`.
     """
-    pixels = _decode(encoded)
-    height, width = pixels.shape[1:]
+    stored, orientation = _decode(encoded)
+    on_its_side = orientation >= FIRST_TURNED
+    height, width = reversed(stored.shape[1:]) if on_its_side else stored.shape[1:]
     if view == "squash" and interpolation in TORCH_INTERPOLATION:
         filter_of_torch = TORCH_INTERPOLATION[interpolation]
-        square = resize_tensor(pixels, [image_px, image_px], filter_of_torch, antialias=True)
+        if on_its_side:  # the upright width is the stored height, and comes first
+            stored = resize_tensor(stored, [image_px, stored.shape[2]], filter_of_torch, antialias=True)
+        # turning the square gives the same pixels as turning the photograph, for a fraction of the time and memory
+        square = _turned(resize_tensor(stored, [image_px, image_px], filter_of_torch, antialias=True), orientation)
     else:  # torch has no other filters, and no box whose edges see the pixels beyond them
-        picture = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+        picture = Image.fromarray(_turned(stored, orientation).permute(1, 2, 0).numpy())
         if view == "squash":
             picture = resize(picture, image_px, image_px, interpolation)
         else:
@@ -54,17 +59,16 @@ def read_view(encoded: bytes, image_px: int, view: str, interpolation: str) -> t
     return square, (height, width)
 
 
-def _decode(encoded: bytes) -> torch.Tensor:
-    """Upright pixels, uint8 (3, height, width), channels last in memory unless EXIF turned them."""
+def _decode(encoded: bytes) -> tuple[torch.Tensor, int]:
+    """Pixels, uint8 (3, height, width), channels last in memory, and the EXIF orientation that is still to be applied."""
     orientation = _orientation_of_plain_jpeg(encoded)
     if orientation is not None:
         try:
-            stored = decode_jpeg(torch.frombuffer(bytearray(encoded), dtype=torch.uint8), ImageReadMode.RGB)
-            return _turned(stored, orientation)
+            return decode_jpeg(torch.frombuffer(bytearray(encoded), dtype=torch.uint8), ImageReadMode.RGB), orientation
         except RuntimeError:
             pass  # Pillow has the last word, and the reason
     picture = decode_image(encoded)
-    return torch.from_numpy(np.array(picture, dtype=np.uint8)).permute(2, 0, 1)
+    return torch.from_numpy(np.array(picture, dtype=np.uint8)).permute(2, 0, 1), 1
 
 
 def _orientation_of_plain_jpeg(encoded: bytes) -> int | None:
@@ -73,12 +77,10 @@ def _orientation_of_plain_jpeg(encoded: bytes) -> int | None:
     Opening also refuses decompression bombs, before anything is decoded.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(encoded)) as header:
-                if header.format != "JPEG" or header.mode not in ("L", "RGB"):
-                    return None
-                orientation = header.getexif().get(ExifTags.Base.Orientation, 1)
+        with Image.open(io.BytesIO(encoded)) as header:
+            if header.format != "JPEG" or header.mode not in ("L", "RGB"):
+                return None
+            orientation = header.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # noqa: BLE001 - decode_image meets the same and gives the reason
         return None
     return orientation if orientation in range(1, 9) else 1

@@ -1,28 +1,61 @@
-"""Which device and precision a job runs with; `auto` asks the hardware instead of assuming it."""
+"""Which device and precision a job runs with; `auto` asks the hardware instead of assuming it.
+
+Jobs that run side by side on a node with several GPUs take one each: Slurm gives it to them, without Slurm they agree by locks.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import os
+import tempfile
+from pathlib import Path
 
 import torch
 
 from ..core.errors import ConfigError
+from ..core.log import logger
 
+_claimed: list[tuple[int, int]] = []  # of this process: at most one GPU's index, and the descriptor that holds its lock
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def choose_device(name: str) -> torch.device:
-    """Resolves `auto` to CUDA, else Apple's MPS, else the CPU.
+    """Resolves `auto` to CUDA, else Apple's MPS, else the CPU; of several GPUs takes one that no other job has.
 
     Raises:
         ConfigError: a device that this machine does not have.
     """
     has = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
-        return torch.device("cuda" if has["cuda"] else "mps" if has["mps"] else "cpu")
+        name = "cuda" if has["cuda"] else "mps" if has["mps"] else "cpu"
     if not has[name]:
         raise ConfigError(f"machine.device {name}: this machine has none. Set machine.device to auto or cpu.")
+    if name == "cuda" and torch.cuda.device_count() > 1 and "CUDA_VISIBLE_DEVICES" not in os.environ:
+        device = torch.device("cuda", _claim_gpu(torch.cuda.device_count()))
+        torch.cuda.set_device(device)  # streams and events belong to the current device
+        return device
     return torch.device(name)
+
+
+def _claim_gpu(count: int) -> int:
+    """Index of a GPU that no other job of this user holds; the kernel gives it back when the process ends, however it ends."""
+    if _claimed:
+        return _claimed[0][0]
+    for index in range(count):
+        lock = Path(tempfile.gettempdir()) / f"tokenlabel-{os.getuid()}-gpu{index}.lock"
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            continue
+        _claimed.append((index, descriptor))
+        return index
+    logger.warning(
+        "other jobs hold all %d GPUs; sharing the first. Run with snakemake --resources gpu=%d.", count, count
+    )
+    return 0
 
 
 def choose_precision(name: str, device: torch.device) -> torch.dtype:

@@ -7,17 +7,20 @@ where the configuration states one.
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
-from ..core.errors import CheckpointError
+from ..core.errors import CheckpointError, ConfigError
 from ..core.files import sha256_of
-from .checkpoints import read_state_dict
+from .checkpoints import read_metadata, read_state_dict
 
+FOLD_HEADS = "folds.safetensors"  # beside the checkpoint of an annotator that was adapted in folds
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar")
 
 
@@ -154,3 +157,66 @@ def _stages(state: dict[str, torch.Tensor], blocks: list[int]) -> dict[int, tupl
         places[block] = (stage, position)
         position += 1
     return places
+
+
+def create_backbone(
+    architecture: str, num_classes: int, image_px: int | None, state: dict[str, torch.Tensor] | None, origin: str = ""
+) -> nn.Module:
+    """Makes timm's network; weights go through timm's own loading, which knows old names and resizes position embeddings.
+
+    Args:
+        architecture: timm name with or without weights tag.
+        num_classes: of the classifier, and of the weights.
+        image_px: side of the images; matters to networks with a fixed input only.
+        state: weights; None for random ones.
+        origin: names the weights in errors.
+
+    Raises:
+        CheckpointError: the weights are another network's.
+        ConfigError: the network takes no images of this size.
+    """
+    import timm
+
+    options: dict[str, Any] = {}
+    config = timm.get_pretrained_cfg(architecture)
+    if image_px is not None and config is not None and config.fixed_input_size and config.input_size[-1] != image_px:
+        options["img_size"] = image_px
+    if state is not None:
+        options["pretrained_cfg_overlay"] = {"state_dict": state, "num_classes": num_classes, "label_offset": 0}
+    try:
+        backbone: nn.Module = timm.create_model(
+            architecture, pretrained=state is not None, num_classes=num_classes, **options
+        )
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines()]
+        detail = " ".join(lines[1:3])[:300] if len(lines) > 1 else lines[0]
+        raise CheckpointError(
+            f"{origin}: not the weights of {architecture} with {num_classes} classes: {detail} Check the annotator's "
+            "architecture, num_classes and weights_naming."
+        ) from None
+    except (TypeError, AssertionError, ValueError) as error:
+        raise ConfigError(
+            f"annotator {architecture}: timm refuses images of {image_px} px ({' '.join(str(error).split())}). Set labels.image_px "
+            "to a size that it takes."
+        ) from None
+    return backbone
+
+
+def read_folds(checkpoint: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    """Heads by fold of an adapted annotator, weight (folds, classes, features) and bias (folds, classes).
+
+    Args:
+        checkpoint: the annotator's; the heads lie beside it, and their digest in its metadata.
+
+    Raises:
+        CheckpointError: missing, or not the heads that belong to it.
+    """
+    path = checkpoint.with_name(FOLD_HEADS)
+    expected = json.loads(read_metadata(checkpoint).get("fold_heads_sha256", "null"))
+    if not path.is_file() or expected != sha256_of(path):
+        raise CheckpointError(
+            f"{path}: missing, or not the heads that belong to {checkpoint.name}. Delete adapted.done beside it "
+            "and run snakemake again."
+        )
+    state = read_state_dict(path)
+    return state["weight"], state["bias"]

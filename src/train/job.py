@@ -26,6 +26,7 @@ from ..engine.run_model import model_of_spec
 from ..engine.validation import CenterCrops, measure_accuracy
 from ..labels import LabelStore
 from ..models import TokenModel, load_weights, save_weights
+from ..models.pretrained import load_pretrained
 from .augment import Augmentation
 from .batches import Batches, TrainingSet
 from .supervision import Supervision
@@ -65,7 +66,7 @@ def train_run(
     logger.info("device %s, precision %s, micro-batch %d", device, precision, machine["micro_batch"])
 
     with Lease(folder / "run.lease"):
-        model = build_model(spec, start_folder, seed)
+        model = build_model(spec, start_folder, seed, Path(machine["weights_root"]))
         store = _open_labels(labels_folder, spec, manifests["train"])
         dataset = TrainingSet(
             manifests["train"],
@@ -132,14 +133,19 @@ def train_run(
     return marker
 
 
-def build_model(spec: dict[str, Any], start_folder: Path | None, seed: int) -> TokenModel:
-    """The model of a spec in its starting weights: drawn from the seed, or the weights of the run before.
+def build_model(spec: dict[str, Any], start_folder: Path | None, seed: int, weights_root: Path = Path()) -> TokenModel:
+    """The model of a spec in its starting weights: drawn from the seed, pretrained, or the weights of the run before.
 
     Raises:
         CheckpointError: the run before has no weights.
     """
     torch.manual_seed(derived_seed("initialise", seed))
     model = model_of_spec(spec)
+    if spec["model"].get("weights") is not None and spec["start"] is None:
+        source = spec["model"] | {"architecture": spec["model"]["architecture"].removeprefix("timm/")}
+        pretrained = load_pretrained(source, weights_root)
+        report = load_weights(model, pretrained.state, reset_heads=True)
+        logger.info("starting from %s, heads drawn anew: %s", pretrained.origin, ", ".join(report.reset) or "none")
     if spec["start"] is not None:
         if start_folder is None:
             raise CheckpointError("this run continues another one; give --start, the seed folder of that run.")

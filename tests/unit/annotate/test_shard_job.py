@@ -31,6 +31,8 @@ from tokenlabel.annotate.progress import Progress
 from tokenlabel.annotate.unreadable import Unreadable, UnreadableList
 from tokenlabel.core.errors import DataError
 from tokenlabel.core.files import read_json, write_json
+from tokenlabel.data.images import UnreadableImageError
+from tokenlabel.data.readers import ByteSource
 from tokenlabel.labels import LabelStore
 from tokenlabel.labels.shards import read_part
 
@@ -169,6 +171,51 @@ def test_threads_batches_and_resuming_change_no_bit(workplace: Path) -> None:
     markers = [read_json(folder / f"{STEM}.done") for folder in (place, workplace / "undisturbed" / "lite0-00000000")]
     assert [len(marker["unreadable_photographs"]) for marker in markers] == [7, 7]
     assert markers[0]["job"]["resumed"] > 0
+
+
+def test_photographs_that_a_disk_gives_again_are_labeled_by_the_rerun(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that fails from the third photograph on stops the job; the parts of that job must not keep the holes."""
+    write_machine(workplace, part_seconds=0.0, annotate_batch=2, workers=0)
+    real, calls = ByteSource.read, []
+
+    def failing(self: ByteSource, *args: Any) -> bytes:
+        calls.append(args)
+        if len(calls) > 2:
+            raise UnreadableImageError("the file cannot be read: Input/output error")
+        return real(self, *args)
+
+    monkeypatch.setattr("tokenlabel.annotate.unreadable.ALWAYS_ALLOWED", 4)
+    machine = read_json(workplace / "machine.json")
+    machine["dataset"]["max_unreadable_fraction"] = 0.0
+    write_json(workplace / "machine.json", machine)
+    place = workplace / "labels" / "lite0-00000000"
+    with monkeypatch.context() as broken:
+        broken.setattr(ByteSource, "read", failing)
+        with pytest.raises(DataError, match="more than the 4"):
+            run_in_process(workplace, broken, shard_job.label_batch)
+    assert len(list(place.glob("*.parts/part-*.h5"))) == 3  # two photographs, and two with two holes each
+    marker = run_in_process(workplace, monkeypatch, shard_job.label_batch)
+    assert (marker["images"], marker["unreadable"], marker["job"]["resumed"]) == (18, 0, 2)
+
+
+def test_a_part_closes_in_time_while_a_long_pass_lets_nothing_through(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_machine(workplace, part_seconds=0.2, annotate_batch=2)
+    real, parts = shard_job.label_batch, []
+
+    def slow(*args: Any) -> MapBatch:
+        if len(parts) == 1:
+            deadline = time.monotonic() + 10
+            while not list((workplace / "labels").rglob("part-*.h5")) and time.monotonic() < deadline:
+                time.sleep(0.02)
+        parts.append(len(list((workplace / "labels").rglob("part-*.h5"))))
+        return real(*args)
+
+    run_in_process(workplace, monkeypatch, slow)
+    assert parts[:2] == [0, 1]  # written during the second pass
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT"])
@@ -323,6 +370,19 @@ def test_a_log_has_a_line_every_half_minute_and_a_terminal_a_bar(
     drawn = capsys.readouterr().err
     assert "60/100" in drawn
     assert "unreadable=3" in drawn
+
+
+@pytest.mark.campaign  # half a minute of compiling
+def test_a_compiled_annotator_gives_the_same_labels(workplace: Path) -> None:
+    write_machine(workplace, annotate_batch=4)
+    assert annotate(workplace, "plain").returncode == 0
+    write_machine(workplace, annotate_batch=4, annotate_compile=True)
+    finished = annotate(workplace)
+    assert finished.returncode == 0, finished.stderr
+    one, other = (LabelStore(workplace / name / "lite0-00000000", "train") for name in ("plain", "labels"))
+    first, second = one.get_many(one.ids), other.get_many(one.ids)
+    assert (first.classes == second.classes).mean() > 0.995
+    np.testing.assert_allclose(first.scores.astype(np.float32), second.scores.astype(np.float32), atol=0.03)
 
 
 def test_no_thread_is_left_after_an_error(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tokenlabel.data.images import UnreadableImageError, decode_image, resize_and_centre_crop, to_tensor
+from tokenlabel.data.images import UnreadableImageError, decode_image, resize_and_centre_crop, to_tensor, upright_size
 
 
 def encoded(picture: Image.Image, file_format: str = "JPEG", **options: object) -> bytes:
@@ -27,6 +27,15 @@ def test_exif_orientation_is_applied() -> None:
     assert upright.size == (20, 40)
     assert upright.getpixel((10, 5))[2] > 200  # the stored left is the top
     assert upright.getpixel((10, 35))[0] > 200
+
+
+@pytest.mark.parametrize("orientation", [0, 1, 4, 5, 8, 9, 77])
+def test_the_size_from_the_header_is_that_of_the_picture(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    photograph = encoded(Image.new("RGB", (40, 20)), exif=exif)
+    picture = decode_image(photograph)
+    assert upright_size(photograph) == (picture.height, picture.width)
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "I;16"])

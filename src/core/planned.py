@@ -1,0 +1,178 @@
+"""What a plan consists of: jobs with their spec and folder, and the rows of result tables. Made by `study`, read by the rules."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any, ClassVar
+
+from .config import Experiment
+from .identity import digest_of
+
+RESULTS = PurePosixPath("results")
+
+
+@dataclass(frozen=True)
+class Planned:
+    """Something that is made in a folder of its own, named by what decides it."""
+
+    kind: ClassVar[str]
+
+    name: str
+    spec: dict[str, Any]
+
+    @property
+    def folder(self) -> str:
+        """Folder of the outputs."""
+        return str(RESULTS / self.kind / self.name)
+
+    @property
+    def document(self) -> tuple[str, dict[str, Any]]:
+        """Path and content of the spec that lies beside the outputs."""
+        return f"{self.folder}/spec.json", self.spec
+
+
+@dataclass(frozen=True)
+class DataJob(Planned):
+    """The manifest of the data set."""
+
+    kind = "data"
+
+    @property
+    def marker(self) -> str:
+        """Path of the marker that says the manifest is finished."""
+        return f"{self.folder}/manifest.done"
+
+
+@dataclass(frozen=True)
+class AnnotatorJob(Planned):
+    """An annotator as a classifier of the data set: adapted to its classes where that is asked for, and measured alone."""
+
+    kind = "annotators"
+
+    annotator: str
+    evaluation: str
+    adapted: bool
+    run: Run | None = None
+    labels: LabelJob | None = None
+    start: None = None
+    capped: tuple[str, ...] = ()
+
+    @property
+    def marker(self) -> str:
+        """Path of the marker that says the adapted weights are there."""
+        return f"{self.folder}/adapted.done"
+
+    def result(self, seed: int) -> str:
+        """Path of the annotator's evaluation, the same for every seed."""
+        return f"{self.folder}/evaluation-{self.evaluation}.json"
+
+
+@dataclass(frozen=True)
+class LabelJob(Planned):
+    """All label shards of one annotator."""
+
+    kind = "labels"
+
+    annotator: str
+    shards: int
+    adapted: AnnotatorJob | None = None
+
+    @property
+    def markers(self) -> list[str]:
+        """Path of every shard's marker."""
+        return [f"{self.folder}/train-{shard:05d}-of-{self.shards:05d}.done" for shard in range(self.shards)]
+
+
+@dataclass(frozen=True)
+class Run(Planned):
+    """One training or fine-tuning, for any number of seeds."""
+
+    kind = "runs"
+
+    labels: LabelJob | None
+    start: Run | None
+    evaluation: str
+    capped: tuple[str, ...]
+
+    def done(self, seed: int) -> str:
+        """Path of the marker that says the run is finished."""
+        return f"{self.folder}/seed{seed}/done.json"
+
+    def result(self, seed: int) -> str:
+        """Path of the run's evaluation."""
+        return f"{self.folder}/seed{seed}/evaluation-{self.evaluation}.json"
+
+
+@dataclass(frozen=True)
+class TableRow:
+    """One line of a result table."""
+
+    name: str
+    label: str
+    differs: dict[str, Any]
+    run: Run | AnnotatorJob
+    paper_top1: float | None
+    annotator: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class Table:
+    """One experiment's result table."""
+
+    name: str
+    experiment: Experiment
+    seeds: tuple[int, ...]
+    rows: tuple[TableRow, ...]
+
+    @property
+    def csv(self) -> str:
+        """Path of the table."""
+        return str(RESULTS / f"{self.name}.csv")
+
+    @property
+    def figure(self) -> str:
+        """Path of the figure."""
+        return str(RESULTS / "figures" / f"{self.name}.png")
+
+    @property
+    def plan(self) -> str:
+        """Path of the document that the table job reads."""
+        return str(RESULTS / "tables" / f"{self.name}-{digest_of(self.as_json())}.json")
+
+    @property
+    def inputs(self) -> list[str]:
+        """Evaluations of every row and seed, each once."""
+        return list(dict.fromkeys(row.run.result(seed) for row in self.rows for seed in self.seeds))
+
+    def as_json(self) -> dict[str, Any]:
+        """What the table job reads: rows, their evaluations, and the paper's numbers."""
+        return {
+            "name": self.name,
+            "question": self.experiment.question,
+            "paper": self.experiment.paper,
+            "x": self.experiment.x,
+            "rows": [
+                {
+                    "name": row.name,
+                    "label": row.label,
+                    "differs": row.differs,
+                    "run": row.run.name,
+                    "seeds": {str(seed): row.run.result(seed) for seed in self.seeds},
+                    "paper_top1": row.paper_top1,
+                    "annotator": row.annotator,
+                    "capped": list(row.run.capped),
+                    "epochs": _epochs(row.run),
+                    "image_px": row.run.spec["image_px"],
+                    "participation": row.run.spec["recipe"]["participation"] if isinstance(row.run, Run) else None,
+                }
+                for row in self.rows
+            ],
+        }
+
+
+def _epochs(run: Run | AnnotatorJob) -> int:
+    if isinstance(run, AnnotatorJob):
+        return 0
+    recipe = run.spec["recipe"]
+    return int(recipe["epochs"] + recipe["cooldown_epochs"])
