@@ -144,6 +144,18 @@ TABLES: dict[str, Table | FaultTable] = {
         },
         lambda line: line["kind"] != "row",
     ),
+    "manifest": Table(
+        "manifest",
+        {
+            "what": ("what", ""),
+            "photographs": ("photographs", ","),
+            "s": ("seconds", ".1f"),
+            "photographs/s": ("photographs_per_s", ",.0f"),
+            "time / floor": ("ratio", ".1f"),
+            "peak MB": ("peak_mb", ",.0f"),
+            "s for 1,281,167": ("imagenet_s", ".0f"),
+        },
+    ),
     "label_compression": Table(
         "label_compression",
         {

@@ -1,10 +1,11 @@
 rule annotate_shard:
     """Stage 1: one shard of score maps by one annotator."""
     input:
-        manifest=manifest_after_spec(lambda wildcards: label_job_of(wildcards).document),
+        manifest=manifest_of_shard,
         adapted=adapted_annotator_of,
     output:
-        done="results/labels/{labels}/train-{shard}-of-{total}.done",
+        # not deleted before the job: runs that are finished need not wait for a shard that is made again
+        done=update("results/labels/{labels}/train-{shard}-of-{total}.done"),
     log:
         "logs/labels/{labels}/train-{shard}-of-{total}.log",
     benchmark:
@@ -95,7 +96,6 @@ rule measure_fidelity:
     input:
         manifest=manifest_after_spec(lambda wildcards: label_job_of(wildcards).document),
         labels=labels_to_measure,
-        adapted=adapted_annotator_of,
     output:
         measured="results/labels/{labels}/fidelity-{fidelity}.json",
     log:
@@ -118,5 +118,5 @@ rule measure_fidelity:
         sample=STUDY.config.fidelity,
     shell:
         "{params.python} -m tokenlabel annotate fidelity {params.labels} --machine {params.machine} --manifest {params.manifest}"
-        " --images {params.sample.images} --crops {params.sample.crops} --seed {params.sample.seed}"
-        " {params.annotator} --out {output.measured} --log {log}"
+        " {params.annotator} --images {params.sample.images} --crops {params.sample.crops} --seed {params.sample.seed}"
+        " --out {output.measured} --log {log}"

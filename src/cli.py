@@ -13,6 +13,7 @@ from .core.command import run_command
 # verb -> (module with add_arguments and run, one line of help); modules are loaded only for the verb that is used
 VERBS = {
     "data": ("data.command", "list the photographs of a data set in a manifest"),
+    "refresh": ("data.refresh_command", "list a study's photographs again and redo the labels of what changed"),
     "annotate": ("annotate.command", "stage 1: write one label shard with a pretrained annotator"),
     "annotate adapt": ("annotate.adapt_command", "make an annotator for a data set's own classes"),
     "annotate evaluate": ("annotate.evaluate_command", "measure an annotator alone on the validation split"),

@@ -96,9 +96,9 @@ def measure_fidelity(
                 f"{manifest.path(row)}: labeled, but unreadable now ({error}). Check the disk, then run again."
             ) from None
         boxes = [random_box(picture, derived_seed("fidelity", seed, identifier, crop)) for crop in range(crops)]
-        fold = None
+        fold = None  # the head that labeled this photograph
         if annotator.folds and manifest.split == "train":
-            fold = fold_of(manifest.group_id[[row] * crops].tolist(), annotator.folds).to(device)
+            fold = fold_of([int(manifest.group_id[row])] * crops, annotator.folds).to(device)
         truth = _annotated([picture.crop(box) for box in boxes], annotator, spec, device, precision, fold)
         label = store.get_many([identifier])
         stored = _aligned(label, [normalised(box, picture) for box in boxes], TOKENS, store.num_classes)
