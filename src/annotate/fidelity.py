@@ -80,7 +80,7 @@ def measure_fidelity(
     if annotator.weights_sha256 != store.attributes.weights_sha256:
         raise LabelError(
             f"labels {store.path}: made with weights of sha256 {store.attributes.weights_sha256[:12]}..., but "
-            f"{spec['annotator']['weights']} is {annotator.weights_sha256[:12]}... now. Restore the weights, or delete the labels "
+            f"{section['weights']} is {annotator.weights_sha256[:12]}... now. Restore the weights, or delete the labels "
             "and run snakemake labels."
         )
     annotator.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--manifest", type=Path, required=True, help="folder of the data set's manifest")
     parser.add_argument("--annotator", type=Path, default=None, help="folder of an annotator adapted to the data set")
     parser.add_argument("--split", default="train", help="labeled split (default: %(default)s)")
-    parser.add_argument("--images", type=int, default=500, help="photographs at most (default: %(default)s)")
+    parser.add_argument("--images", type=int, default=250, help="photographs at most (default: %(default)s)")
     parser.add_argument("--crops", type=int, default=4, help="random crops of each (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of sample and crops (default: %(default)s)")
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")

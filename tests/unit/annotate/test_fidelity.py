@@ -14,9 +14,12 @@ import pytest
 import torch
 
 from tests.conftest import machine_settings, write_manifests
+from tests.unit.annotate.test_adapt import CLASSES, machine_of, manifests_of, spec_of
 from tests.unit.annotate.test_annotate import SPEC
 from tokenlabel.annotate import fidelity
+from tokenlabel.annotate.adapt import adapt_annotator
 from tokenlabel.annotate.check import check_class_order
+from tokenlabel.annotate.folds import fold_of
 from tokenlabel.annotate.shard_job import annotate_shard
 from tokenlabel.cli import main
 from tokenlabel.core.errors import DataError, LabelError
@@ -155,6 +158,44 @@ def test_a_photograph_that_has_become_unreadable_is_named(
     store = LabelStore(place / "labels", "train")
     with pytest.raises(DataError, match=r"n\d+/.* labeled, but unreadable now .*cannot identify"):
         fidelity.measure_fidelity(SPEC, machine, manifest, store, 2, CROPS, seed=0)
+
+
+def test_unreadable_photographs_are_counted_and_never_sampled(photographs: Path, tmp_path: Path) -> None:
+    for folder in sorted((photographs / "train").iterdir())[:2]:
+        shutil.copytree(folder, tmp_path / "train" / folder.name)
+    shutil.copytree(tmp_path / "train", tmp_path / "val")
+    next((tmp_path / "train").rglob("*.[jJp]*")).write_bytes(b"no photograph")
+    machine = machine_settings(tmp_path)
+    manifest = write_manifests(tmp_path / "manifest", machine)["train"]
+    annotate_shard(SPEC, machine, manifest, 0, tmp_path / "labels" / "train-00000-of-00001.done")
+    store = LabelStore(tmp_path / "labels", "train")
+    found = fidelity.measure_fidelity(SPEC, machine, manifest, store, 5000, 1, seed=0)
+    assert (found["labeled"], found["unreadable"], found["photographs"]) == (len(manifest), 1, len(manifest) - 1)
+
+
+def test_a_photograph_is_compared_with_the_head_that_has_not_seen_it(
+    photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources = sorted((photographs / "train").iterdir())
+    for name, place in zip(CLASSES, (0, 4, 9), strict=True):
+        shutil.copytree(sources[place], tmp_path / "data" / name)
+    machine, manifest = machine_of(tmp_path), manifests_of(tmp_path)["train"]
+    done = tmp_path / "results" / "annotators" / "mine-00000000" / "adapted.done"
+    adapt_annotator(spec_of(3), machine, manifests_of(tmp_path), done, None)
+    spec = with_labels(k=3)
+    spec["annotator"] = spec_of(3)["annotator"] | {"adaptation": spec_of(3)}
+    annotate_shard(spec, machine, manifest, 0, tmp_path / "labels" / "train-00000-of-00001.done", done.parent)
+    store = LabelStore(tmp_path / "labels", "train")
+    monkeypatch.setattr(fidelity, "random_box", lambda picture, seed: (0, 0, *picture.size))
+    monkeypatch.setattr(fidelity, "TOKENS", (5, 5))
+
+    def divergence() -> float:
+        found = fidelity.measure_fidelity(spec, machine, manifest, store, IMAGES, CROPS, 0, done.parent)
+        return found["measures"]["kl"]["mean"]
+
+    right = divergence()
+    monkeypatch.setattr(fidelity, "fold_of", lambda groups, folds: (fold_of(groups, folds) + 1) % folds)
+    assert right < 0.01 < 0.2 * divergence()
 
 
 def test_nothing_to_measure_is_one_line(
