@@ -7,6 +7,7 @@ users of the released labels a validation accuracy of 0.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from ..labels.records import STATUS_OK, LabelRows
 TOP = 5
 _DEVIATIONS = 3.0  # a share counts as above another where it is so many standard errors higher
 _HARDLY_EVER = 0.1  # share of a class's photographs that show it
-_EXPECTED = 6  # photographs that should show a class before their absence counts: chance leaves out all of 6 in 1 of 400 or less
+_UNLIKELY = 0.01  # expected number of classes that are so by chance
 _CONSISTENT = 0.5  # share of photographs whose pooled top-1 is their class's commonest other answer
 
 
@@ -165,17 +166,24 @@ def _verdict(
 
 
 def _odd_classes(top: NDArray[np.int64], own: NDArray[np.int64], share: float) -> list[tuple[int, int]]:
-    """Classes that a tenth of their photographs or fewer show, though by the others' share several should.
+    """Classes that hardly any of their photographs show, most being labeled as one other; too many to be chance.
 
     Returns:
         each with the commonest top-1 of its photographs.
     """
     hits = (top == own[:, None]).any(1)
+    present = np.unique(own)
     found = []
-    for index in np.unique(own):
+    for index in present:
         of_class = own == index
-        if hits[of_class].mean() <= _HARDLY_EVER and of_class.sum() * share >= _EXPECTED:
-            found.append((int(index), int(np.bincount(top[of_class, 0]).argmax())))
+        count, hit = int(of_class.sum()), int(hits[of_class].sum())
+        if hit > _HARDLY_EVER * count:
+            continue
+        chance = sum(math.comb(count, n) * share**n * (1 - share) ** (count - n) for n in range(hit + 1))
+        answers = np.bincount(top[of_class, 0])
+        # a hard class is taken for many others
+        if chance * len(present) <= _UNLIKELY and answers.max() >= _CONSISTENT * count:
+            found.append((int(index), int(answers.argmax())))
     return found
 
 
