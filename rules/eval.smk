@@ -63,7 +63,7 @@ rule draw_label_maps:
 rule make_fidelity_table:
     """Fidelity of every selected annotator's labels: a table and a figure."""
     input:
-        measured=[STUDY.fidelity_of(job) for job in STUDY.selected_labels],
+        measured=[STUDY.fidelity_of(job) for job in STUDY.used_labels],
     output:
         csv=report(
             "results/label_fidelity.csv",

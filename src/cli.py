@@ -18,8 +18,11 @@ VERBS = {
     "annotate adapt": ("annotate.adapt_command", "make an annotator for a data set's own classes"),
     "annotate evaluate": ("annotate.evaluate_command", "measure an annotator alone on the validation split"),
     "annotate import": ("annotate.import_command", "bring labels of the released layout into shards"),
-    "annotate check": ("annotate.check_command", "check finished labels against the class order"),
     "annotate fidelity": ("annotate.fidelity_command", "compare finished labels with their annotator on random crops"),
+    "annotate check": (
+        "annotate.check_command",
+        "compute a sample of finished labels anew, or check their class order",
+    ),
     "labels": ("labels.command", "inspect, verify, merge and export label shards"),
     "train": ("train.command", "stage 2 and fine-tuning: train a vision transformer on labels"),
     "evaluate": ("eval.command", "measure top-1 and top-5 of a trained run"),

@@ -141,10 +141,14 @@ class Study:
         return min(images, self.config.caps.images or images)
 
     @property
+    def used_labels(self) -> list[LabelJob]:
+        """Label jobs that the selected tables learn from."""
+        return list({run.labels.name: run.labels for run in self.selected_runs if run.labels}.values())
+
+    @property
     def drawn_labels(self) -> list[LabelJob]:
         """Annotators on the page of label maps: at most four that selected tables need anyway."""
-        used = {run.labels.name: run.labels for run in self.selected_runs if run.labels}
-        return list(used.values())[:4]
+        return self.used_labels[:4]
 
     def gmacs(self, run: Run) -> float:
         """10^9 multiply-adds of one photograph through a run's model; an estimate where the catalogue gives none."""
