@@ -20,7 +20,7 @@ from ..data.images import UnreadableImageError
 from ..data.manifest import Manifest
 from ..data.pixels import read_view
 from ..labels import LabelStore
-from ..labels.attributes import VIEWS
+from ..labels.attributes import VIEWS, read_marker, shard_file_name
 from ..labels.records import LabelRows
 from .check import sample_rows
 from .dense import Annotator, Preprocessing
@@ -105,8 +105,7 @@ class _Sample:
         self.labels = store.get_many(manifest.sample_id[rows])
         source = manifest.open_source(machine)
         self.encoded = [manifest.read(source, row) for row in rows.tolist()]
-        precision = store.attributes.libraries.get("compute_precision", "unknown")
-        self.tolerance = TOLERANCES.get(precision, TOLERANCES["bfloat16"])
+        self.tolerance = _tolerance(store, annotator.classifier.weight.device)
 
     def logits(self, recipe: Recipe, count: int) -> Iterator[torch.Tensor]:
         """Logits of each of the first `count` photographs, float32 (rows, cols, classes)."""
@@ -205,6 +204,20 @@ def recompute(
         verdict=verdict,
         matches=not len(differing) and not other_facts,
     )
+
+
+def _tolerance(store: LabelStore, device: torch.device) -> tuple[float, float]:
+    """By the job's precision, the widest where it is unknown; GPUs round float32 to TF32, which has float16's mantissa."""
+    said = store.attributes
+    precision = said.libraries.get("compute_precision", "unknown")
+    if precision == "float32":
+        try:
+            marker = read_marker(store.path / shard_file_name(said.split, said.shard, said.total))
+        except LabelError:
+            marker = {}
+        if {device.type, marker.get("job", {}).get("device", "unknown")} != {"cpu"}:
+            precision = "float16"
+    return TOLERANCES.get(precision, TOLERANCES["bfloat16"])
 
 
 def _recipe_of(store: LabelStore, own: Preprocessing) -> Recipe:
