@@ -17,6 +17,7 @@ VERBS = {
     "annotate adapt": ("annotate.adapt_command", "make an annotator for a data set's own classes"),
     "annotate evaluate": ("annotate.evaluate_command", "measure an annotator alone on the validation split"),
     "annotate import": ("annotate.import_command", "bring labels of the released layout into shards"),
+    "annotate list": ("annotate.list_command", "show a study's annotators: weights, pixels, licence"),
     "annotate check": ("annotate.check_command", "check finished labels against the class order"),
     "labels": ("labels.command", "inspect, verify, merge and export label shards"),
     "train": ("train.command", "stage 2 and fine-tuning: train a vision transformer on labels"),
@@ -32,6 +33,9 @@ VERBS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Parses the command line and runs one verb; returns its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["annotate"] and "--list" in arguments:
+        arguments.remove("--list")
+        arguments.insert(1, "list")
     if " ".join(arguments[:2]) in VERBS:  # a verb of two words
         arguments[:2] = [" ".join(arguments[:2])]
     parser = argparse.ArgumentParser(prog="tokenlabel", description="Token labeling for vision transformers.")
