@@ -146,7 +146,7 @@ def _download(architecture: str) -> Path:
         # one question without retries: the download itself asks six times, 24 s without a network
         get_hf_file_metadata(hf_hub_url(repository, file_name, revision=revision), timeout=HUB_TIMEOUT_S)
         return Path(hf_hub_download(repository, file_name, revision=revision))
-    except Exception as error:  # the errors of the hub's transport belong to another package in each of its versions
+    except Exception as error:  # noqa: BLE001 - the transport's errors belong to another package in each hub version
         raise CheckpointError(
             f"annotator {architecture}: the model hub gives no weights ({type(error).__name__}). Fetch {file_name} of "
             f"{repository} elsewhere, put it under weights_root and set the annotator's weights to file:NAME."
