@@ -108,3 +108,4 @@ def test_a_shard_says_which_views_its_labels_are_the_mean_of(
     shown = capsys.readouterr().out
     assert "'flip': True" in shown
     assert "'scales': [0.8, 1.0]" in shown
+    assert "'compute_precision': 'float32'" in shown
