@@ -23,6 +23,7 @@ VERBS = {
         "annotate.check_command",
         "compute a sample of finished labels anew, or check their class order",
     ),
+    "annotate list": ("annotate.list_command", "show a study's annotators: weights, pixels, licence"),
     "labels": ("labels.command", "inspect, verify, merge and export label shards"),
     "train": ("train.command", "stage 2 and fine-tuning: train a vision transformer on labels"),
     "evaluate": ("eval.command", "measure top-1 and top-5 of a trained run"),
@@ -38,6 +39,9 @@ VERBS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Parses the command line and runs one verb; returns its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["annotate"] and "--list" in arguments:
+        arguments.remove("--list")
+        arguments.insert(1, "list")
     if " ".join(arguments[:2]) in VERBS:  # a verb of two words
         arguments[:2] = [" ".join(arguments[:2])]
     parser = argparse.ArgumentParser(prog="tokenlabel", description="Token labeling for vision transformers.")

@@ -95,7 +95,7 @@ class Annotator(Frozen):
     """A pretrained classifier that labels every cell of its last feature map."""
 
     architecture: str
-    weights: Annotated[str, Field(pattern=r"^(hub|file:.+|package:[A-Za-z0-9_.]+)$")]
+    weights: Annotated[str, Field(pattern=r"^(hub|file:.+|folder:.+|package:[A-Za-z0-9_.]+)$")]
     weights_sha256: Sha256 | None = None
     weights_naming: Literal["timm", "efficientnet_pytorch"] = "timm"
     num_classes: Positive
