@@ -24,6 +24,7 @@ localrules:
     all,
     labels,
     make_table,
+    make_fidelity_table,
     draw_label_maps,
     make_report,
 
@@ -33,6 +34,7 @@ rule all:
     default_target: True
     input:
         [table.csv for table in STUDY.selected_tables],
+        "results/label_fidelity.csv",
         "results/figures/label_maps.png",
         "results/report.html",
 

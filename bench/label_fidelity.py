@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,9 +23,10 @@ from PIL import Image
 from record import ResultLines
 from torch import Tensor
 from torchvision.ops import roi_align
-from torchvision.transforms import RandomResizedCrop
 
+from tokenlabel.annotate import fidelity
 from tokenlabel.annotate.dense import Annotator, build_annotator
+from tokenlabel.annotate.fidelity import compare, interval
 from tokenlabel.core.seeds import derived_seed
 from tokenlabel.data.images import decode_image, resize, resize_and_centre_crop, to_tensor
 from tokenlabel.demo.photographs import find_photographs
@@ -40,7 +41,6 @@ ANNOTATOR = {
     "num_classes": CLASSES,
 }
 CACHE = Path(__file__).resolve().parents[1] / "results" / "bench_maps"
-RESAMPLES = 10_000
 MEASURES = ("cosine", "top-1", "KL")
 WHOLE = torch.tensor([[0.0, 0.0, 1.0, 1.0]])
 
@@ -103,15 +103,12 @@ def cut_photographs(count: int) -> list[tuple[str, Image.Image]]:
 
 def random_box(name: str, number: int, picture: Image.Image) -> tuple[int, int, int, int]:
     """Left, top, right, bottom in px of a crop as in training (scale 0.08 to 1, ratio 3/4 to 4/3)."""
-    torch.manual_seed(derived_seed("fidelity", name, number))
-    top, left, height, width = RandomResizedCrop.get_params(picture, [0.08, 1.0], [3 / 4, 4 / 3])
-    return left, top, left + width, top + height
+    return fidelity.random_box(picture, derived_seed("fidelity", name, number))
 
 
-def normalised(box: Sequence[int], picture: Image.Image) -> Tensor:
+def normalised(box: tuple[int, int, int, int], picture: Image.Image) -> Tensor:
     """(1, 4) x0, y0, x1, y1 over the whole picture."""
-    width, height = picture.size
-    return torch.tensor([[box[0] / width, box[1] / height, box[2] / width, box[3] / height]])
+    return torch.tensor([fidelity.normalised(box, picture)])
 
 
 def released_label(stored: StoredMap, box: Tensor) -> Tensor:
@@ -131,27 +128,6 @@ def label_of(stored: StoredMap, box: Tensor, exact: bool) -> Tensor:
 def all_logits_label(logits: Tensor, box: Tensor) -> Tensor:
     """(tokens, classes): every cell's full distribution, aligned; what an unlimited store could give."""
     return label_of(stored_map(logits, CLASSES), box, exact=True)
-
-
-def compare(label: Tensor, truth: Tensor) -> tuple[float, float, float]:
-    """Means over tokens of cosine, agreement of the best class, and KL(truth || label) in nats."""
-    cosine = torch.nn.functional.cosine_similarity(label, truth, dim=-1)
-    agreement = (label.argmax(-1) == truth.argmax(-1)).float()
-    divergence = (truth * (truth.clamp_min(1e-12).log() - label.clamp_min(1e-12).log())).sum(-1)
-    return float(cosine.mean()), float(agreement.mean()), float(divergence.mean())
-
-
-def interval(
-    per_photograph: NDArray[np.float64], statistic: Callable[[NDArray[np.float64]], NDArray[np.float64]]
-) -> tuple[float, float, float]:
-    """A statistic of per-photograph values (photographs, columns) and its 95 % bootstrap interval over photographs.
-
-    The statistic takes column means (..., columns).
-    """
-    rng = np.random.default_rng(0)
-    drawn = rng.integers(0, len(per_photograph), (RESAMPLES, len(per_photograph)))
-    low, high = np.percentile(statistic(per_photograph[drawn].mean(1)), [2.5, 97.5])
-    return float(statistic(per_photograph.mean(0))), float(low), float(high)
 
 
 ROWS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {

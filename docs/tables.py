@@ -91,6 +91,16 @@ class FaultTable:
 # one place for every table: the file in bench/results, then heading -> (field of a line, format)
 TABLES: dict[str, Table | FaultTable] = {
     "faults": FaultTable(),
+    "annotate": Table(
+        "annotate",
+        {
+            "annotator": ("annotator", ""),
+            "labels": ("storage", ""),
+            "way": ("way", ""),
+            "images/s": ("images_per_s", ",.1f"),
+            "over the bare forward pass": ("over_bare", "+.1%"),
+        },
+    ),
     "labels_storage": Table(
         "labels_storage",
         {
@@ -133,6 +143,18 @@ TABLES: dict[str, Table | FaultTable] = {
             "to": ("high", "+.3f"),
         },
         lambda line: line["kind"] != "row",
+    ),
+    "manifest": Table(
+        "manifest",
+        {
+            "what": ("what", ""),
+            "photographs": ("photographs", ","),
+            "s": ("seconds", ".1f"),
+            "photographs/s": ("photographs_per_s", ",.0f"),
+            "time / floor": ("ratio", ".1f"),
+            "peak MB": ("peak_mb", ",.0f"),
+            "s for 1,281,167": ("imagenet_s", ".0f"),
+        },
     ),
     "label_compression": Table(
         "label_compression",

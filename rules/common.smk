@@ -10,8 +10,9 @@ from snakemake_interface_executor_plugins.settings import DeploymentMethod, Exec
 
 from tokenlabel.core import cost
 from tokenlabel.core.errors import TokenLabelError
-from tokenlabel.core.files import write_json_if_changed
+from tokenlabel.core.files import read_json, write_json_if_changed
 from tokenlabel.core.log import git_commit
+from tokenlabel.core.staleness import stale_shards
 from tokenlabel.core.study import Study
 
 
@@ -58,6 +59,26 @@ def python_command():
     return shlex.quote(sys.executable)
 
 
+def find_stale_shards():
+    """Markers of shards that are of other photographs than the manifest's, since `tokenlabel refresh`.
+
+    They stay until the new ones replace them: an ancient input that is missing would train finished runs again.
+    """
+    manifest = Path(STUDY.data.marker)
+    if workflow.exec_mode != ExecMode.DEFAULT or not manifest.exists():
+        return set()
+    try:
+        said = read_json(manifest)
+        digests = {split: found["shard_digests"] for split, found in said["splits"].items()}
+    except (OSError, ValueError, KeyError, TypeError):  # damaged: the jobs that read it say so
+        return set()
+    stale = [marker for job in STUDY.labels.values() for marker in stale_shards(Path(job.folder), digests)]
+    if any(marker.stat().st_mtime >= manifest.stat().st_mtime for marker in stale):
+        # copied, or restored by Snakemake after a failed job; it plans a job again where an input is newer and differs
+        write_json_if_changed(manifest, said | {"replanned": said.get("replanned", 0) + 1})
+    return set(map(str, stale))
+
+
 if not os.access(Path.cwd(), os.W_OK):
     stop(
         f"{Path.cwd()}: this folder cannot be written. Run snakemake where results may lie, or give --directory FOLDER."
@@ -66,6 +87,7 @@ WRITTEN = set()  # documents that this process has written or found up to date
 MACHINE = "results/machine.json"
 RESOLVED = "results/study.json"  # the merged configuration, for the report and for whoever asks later
 STUDY = plan_study()
+STALE = find_stale_shards()
 PYTHON = python_command()
 # for the jobs: the commit for their logs, and where envs/*.post-deploy.sh installs the package from
 os.environ.update(TOKENLABEL_COMMIT=git_commit(), TOKENLABEL_SOURCE=str(workflow.basedir))
@@ -80,6 +102,7 @@ wildcard_constraints:
     shard=r"\d{5}",
     total=r"\d{5}",
     evaluation=r"[0-9a-f]{8}",
+    fidelity=r"[0-9a-f]{8}",
     experiment="|".join(STUDY.tables),
 
 
@@ -159,6 +182,14 @@ def annotator_argument(wildcards):
     return f"--annotator {shlex.quote(job.folder)}" if job else ""
 
 
+def manifest_of_shard(wildcards):
+    """Input function: the manifest's marker, after writing the label spec; newer than a shard that it makes stale."""
+    job = label_job_of(wildcards)
+    write_document(*job.document)
+    stale = job.markers[int(wildcards.shard)] in STALE
+    return STUDY.data.marker if stale else ancient(STUDY.data.marker)
+
+
 def data_root_after_spec(wildcards):
     """Input function of the first job: nothing to wait for; a data root that is missing here is said before any job.
 
@@ -179,6 +210,11 @@ def labels_of_run(wildcards):
     """Markers of all shards that a run learns from; none for hard labels."""
     job = run_of(wildcards).labels
     return [ancient(marker) for marker in job.markers] if job else []
+
+
+def labels_to_measure(wildcards):
+    """Markers of all shards of a label folder."""
+    return [ancient(marker) for marker in label_job_of(wildcards).markers]
 
 
 def results_of_table(wildcards):
@@ -233,6 +269,13 @@ def adapt_runtime(wildcards, attempt):
     return attempt * cost.annotate_minutes(images, annotator.gmacs, SETTINGS.gpu_tflops)
 
 
+def fidelity_runtime(wildcards, attempt):
+    """Minutes that the comparison of labels with their annotator may take."""
+    annotator = STUDY.config.annotators[label_job_of(wildcards).annotator]
+    crops = STUDY.config.fidelity.images * STUDY.config.fidelity.crops
+    return attempt * cost.annotate_minutes(crops, annotator.gmacs, SETTINGS.gpu_tflops)
+
+
 def train_runtime(wildcards, attempt):
     """Minutes that a run may take; a run that is cut off continues from its checkpoint at the next attempt."""
     run = run_of(wildcards)
@@ -244,7 +287,9 @@ def train_runtime(wildcards, attempt):
 def selected_results():
     """Tables and figures of `select:`, in reading order."""
     return [path for table in STUDY.selected_tables for path in (table.csv, table.figure)] + [
-        "results/figures/label_maps.png"
+        "results/label_fidelity.csv",
+        "results/figures/label_fidelity.png",
+        "results/figures/label_maps.png",
     ]
 
 

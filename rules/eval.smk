@@ -58,3 +58,37 @@ rule draw_label_maps:
     shell:
         "{params.python} -m tokenlabel draw --machine {params.machine} --manifest {params.manifest} --labels {params.labels}"
         " --out {output.figure} --log {log}"
+
+
+rule make_fidelity_table:
+    """Fidelity of every selected annotator's labels: a table and a figure."""
+    input:
+        measured=[STUDY.fidelity_of(job) for job in STUDY.used_labels],
+    output:
+        csv=report(
+            "results/label_fidelity.csv",
+            caption="captions/label_fidelity.rst",
+            category="Labels",
+            labels={"what": "fidelity of stored labels, table"},
+        ),
+        figure=report(
+            "results/figures/label_fidelity.png",
+            caption="captions/label_fidelity.rst",
+            category="Labels",
+            labels={"what": "fidelity of stored labels"},
+        ),
+    log:
+        "logs/tables/label_fidelity.log",
+    benchmark:
+        "benchmarks/tables/label_fidelity.tsv"
+    retries: 1
+    conda:
+        "../envs/eval.yaml"
+    threads: 1
+    resources:
+        mem_mb=lambda wildcards, attempt: 2000 * attempt,
+        runtime=lambda wildcards, attempt: 20 * attempt,
+    params:
+        python=PYTHON,
+    shell:
+        "{params.python} -m tokenlabel table fidelity {input.measured} --csv {output.csv} --figure {output.figure} --log {log}"

@@ -13,15 +13,22 @@ from .core.command import run_command
 # verb -> (module with add_arguments and run, one line of help); modules are loaded only for the verb that is used
 VERBS = {
     "data": ("data.command", "list the photographs of a data set in a manifest"),
+    "refresh": ("data.refresh_command", "list a study's photographs again and redo the labels of what changed"),
     "annotate": ("annotate.command", "stage 1: write one label shard with a pretrained annotator"),
     "annotate adapt": ("annotate.adapt_command", "make an annotator for a data set's own classes"),
     "annotate evaluate": ("annotate.evaluate_command", "measure an annotator alone on the validation split"),
     "annotate import": ("annotate.import_command", "bring labels of the released layout into shards"),
-    "annotate check": ("annotate.check_command", "check finished labels against the class order"),
+    "annotate fidelity": ("annotate.fidelity_command", "compare finished labels with their annotator on random crops"),
+    "annotate check": (
+        "annotate.check_command",
+        "compute a sample of finished labels anew, or check their class order",
+    ),
+    "annotate list": ("annotate.list_command", "show a study's annotators: weights, pixels, licence"),
     "labels": ("labels.command", "inspect, verify, merge and export label shards"),
     "train": ("train.command", "stage 2 and fine-tuning: train a vision transformer on labels"),
     "evaluate": ("eval.command", "measure top-1 and top-5 of a trained run"),
     "table": ("eval.table_command", "make an experiment's CSV and figure"),
+    "table fidelity": ("eval.fidelity_table_command", "make the CSV and figure of label fidelity"),
     "draw": ("eval.draw_command", "draw label maps over photographs"),
     "report": ("eval.report_command", "make the HTML report of what exists"),
     "predict": ("eval.predict_command", "classify a folder of photographs with a checkpoint"),
@@ -33,6 +40,9 @@ VERBS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Parses the command line and runs one verb; returns its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["annotate"] and "--list" in arguments:
+        arguments.remove("--list")
+        arguments.insert(1, "list")
     if " ".join(arguments[:2]) in VERBS:  # a verb of two words
         arguments[:2] = [" ".join(arguments[:2])]
     parser = argparse.ArgumentParser(prog="tokenlabel", description="Token labeling for vision transformers.")

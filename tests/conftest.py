@@ -36,7 +36,8 @@ def machine_settings(data_root: Path, **changes: Any) -> dict[str, Any]:
     """machine.json of a small job on the CPU of this machine, photographs in data_root/train and data_root/val."""
     settings = {
         "data_root": str(data_root), "weights_root": "", "timm_names": [], "device": "cpu", "precision": "float32",
-        "threads": 1, "workers": 0, "annotate_batch": 12, "micro_batch": 12, "part_seconds": 60.0, "label_storage": "compact",
+        "threads": 1, "workers": 0, "annotate_batch": 12, "annotate_compile": False,
+        "micro_batch": 12, "part_seconds": 60.0, "label_storage": "compact",
         "validate_every_epochs": 0, "validation_crop": 0.9,
         "dataset": {"format": "folder", "train": "train", "val": "val", "on_unreadable": "record", "max_unreadable_fraction": 0.5},
     }  # fmt: skip

@@ -7,6 +7,7 @@ users of the released labels a validation accuracy of 0.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,10 +18,12 @@ from numpy.typing import NDArray
 from ..core.errors import LabelError
 from ..data.manifest import Manifest
 from ..labels import LabelStore
-from ..labels.records import LabelRows
+from ..labels.records import STATUS_OK, LabelRows
 
 TOP = 5
 _DEVIATIONS = 3.0  # a share counts as above another where it is so many standard errors higher
+_HARDLY_EVER = 0.1  # share of a class's photographs that show it
+_UNLIKELY = 0.01  # expected number of classes that are so by chance
 _CONSISTENT = 0.5  # share of photographs whose pooled top-1 is their class's commonest other answer
 
 
@@ -61,13 +64,7 @@ def check_class_order(store: LabelStore, manifest: Manifest, images: int, seed: 
     Raises:
         LabelError: no usable label for the manifest's photographs, or a class that the annotator does not know.
     """
-    order = np.random.default_rng(seed).permutation(len(manifest))
-    rows = np.sort(order[:images])
-    rows = rows[store.status_of(manifest.sample_id[rows]) == 0]
-    if not len(rows):
-        raise LabelError(
-            f"labels {store.path}: no usable label among {min(images, len(manifest))} sampled photographs."
-        )
+    rows = sample_rows(store, manifest, images, seed)
     own = manifest.class_index[rows].astype(np.int64)
     if own.max() >= store.num_classes:
         raise LabelError(
@@ -87,7 +84,30 @@ def check_class_order(store: LabelStore, manifest: Manifest, images: int, seed: 
     verdict, matches = _verdict(
         share, max(chance, shuffled if len(set(own.tolist())) > 1 else 0.0), fits, top[:, 0], own
     )
+    if matches and (odd := _odd_classes(top, own, share)):
+        said = [
+            f"{manifest.classes[index]} (labeled as {_name(manifest.classes, answer)})" for index, answer in odd[:5]
+        ]
+        more = f" and {len(odd) - 5} more" if len(odd) > 5 else ""
+        verdict = f"does not match: {len(odd)} classes are hardly ever in their own photographs' maps: "
+        verdict += ", ".join(said) + more + "; the rest fits, so most likely these were exchanged or mixed up"
+        matches = False
     return ClassOrder(len(rows), float(any_cell.mean()), share, chance, shuffled, fits, verdict, matches)
+
+
+def sample_rows(store: LabelStore, manifest: Manifest, images: int, seed: int) -> NDArray[np.int64]:
+    """Rows of the manifest, sorted: a seeded sample of the photographs that have a usable label.
+
+    Raises:
+        LabelError: none has, or a photograph of the manifest is not in the store.
+    """
+    usable = np.flatnonzero(store.status_of(manifest.sample_id) == STATUS_OK)
+    if not len(usable):
+        raise LabelError(
+            f"labels {store.path}: none of {len(manifest)} photographs has a usable label. Look at unreadable.csv beside the "
+            "shards, mend the photographs and run snakemake labels."
+        )
+    return np.sort(np.random.default_rng(seed).permutation(usable)[:images])
 
 
 def pooled_top(labels: LabelRows) -> NDArray[np.int64]:
@@ -143,6 +163,32 @@ def _verdict(
     if _consistency(first, own) > _CONSISTENT:
         return "does not match: each class has one consistent other number, an order that is none of those tried", False
     return "does not match: no class order explains the labels; most likely other weights or other preprocessing", False
+
+
+def _odd_classes(top: NDArray[np.int64], own: NDArray[np.int64], share: float) -> list[tuple[int, int]]:
+    """Classes that hardly any of their photographs show, most being labeled as one other; too many to be chance.
+
+    Returns:
+        each with the commonest top-1 of its photographs.
+    """
+    hits = (top == own[:, None]).any(1)
+    present = np.unique(own)
+    found = []
+    for index in present:
+        of_class = own == index
+        count, hit = int(of_class.sum()), int(hits[of_class].sum())
+        if hit > _HARDLY_EVER * count:
+            continue
+        chance = sum(math.comb(count, n) * share**n * (1 - share) ** (count - n) for n in range(hit + 1))
+        answers = np.bincount(top[of_class, 0])
+        # a hard class is taken for many others
+        if chance * len(present) <= _UNLIKELY and answers.max() >= _CONSISTENT * count:
+            found.append((int(index), int(answers.argmax())))
+    return found
+
+
+def _name(classes: Sequence[str], index: int) -> str:
+    return classes[index] if index < len(classes) else f"class {index}"
 
 
 def _consistency(first: NDArray[np.int64], own: NDArray[np.int64]) -> float:

@@ -82,6 +82,31 @@ def label_batch(
     return MapBatch(round_to_step(scores, settings["score_step"]).half(), classes, tail, finite)
 
 
+def label_padded(
+    annotator: Annotator,
+    images: torch.Tensor,
+    batch: int,
+    spec: dict[str, Any],
+    precision: torch.dtype,
+    fold: torch.Tensor | None,
+) -> MapBatch:
+    """`label_batch` for a compiled annotator, which is compiled anew for every size: a last batch is filled up with black."""
+    count = len(images)
+    filled = images.new_zeros((batch, *images.shape[1:]))
+    filled[:count] = images
+    folds = None if fold is None else F.pad(fold, (0, batch - count))
+    maps = label_batch(annotator, filled, spec, precision, folds)
+    # results of CUDA graphs lie in memory that the next run overwrites
+    parts = [
+        None if part is None else part[:count].clone() for part in (maps.scores, maps.classes, maps.tail, maps.finite)
+    ]
+    scores, classes, tail, finite = parts
+    assert scores is not None
+    assert classes is not None
+    assert finite is not None
+    return MapBatch(scores, classes, tail, finite)
+
+
 def average_over_views(
     annotator: Annotator,
     pixels: torch.Tensor,

@@ -41,7 +41,7 @@ from ..labels.shards import (
 )
 from .dense import Annotator, annotator_section, build_annotator
 from .folds import fold_of
-from .labeling import label_batch
+from .labeling import label_batch, label_padded
 from .pipeline import BatchReader, PartWriter, PhotographBatch, rows_of_batch
 from .progress import Progress
 from .stopping import stopping_by_signal
@@ -212,10 +212,15 @@ def _label_pending(
                 if not checked and new < len(batch.rows):
                     checked = True
                     _check_annotator(annotator, images, batch)
+                    if machine["annotate_compile"]:  # CUDA graphs on a GPU
+                        annotator.compile(mode="reduce-overhead" if device.type == "cuda" else "default", dynamic=False)
                 fold = None
                 if annotator.folds and manifest.split == "train":
                     fold = fold_of(manifest.group_id[batch.rows].tolist(), annotator.folds).to(device)
-                maps = label_batch(annotator, images, spec, precision, fold)
+                if machine["annotate_compile"]:
+                    maps = label_padded(annotator, images, machine["annotate_batch"], spec, precision, fold)
+                else:
+                    maps = label_batch(annotator, images, spec, precision, fold)
                 computing_s += time.perf_counter() - before
                 held = PhotographBatch(batch.rows, batch.images[:0], batch.sizes, batch.reasons)  # without the buffer
                 writer.put(partial(rows_of_batch, manifest, held, maps, annotator.num_classes))

@@ -95,7 +95,7 @@ class Annotator(Frozen):
     """A pretrained classifier that labels every cell of its last feature map."""
 
     architecture: str
-    weights: Annotated[str, Field(pattern=r"^(hub|file:.+|package:[A-Za-z0-9_.]+)$")]
+    weights: Annotated[str, Field(pattern=r"^(hub|file:.+|folder:.+|package:[A-Za-z0-9_.]+)$")]
     weights_sha256: Sha256 | None = None
     weights_naming: Literal["timm", "efficientnet_pytorch"] = "timm"
     num_classes: Positive
@@ -290,6 +290,14 @@ class Evaluation(Frozen):
     use_ema: bool
 
 
+class Fidelity(Frozen):
+    """The sample on which stored labels are compared with their annotators."""
+
+    images: Positive
+    crops: Positive
+    seed: Annotated[int, Field(ge=0)]
+
+
 class Machine(Frozen):
     """Where and how jobs run; in no digest.
 
@@ -302,6 +310,7 @@ class Machine(Frozen):
     threads: Positive
     workers: Annotated[int, Field(ge=0)]
     annotate_batch: Positive
+    annotate_compile: bool
     micro_batch: Positive
     annotate_mem_mb: Positive
     train_mem_mb: Positive
@@ -320,6 +329,7 @@ class Config(Frozen):
     dataset: Dataset
     labels: Labels
     evaluation: Evaluation
+    fidelity: Fidelity
     machine: Machine
     defaults: Defaults
     caps: Caps = Caps()

@@ -170,6 +170,15 @@ class Lease:
                 "It does the work; nothing is lost."
             )
 
+    def is_held(self) -> bool:
+        """Whether another job's lease lies there; not one whose owner was a process of this host that is gone."""
+        try:
+            return not self._owner_is_dead(read_json(self.path))
+        except FileNotFoundError:
+            return False
+        except ValueError:  # another job has just created it
+            return True
+
     def _owner_is_dead(self, held: dict[str, Any]) -> bool:
         if held.get("host") != self._owner["host"] or not isinstance(held.get("pid"), int):
             return False

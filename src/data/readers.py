@@ -16,7 +16,7 @@ from .archives import list_tars, list_webdataset
 from .images import UnreadableImageError
 from .listing import IMAGE_SUFFIXES, Entry, Listing
 
-REMEDY = "Restore it; or run tokenlabel refresh, which redoes the shards of what changed."
+REMEDY = "Restore it; or run tokenlabel refresh, then snakemake, which redoes the shards of what changed."
 
 
 def split_location(location: str, data_format: str) -> tuple[str, str]:
@@ -98,7 +98,8 @@ def _walk(folder: str, prefix: str, name: str, above: tuple[tuple[int, int], ...
         if item.name.startswith("."):
             continue
         path = f"{prefix}/{item.name}"
-        is_image = os.path.splitext(item.name)[1].lower() in IMAGE_SUFFIXES  # noqa: PTH122
+        _, dot, ending = item.name.rpartition(".")  # half of os.path.splitext's time, which was most of the listing's
+        is_image = dot + ending.lower() in IMAGE_SUFFIXES
         if item.is_dir() and not is_image:
             _walk(item.path, path, name, (*above, here), entries)
         elif is_image:

@@ -21,7 +21,12 @@ from ..core.files import atomic_path
 from .tokens import TokenModel
 from .transformer import initialise_linear, interpolate_position_embedding
 
-WRAPPERS = ("state_dict", "model", "state_dict_ema")  # where training programs keep the weights; first found counts
+WRAPPERS = (
+    "state_dict",
+    "model",
+    "state_dict_ema",
+    "model_ema",
+)  # where training programs keep the weights; first found counts
 LISTED = 10  # names of each kind that an error shows
 
 

@@ -1,4 +1,4 @@
-"""Where pretrained weights come from: a file, an installed package, or the model hub; and what they are called.
+"""Where pretrained weights come from: a file, a folder, an installed package, or the model hub; and what they are called.
 
 Called for annotators and for students that start pretrained. The weights' SHA-256 goes into every shard, and is checked
 where the configuration states one.
@@ -22,6 +22,8 @@ from .checkpoints import read_metadata, read_state_dict
 
 FOLD_HEADS = "folds.safetensors"  # beside the checkpoint of an annotator that was adapted in folds
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar")
+FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")  # as timm's save_for_hf and the hub's snapshots name them
+HUB_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,15 @@ def find_weights_file(weights: str, weights_root: Path) -> Path | None:
                 f"{path}: no such weights file. Put it there, or set weights_root or the annotator's weights."
             )
         return path
+    if kind == "folder":
+        path = weights_root / name
+        for file_name in FOLDER_FILES:
+            if (path / file_name).is_file():
+                return path / file_name
+        raise CheckpointError(
+            f"weights {weights}: expected {' or '.join(FOLDER_FILES)} in {path}, found neither. Put one there, or set "
+            "weights_root or the annotator's weights."
+        )
     found = importlib.util.find_spec(name)
     if found is None or not found.submodule_search_locations:
         raise CheckpointError(
@@ -90,22 +101,54 @@ def load_pretrained(source: dict[str, Any], weights_root: Path) -> Weights:
     return Weights(state=state, sha256=digest, origin=str(path))
 
 
-def _download(architecture: str) -> Path:
-    """Fetches timm's file for an architecture into the hub's cache."""
-    import timm
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+def hub_file(architecture: str) -> tuple[str, str | None, str]:
+    """Repository, revision (None: the newest) and file name of an architecture's weights, by timm's own records.
 
-    config = timm.get_pretrained_cfg(architecture)
-    hub_id = getattr(config, "hf_hub_id", None)
-    if not hub_id:
-        raise CheckpointError(f"annotator {architecture}: timm knows no hub weights for it; give weights: file:NAME.")
-    repository = hub_id if hub_id.endswith(architecture) else f"{hub_id}{architecture}"
+    Raises:
+        CheckpointError: timm knows no hub weights for it.
+    """
+    import timm
+
     try:
-        return Path(hf_hub_download(repository, "model.safetensors"))
-    except (OSError, HfHubHTTPError, LocalEntryNotFoundError, ValueError) as error:
+        config = timm.get_pretrained_cfg(architecture, allow_unregistered=False)
+    except RuntimeError as error:  # no such name or tag
+        raise CheckpointError(f"annotator {architecture}: {error} Correct the annotator's architecture.") from None
+    if not config.hf_hub_id:
+        place = (
+            f"Fetch {config.url} elsewhere, put it under weights_root"
+            if config.url
+            else "Put a file under weights_root"
+        )
         raise CheckpointError(
-            f"annotator {architecture}: the model hub cannot be reached ({type(error).__name__}). Fetch model.safetensors of "
+            f"annotator {architecture}: timm knows no hub weights for it. {place} and set the annotator's weights to file:NAME."
+        )
+    repository, _, revision = config.hf_hub_id.partition("@")
+    return repository, revision or None, config.hf_hub_filename or FOLDER_FILES[0]
+
+
+def cached_hub_file(architecture: str) -> Path | None:
+    """The weights file where the hub's cache on this machine has it."""
+    from huggingface_hub import try_to_load_from_cache
+
+    repository, revision, file_name = hub_file(architecture)
+    found = try_to_load_from_cache(repository, file_name, revision=revision)
+    return Path(found) if isinstance(found, str) else None
+
+
+def _download(architecture: str) -> Path:
+    """Fetches timm's file for an architecture into the hub's cache; a file that is there needs no network."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+
+    if cached := cached_hub_file(architecture):
+        return cached
+    repository, revision, file_name = hub_file(architecture)
+    try:
+        # one question without retries: the download itself asks six times, 24 s without a network
+        get_hf_file_metadata(hf_hub_url(repository, file_name, revision=revision), timeout=HUB_TIMEOUT_S)
+        return Path(hf_hub_download(repository, file_name, revision=revision))
+    except Exception as error:  # noqa: BLE001 - the transport's errors belong to another package in each hub version
+        raise CheckpointError(
+            f"annotator {architecture}: the model hub gives no weights ({type(error).__name__}). Fetch {file_name} of "
             f"{repository} elsewhere, put it under weights_root and set the annotator's weights to file:NAME."
         ) from None
 

@@ -13,8 +13,8 @@ import yaml
 from .conftest import REPOSITORY, planned_jobs, run_snakemake
 
 FULL = {
-    "make_manifest": 1, "annotate_shard": 576, "train_run": 63, "evaluate_run": 63, "make_table": 10, "draw_label_maps": 1,
-    "make_report": 1, "all": 1,
+    "make_manifest": 1, "annotate_shard": 576, "train_run": 63, "evaluate_run": 63, "make_table": 10, "measure_fidelity": 9,
+    "make_fidelity_table": 1, "draw_label_maps": 1, "make_report": 1, "all": 1,
 }  # fmt: skip
 
 
@@ -24,6 +24,10 @@ FULL = {
         (["--profile", "slurm", "-n", "all"], FULL),
         (["-n", "all"], FULL),
         (["-n", "labels"], {"make_manifest": 1, "annotate_shard": 576, "labels": 1}),
+        (
+            ["-n", "results/label_fidelity.csv"],
+            {"make_manifest": 1, "annotate_shard": 576, "measure_fidelity": 9, "make_fidelity_table": 1},
+        ),
         (
             ["-n", "results/ablation_annotators.csv"],
             {"make_manifest": 1, "annotate_shard": 576, "train_run": 10, "evaluate_run": 10, "make_table": 1},
@@ -41,7 +45,7 @@ FULL = {
             {"make_manifest": 1, "annotate_shard": 64, "train_run": 8, "evaluate_run": 8, "make_table": 1},
         ),
     ],
-    ids=["slurm all", "all", "labels", "annotators", "participation", "augmentation", "main"],
+    ids=["slurm all", "all", "labels", "fidelity", "annotators", "participation", "augmentation", "main"],
 )  # fmt: skip
 def test_the_imagenet_study_is_planned_within_ten_seconds_and_leaves_no_trace(
     tmp_path: Path, arguments: list[str], expected: dict[str, int]

@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 
-from tokenlabel.core.files import read_json
+from tokenlabel.core.files import read_json, write_json
+from tokenlabel.data.manifest import build_manifests, load_manifest
 from tokenlabel.labels import LabelStore
 
 from .conftest import REPOSITORY, everything_under, planned_jobs, run_snakemake
@@ -38,6 +39,9 @@ def test_everything_is_made_and_the_tables_agree_with_the_runs(finished_study: P
     main = list(csv.DictReader((results / "main.csv").read_text().splitlines()))
     assert [row["image_px"] for row in main] == ["64", "80"]
     assert (results / "figures" / "label_maps.png").stat().st_size > 10_000
+    (fidelity,) = csv.DictReader((results / "label_fidelity.csv").read_text().splitlines())
+    assert (fidelity["annotator"], fidelity["photographs"], fidelity["labeled"]) == ("lite0", "6", "24")
+    assert float(fidelity["cosine_low"]) <= float(fidelity["cosine"]) <= float(fidelity["cosine_high"])
     for folder in ("logs", "benchmarks"):
         stems = {
             path.relative_to(finished_study / folder).with_suffix("") for path in (finished_study / folder).rglob("*.*")
@@ -47,7 +51,15 @@ def test_everything_is_made_and_the_tables_agree_with_the_runs(finished_study: P
 
 def test_the_report_holds_tables_figures_and_their_captions(finished_study: Path) -> None:
     html = (finished_study / "results" / "report.html").read_text(encoding="utf-8")
-    for part in ("ablation_annotators.csv", "main.csv", "label_maps.png", "train_run", "annotate_shard"):
+    for part in (
+        "ablation_annotators.csv",
+        "main.csv",
+        "label_maps.png",
+        "label_fidelity.csv",
+        "label_fidelity.png",
+        "train_run",
+        "annotate_shard",
+    ):
         assert part in html
     assert "Do three annotators each write labels" in html
 
@@ -83,7 +95,7 @@ def test_touched_and_copied_files_rerun_no_run(finished_study: Path, overlay: Ov
     # without Snakemake's own records it cannot compare contents: tables are made again, which costs seconds, no run is
     shutil.rmtree(copy / ".snakemake")
     jobs = planned_jobs(run_snakemake(copy, "-n", "all", overlay=overlay))
-    assert jobs.keys() <= {"make_table", "make_report", "draw_label_maps", "all"}
+    assert jobs.keys() <= {"make_table", "make_fidelity_table", "make_report", "draw_label_maps", "all"}
 
 
 @pytest.mark.parametrize(
@@ -117,6 +129,8 @@ def test_a_machine_value_reruns_nothing(finished_study: Path, overlay: Overlay, 
             {
                 "annotate_shard": 2,
                 "draw_label_maps": 1,
+                "measure_fidelity": 1,
+                "make_fidelity_table": 1,
                 "train_run": 2,
                 "evaluate_run": 2,
                 "make_table": 2,
@@ -127,8 +141,12 @@ def test_a_machine_value_reruns_nothing(finished_study: Path, overlay: Overlay, 
             lambda o: o.update(evaluation={"interpolation": "bilinear"}),
             {"evaluate_run": 3, "make_table": 2, "make_report": 1},
         ),
+        (
+            lambda o: o["fidelity"].update(crops=1),
+            {"measure_fidelity": 1, "make_fidelity_table": 1, "make_report": 1},
+        ),
     ],
-    ids=["recipe", "fine-tuning recipe", "labels", "evaluation"],
+    ids=["recipe", "fine-tuning recipe", "labels", "evaluation", "fidelity"],
 )
 def test_a_scientific_value_plans_exactly_what_depends_on_it_beside_the_finished_runs(
     finished_study: Path, overlay: Overlay, change: Any, expected: dict[str, int]
@@ -185,6 +203,59 @@ def test_the_report_alone_is_made_of_what_exists(finished_study: Path, overlay: 
     assert jobs == {"make_report": 1}
 
 
+def test_an_added_photograph_makes_one_shard_again_and_no_run(
+    finished_study: Path, overlay: Overlay, photographs: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(finished_study, copy)
+    shutil.copytree(photographs, tmp_path / "photographs")
+    overlay["data_root"] = str(tmp_path / "photographs")
+    results = copy / "results"
+    write_json(results / "machine.json", read_json(results / "machine.json") | {"data_root": overlay["data_root"]})
+    (data,) = (results / "data").iterdir()
+    first = tmp_path / "photographs" / "train" / load_manifest(data, "train").path(0)
+    before = load_manifest(data, "train").shard_digests
+    spec, machine = read_json(data / "spec.json"), read_json(results / "machine.json")
+    for number in range(1000):  # the study is capped at 24 of the photographs: one that comes in puts another one out
+        added = first.with_name(f"added{number}.jpg")
+        shutil.copy(first, added)
+        after = build_manifests(spec, machine)["train"].shard_digests
+        if sum(old != new for old, new in zip(before, after, strict=True)) == 1:
+            break
+        added.unlink()
+    finished = subprocess.run(
+        [sys.executable, "-m", "tokenlabel", "refresh", str(copy)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert f"    {first.parent.name}/{added.name}" in finished.stderr.splitlines()
+    assert "train: 1 removed" in finished.stderr
+    (stale,) = re.findall(r"to be made again: (train-\d{5}-of-00002)$", finished.stderr, flags=re.MULTILINE)
+    runs = everything_under(results / "runs")
+    expected = {"annotate_shard": 1, "labels": 1}
+    targets = ("labels", "results/main.csv", "results/ablation_annotators.csv")
+    assert planned_jobs(run_snakemake(copy, "-n", *targets, overlay=overlay)) == expected
+    # a job that fails leaves the plan as it was: without its marker, every finished run would be trained again
+    nowhere = overlay | {"data_root": str(tmp_path / "nowhere")}
+    failed = run_snakemake(copy, "labels", "--cores", "1", "--retries", "0", overlay=nowhere)
+    assert failed.returncode == 1
+    assert "nowhere: no such folder" in failed.stderr
+    assert planned_jobs(run_snakemake(copy, "-n", *targets, overlay=overlay)) == expected
+    (labels,) = (results / "labels").iterdir()
+    shards = {path.name: path.read_bytes() for path in labels.glob("*.h5")}
+    made = run_snakemake(copy, *targets, "--cores", "1", overlay=overlay)
+    assert made.returncode == 0, made.stderr[-3000:]
+    changed = [path.stem for path in labels.glob("*.h5") if shards[path.name] != path.read_bytes()]
+    assert changed == [stale]
+    assert everything_under(results / "runs") == runs
+    store = LabelStore(labels, "train", manifest_digests=load_manifest(data, "train").shard_digests)
+    assert len(store) == 24
+    assert planned_jobs(run_snakemake(copy, "-n", *targets, overlay=overlay)) == {}
+
+
 def test_an_interrupted_study_completes_at_the_next_call(small_study: Overlay, tmp_path: Path) -> None:
     """Snakemake and its job are killed in the middle of stage 1; the same command finishes the labels."""
     overlay = json.loads(json.dumps(small_study))
@@ -225,22 +296,9 @@ def test_the_readmes_python_runs_as_it_stands(finished_study: Path) -> None:
         r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL
     )
     (folder,) = (finished_study / "results" / "labels").iterdir()
-    from tokenlabel.data.manifest import load_manifest
-
     (data,) = (finished_study / "results" / "data").iterdir()
     code = block.replace("results/labels/nfnet_f6-1a2b3c4d", str(folder))
     code = code.replace("n01440764/a.JPEG", load_manifest(data, "train").path(0)) + "\nprint(float(loss))\n"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert found.returncode == 0, found.stderr
     assert 1 < float(found.stdout) < 20
-
-
-def test_an_own_folder_of_photographs_works_as_the_readme_says(photographs: Path, tmp_path: Path) -> None:
-    """The example's overlay plans a study over photographs that have no validation split."""
-    finished = run_snakemake(
-        tmp_path, "-n", "all", "--configfile", str(REPOSITORY / "examples" / "custom_folder" / "config.yaml"),
-        "--config", f"data_root={photographs / 'train'}",
-    )  # fmt: skip
-    jobs = planned_jobs(finished)
-    assert jobs["train_run"] == 2
-    assert jobs["annotate_shard"] == 4

@@ -99,4 +99,14 @@ def test_the_command_says_so_by_its_exit_code(study: Path) -> None:
     with np.load(study / "manifest" / "train.npz") as arrays:
         np.savez(other / "train.npz", **{**arrays, "class_index": wrong.class_index})
     assert main([*words, str(other), "--classes-only"]) == 1
-    assert main([*words, str(other)]) == 2
+
+
+def test_two_exchanged_classes_are_named(study: Path) -> None:
+    manifest = load_manifest(study / "manifest", "train")
+    first, second = np.unique(manifest.class_index)[:2].tolist()
+    order = OWN.copy()
+    order[[first, second]] = second, first
+    found = check(study, order)
+    assert not found.matches
+    assert "2 classes are hardly ever" in found.verdict
+    assert manifest.classes[first] in found.verdict

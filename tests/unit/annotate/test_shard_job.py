@@ -372,6 +372,19 @@ def test_a_log_has_a_line_every_half_minute_and_a_terminal_a_bar(
     assert "unreadable=3" in drawn
 
 
+@pytest.mark.campaign  # half a minute of compiling
+def test_a_compiled_annotator_gives_the_same_labels(workplace: Path) -> None:
+    write_machine(workplace, annotate_batch=4)
+    assert annotate(workplace, "plain").returncode == 0
+    write_machine(workplace, annotate_batch=4, annotate_compile=True)
+    finished = annotate(workplace)
+    assert finished.returncode == 0, finished.stderr
+    one, other = (LabelStore(workplace / name / "lite0-00000000", "train") for name in ("plain", "labels"))
+    first, second = one.get_many(one.ids), other.get_many(one.ids)
+    assert (first.classes == second.classes).mean() > 0.995
+    np.testing.assert_allclose(first.scores.astype(np.float32), second.scores.astype(np.float32), atol=0.03)
+
+
 def test_no_thread_is_left_after_an_error(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import threading
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from tokenlabel.core.errors import ConfigError
 from tokenlabel.core.study import Study
 
 Raw = dict[str, Any]
@@ -183,3 +184,27 @@ def test_sizes_in_the_catalogue_are_the_models_own(raw_config: Raw) -> None:
     for name, preset in LVVIT_PRESETS.items():
         for key, value in raw_config["models"][name]["settings"].items():
             assert (tuple(value) if isinstance(value, list) else value) == preset[key], f"{name}.{key}"
+
+
+@pytest.mark.parametrize(("k", "stored", "tail"), [("all", 1000, False), (5, 5, True), (2000, 1000, False)])
+def test_no_more_classes_are_stored_than_there_are_and_no_tail_of_none(
+    raw_config: Raw, k: Any, stored: int, tail: bool
+) -> None:
+    raw_config["labels"].update(k=k, tail=True)
+    jobs = Study.plan(raw_config).labels.values()
+    assert jobs
+    assert {(job.spec["labels"]["k"], job.spec["labels"]["tail"]) for job in jobs} == {(stored, tail)}
+
+
+@pytest.mark.parametrize("change", [{"flip": True}, {"scales": [0.75, 1.0, 1.25]}, {"k": 10}])
+def test_options_that_change_the_maps_make_other_labels(raw_config: Raw, change: Raw) -> None:
+    before = Study.plan(raw_config).labels.keys()
+    raw_config["labels"].update(change)
+    assert not before & Study.plan(raw_config).labels.keys()
+
+
+def test_scales_that_give_no_whole_pixels_are_refused(raw_config: Raw) -> None:
+    raw_config["labels"]["scales"] = [1.0, 1.1]
+    with pytest.raises(ConfigError, match=r"labels.*scales.*633\.6, not whole pixels") as caught:
+        Study.plan(raw_config)
+    assert "\n" not in str(caught.value)

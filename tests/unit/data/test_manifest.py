@@ -181,3 +181,22 @@ def test_a_changed_photograph_is_refused(folder: Path) -> None:
     path.unlink()
     with pytest.raises(DataError, match="is gone"):
         manifest.read(source, 0)
+
+
+def test_ids_and_digests_are_what_they_have_always_been(tmp_path: Path) -> None:
+    """Labels in the world refer to these numbers; a change here makes every shard stale."""
+    for name, content in (("bee/é 1.JPG", b"x" * 12), ("ant/a.b.jpg", b"x" * 7), ("ant/jpg", b""), ("ant/.b.jpg", b"")):
+        place = tmp_path / "train" / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(content)
+    (tmp_path / "train" / "ant" / "gone.png").symlink_to("nowhere")
+    manifest = build_manifests(spec(num_classes=2), machine(tmp_path, val="train"))["train"]
+    assert [manifest.path(row) for row in range(len(manifest))] == ["ant/a.b.jpg", "ant/gone.png", "bee/é 1.JPG"]
+    assert manifest.sample_id.tolist() == [0x5DB16ED5E67EDBA8, 0x1D437FFE704E9436, 0x4BAB257A280735AD]
+    assert manifest.shard_digests == ("c03ddde8002e42faafbee89bf974747c", "7a2c5dbb30b6ba0db9a365466bf29bf3")
+
+
+def test_two_photographs_with_one_id_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tokenlabel.data.manifest.sample_id", lambda path: len(path))
+    with pytest.raises(DataError, match="two photographs of split train have the same 64-bit id"):
+        build_manifests(spec(), machine(folder))

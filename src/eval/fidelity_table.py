@@ -1,0 +1,97 @@
+"""Table and figure of label fidelity: one line per annotator, from what the stage that labels has measured.
+
+Called by `fidelity_table_command`. Measures are those of the annotate stage's `fidelity`, which is never imported here.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import pyplot as plt
+
+from ..core.command import read_document
+from ..core.errors import DataError
+from ..core.files import atomic_path
+from .figures import BLUE, GREY, ORANGE, STYLE
+
+COUNTS = ("annotator", "labels", "label_mass", "labeled", "unreadable", "photographs", "crops")
+PANELS = {"cosine": "cosine", "top1_agreement": "top-1 agreement", "kl": "KL (nats)"}
+
+
+def read_fidelity(paths: Sequence[Path]) -> list[dict[str, Any]]:
+    """Reads the measurements, in order.
+
+    Raises:
+        DataError: one is missing, or no such measurement.
+    """
+    found = [read_document(path, "the fidelity of labels") for path in paths]
+    for path, entry in zip(paths, found, strict=True):
+        if not {"measures", "entropy", *COUNTS} <= entry.keys():
+            raise DataError(f"{path}: no measurement of label fidelity. Delete it and run snakemake.")
+    return found
+
+
+def fidelity_csv(found: Sequence[dict[str, Any]]) -> str:
+    """Comma-separated text: counts, then mean, low and high of each measure, four decimals."""
+    out = io.StringIO()
+    names = list(found[0]["measures"])
+    ends = {"mean": "", "low": "_low", "high": "_high"}
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow([*COUNTS, *(f"{name}{end}" for name in names for end in ends.values())])
+    for entry in found:
+        measured = [f"{entry['measures'][name][end]:.4f}" for name in names for end in ends]
+        writer.writerow([*(entry[name] for name in COUNTS), *measured])
+    return out.getvalue()
+
+
+def draw_fidelity(found: Sequence[dict[str, Any]], path: Path) -> None:
+    """Draws a line per annotator: the three measures with their intervals, and how uncertain its cells are."""
+    places = np.arange(len(found))[::-1]
+    with plt.rc_context(STYLE):
+        figure, panels = plt.subplots(
+            1, 4, sharey=True, figsize=(9.6, 1.5 + 0.55 * len(found)), gridspec_kw={"width_ratios": [1, 1, 1, 2.2]}
+        )
+        for axes, (name, title) in zip(panels, PANELS.items(), strict=False):
+            measured = [entry["measures"][name] for entry in found]
+            means = np.array([value["mean"] for value in measured])
+            ends = np.array([[value["low"], value["high"]] for value in measured]).T
+            axes.errorbar(means, places, xerr=np.abs(ends - means), fmt="o", color=BLUE, capsize=2, markersize=4)
+            axes.set_xlabel(title)
+            axes.margins(x=0.15)
+        histograms = panels[-1]
+        tallest = max(max(entry["entropy"]["share"]) for entry in found)
+        for entry, place in zip(found, places, strict=True):
+            share = np.array(entry["entropy"]["share"])
+            edges = np.linspace(0, entry["entropy"]["highest"], len(share) + 1)
+            histograms.stairs(
+                place - 0.4 + 0.8 * share / tallest, edges, baseline=place - 0.4, fill=True, color=BLUE, alpha=0.6
+            )
+            mean = entry["measures"]["cell_entropy"]["mean"]
+            fullest = int(share.argmax())
+            right = edges[fullest] > edges[-1] / 2  # the note stands on the side with more room
+            histograms.annotate(
+                f"{share[fullest]:.0%}", (edges[fullest + (not right)], place + 0.8 * share[fullest] / tallest - 0.4),
+                xytext=(-3 if right else 3, 0), textcoords="offset points", ha="right" if right else "left", va="top", fontsize=7,
+            )  # fmt: skip
+            histograms.plot([mean, mean], [place - 0.4, place + 0.4], color=ORANGE, linewidth=1.5)
+        histograms.set_xlabel("entropy of a cell (nats); line: mean, %: in fullest bin")
+        histograms.grid(visible=False, axis="y")
+        histograms.set_xlim(0, max(entry["entropy"]["highest"] for entry in found))
+        panels[0].set_yticks(places, [entry["annotator"] for entry in found])
+        panels[0].set_ylim(-0.6, len(found) - 0.4)
+        figure.suptitle(
+            "Stored label, aligned to a crop, against the annotator on that crop", x=0.02, ha="left", fontsize=9
+        )
+        counts = sorted({f"{entry['photographs']} photographs x {entry['crops']} crops" for entry in found})
+        masses = sorted({entry["label_mass"] for entry in found})
+        note = f"{', '.join(counts)}; label mass {', '.join(masses)}; bars: 95 % bootstrap intervals over photographs"
+        figure.text(0.02, 0.0, note, fontsize=7, color=GREY, va="top")
+        figure.tight_layout()
+        with atomic_path(path) as temporary:
+            figure.savefig(temporary, format="png")
+        plt.close(figure)
