@@ -200,6 +200,18 @@ TABLES: dict[str, Table | FaultTable] = {
             "ratio": ("ratio", ".3f"),
         },
     ),
+    "own_photographs": Table(
+        "own_photographs",
+        {
+            "what": ("row", ""),
+            "px": ("image_px", ""),
+            "epochs": ("epochs", ""),
+            "runs": ("runs", ""),
+            "top-1 %": ("top1", ".1f"),
+            "standard deviation": ("sd", ".1f"),
+            "training, s": ("train_s", ".0f"),
+        },
+    ),
 }
 
 

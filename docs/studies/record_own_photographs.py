@@ -11,7 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a script, this folder is where Python looks
 
-from bench.record import ResultLines  # noqa: E402
+from bench.record import ResultLines
 
 
 def main(folder: Path) -> None:

@@ -140,7 +140,7 @@ def _summary(study: StudyFile, listing: Path, minutes: float) -> list[str]:
         f"  per class     {counts[0]:,} ({least}) to {counts[-1]:,} ({most}), median {statistics.median(counts):g}",
         f"  shorter side  {low} to {high} px, median {median}; {formats}",
         f"  broken        {len(survey.broken):,}",
-        f"  duplicates    {duplicates:,} photographs in {len(survey.near_duplicates):,} groups show a picture that another one shows",
+        f"  duplicates    {duplicates:,} photographs in {len(survey.near_duplicates):,} groups show the same picture",
         f"  split         {survey.train:,} to learn from, {survey.val:,} to measure with ({split})",
     ]
     if counts[-1] > STRONG_IMBALANCE * counts[0]:
@@ -156,8 +156,8 @@ def _summary(study: StudyFile, listing: Path, minutes: float) -> list[str]:
     if survey.broken or survey.near_duplicates:
         lines.append(f"  all of these  {listing}")
     lines += [
-        f"annotator {study.annotator.architecture} at {plan.annotator_px} px, student {study.student.architecture} at {plan.student_px} px, "
-        f"{plan.epochs} epochs",
+        f"annotator {study.annotator.architecture} at {plan.annotator_px} px, "
+        f"student {study.student.architecture} at {plan.student_px} px, {plan.epochs} epochs",
         *(f"  {seconds / 60:6.1f} min  {stage}" for stage, seconds in plan.seconds.items()),
         f"  {plan.minutes:6.1f} min  in all, estimated on this machine with {study.threads} threads"
         + (f": more than --minutes {minutes:g}, and nothing smaller is offered" if plan.minutes > minutes else ""),

@@ -181,7 +181,7 @@ def _measure_speed(
             loss = functional.cross_entropy(output.class_logits, targets)
             loss = loss + functional.cross_entropy(tokens.flatten(0, 1), targets.repeat_interleave(tokens.shape[1]))
         optimiser.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
 
     model.train()

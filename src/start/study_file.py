@@ -66,24 +66,36 @@ class StudyFile:
 
     def text(self) -> str:
         """The overlay with its comments."""
-        survey, plan, same = self.survey, self.plan, self.annotator.name == self.student.name
+        survey, plan = self.survey, self.plan
         stages = "\n".join(f"#     {seconds / 60:6.1f}  {stage}" for stage, seconds in plan.seconds.items())
         places = "train: train\n  val: val" if survey.own_split else "train: .\n  val: null"
         split = (
-            "" if survey.own_split else f"\n  val_fraction: {self.val_fraction:g}              # of each class; near-duplicates stay on one side"
-            f"\n  val_seed: {self.val_seed}                     # which ones"
-        )  # fmt: skip
+            ""
+            if survey.own_split
+            else f"""
+  val_fraction: {self.val_fraction:g}                 # of each class; near-duplicates stay on one side
+  val_seed: {self.val_seed}                       # which ones"""
+        )
         every = len(survey.counts) <= MOST_KEPT
         kept = "k: all" if every else "k: 5, tail: true"
         mass = "published" if every else "exact"
         warmup = 1 if plan.epochs > FEW_EPOCHS else 0
         batch = min(32, survey.train)
-        rows, columns = plan.grid
-        return f"""# Study of {_commented(str(survey.folder))}, written by `tokenlabel init`; edit it as you like. config.yaml explains every key.
+        parameters_m, gmacs = self.annotator_cost
+        annotator = _entry(
+            self.annotator, architecture=self.annotator.architecture, num_classes=1000, grid=list(plan.grid),
+            parameters_m=round(parameters_m, 2), gmacs=round(gmacs, 2),
+        )  # fmt: skip
+        student = _entry(
+            self.student, architecture=f"timm/{self.student.architecture}", image_px=plan.student_px,
+            stochastic_depth=0.0, eval_crop=1.0, gmacs=round(max(self.student_gmacs, 0.001), 3),
+        )  # fmt: skip
+        return f"""# Study of {_commented(str(survey.folder))}, written by `tokenlabel init`; edit it as you like.
+# config.yaml explains every key.
 #
 #   command   {_commented(self.command)}
 #   results   {_commented(str(self.directory))}/results/{TABLE}.csv and report.html; a second call goes on where the first ended
-#   estimate  {plan.minutes:.0f} minutes on the machine that wrote this, {self.threads} threads, timed on its photographs; in minutes:
+#   estimate  {plan.minutes:.0f} minutes on the machine that wrote this, with {self.threads} threads; in minutes:
 {stages}
 data_root: {_quoted(str(survey.folder.resolve()))}
 
@@ -99,22 +111,29 @@ dataset:
 
 labels: {{image_px: {plan.annotator_px}, {kept}, shards: {max(1, round(survey.train / 2000))}}}
 
-machine: {{threads: {self.threads}, workers: 0, annotate_batch: 16, micro_batch: {batch}, annotate_mem_mb: 3000, train_mem_mb: 4000, validate_every_epochs: 0}}
+machine:
+  threads: {self.threads}
+  workers: 0
+  annotate_batch: 16
+  micro_batch: {batch}
+  annotate_mem_mb: 3000
+  train_mem_mb: 4000
+  validate_every_epochs: 0
 
 select: {{annotators: [mine], experiments: [{TABLE}]}}
 
 defaults: {{annotator: mine}}
 
 annotators:
-  {self.annotator.name}: {_entry(self.annotator, architecture=self.annotator.architecture, num_classes=1000, grid=[rows, columns], parameters_m=round(self.annotator_cost[0], 2), gmacs=round(self.annotator_cost[1], 2))}
-  mine: {{base: {self.annotator.name}, adapt: probe, folds: 5}}   # heads for your classes; none labels a photograph that it has seen
+  {self.annotator.name}: {annotator}
+  mine: {{base: {self.annotator.name}, adapt: probe, folds: 5}}   # heads for your classes, fitted without what they label
 
 models:
-  student: {_entry(self.student, architecture=f"timm/{self.student.architecture}", image_px=plan.student_px, stochastic_depth=0.0, eval_crop=1.0, gmacs=round(max(self.student_gmacs, 0.001), 3))}
+  student: {student}
 
 experiments:
   {TABLE}:
-    question: The annotator alone, plain fine-tuning, or fine-tuning with token labels{" (one network for both)" if same else ""} - which is best here?
+    question: The annotator alone, plain fine-tuning, or token labels as well - which is best here?
     paper: none
     seeds: [0]                      # [0, 1, 2] says how much chance matters, and takes three times as long
     set:                            # of all rows: the same budget

@@ -52,12 +52,12 @@ def photographs_of_example(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[int, Speed]]:
+def quick(monkeypatch: pytest.MonkeyPatch) -> dict[int, Speed]:
     """Stands in for the timing: seconds grow with the annotator's pixels."""
     speeds = {px: Speed(1e-6 * px**2, 1e-6 * px**2, 3e-6 * px**2, (px // 32, px // 32)) for px, _ in estimate.SIZES}
     monkeypatch.setattr(estimate, "_measure_speed", lambda *arguments: speeds[arguments[4]])
     monkeypatch.setattr(estimate, "_process_start_s", lambda: 2.0)
-    yield speeds
+    return speeds
 
 
 def init(*words: object) -> int:
