@@ -209,7 +209,6 @@ TABLES: dict[str, Table | FaultTable] = {
             "runs": ("runs", ""),
             "top-1 %": ("top1", ".1f"),
             "standard deviation": ("sd", ".1f"),
-            "training, s": ("train_s", ".0f"),
         },
     ),
 }

@@ -27,7 +27,6 @@ def main(folder: Path) -> None:
                 epochs=int(row["epochs"]),
                 image_px=int(row["image_px"]),
                 val_images=int(row["val_images"]),
-                train_s=float(row["train_seconds"]),
             )
 
 
