@@ -78,7 +78,7 @@ def test_a_table_is_made_of_its_lines(tables: ModuleType, storage: Path) -> None
         (PAGE, "", r"page\.md: a table has no results"),
         (PAGE, line(layout="ours"), r"labels_storage\.jsonl: no 'images_per_s' in a line that has commit, layout"),
         ("<!-- table labels_storage pending -->", line(layout="ours"), "marked pending and there are results"),
-        ("<!-- table nothing -->\n<!-- end -->", "", "no table 'nothing'; there are faults, labels_storage"),
+        ("<!-- table nothing -->\n<!-- end -->", "", "no table 'nothing'; there are faults, "),
     ],
     ids=["no results", "no field", "pending with results", "unknown"],
 )
