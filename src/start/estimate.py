@@ -29,9 +29,9 @@ EPOCHS = (30, 20, 10)
 FEWEST_EPOCHS = 5  # where nothing fits
 BATCH = 16  # photographs of a timed batch
 REPEATS = 2
-AUGMENTATION = 1.5  # a training view over a plain one: RandAugment's operations, measured at 96 to 224 px
+AUGMENTATION = 1.5  # a training view over a plain one, for RandAugment's operations; a guess
 OTHER_JOBS = 4  # Snakemake itself, label maps, table, report: a process start each
-HEADS_S = 6.0  # an annotator's heads: 25 to 35 logistic regressions, for 500 to 5,000 photographs of 4 to 20 classes
+HEADS_S = 6.0  # an annotator's heads, some 30 logistic regressions; a guess for up to some thousand photographs
 
 
 @dataclass(frozen=True)
