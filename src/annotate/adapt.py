@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,19 +20,21 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import CheckpointError, ConfigError, DataError
-from ..core.files import atomic_path, remove_leftovers, sha256_of
+from ..core.files import Lease, atomic_path, sha256_of
 from ..core.identity import digest_of
 from ..core.log import logger
 from ..data.manifest import Manifest
 from ..data.pixels import normalise
 from ..engine.device import autocast, choose_device, choose_precision, set_threads
-from ..models import read_state_dict, save_weights
+from ..models import read_metadata, read_state_dict, save_weights
 from ..models.pretrained import FOLD_HEADS, create_backbone
 from .dense import ADAPTED_CHECKPOINT, Annotator, build_annotator
 from .folds import fold_of
 from .pipeline import BatchReader
 from .probe import Head, choose_penalty, fit_head, held_out, measure
+from .unreadable import UnreadableList
 
+Assigned = tuple[np.ndarray[Any, np.dtype[np.uint64]], Tensor]  # sample ids, and the fold of each
 CHUNK = 512  # photographs a file of features holds; a killed job loses at most as many
 CROSS_VALIDATION = 3  # folds that choose the penalty, where the annotator itself has none
 
@@ -72,14 +75,17 @@ def _adapt_by_probe(
         raise CheckpointError(
             f"annotator {annotator.architecture}: has a token head of its own, which a probe would not change. Use adapt: finetune."
         )
-    cache = (
-        done.parents[2]
-        / "features"
-        / digest_of({"base": base, **{key: spec[key] for key in ("dataset", "image_px", "view")}})
-    )
-    features, classes, groups = {}, {}, {}
+    made_of = {
+        "base": base,
+        "weights_sha256": annotator.weights_sha256,
+        **{key: spec[key] for key in ("dataset", "image_px", "view")},
+    }
+    cache = done.parents[2] / "features" / digest_of(made_of)
+    features, classes, groups, samples = {}, {}, {}, {}
     for split, manifest in manifests.items():
-        values, rows = _features_of(manifest, split, cache, annotator, spec, machine)
+        with Lease(cache / f"{split}.lease"):  # another annotator on the same base may be at it
+            values, rows = _features_of(manifest, split, cache, annotator, spec, machine)
+        samples[split] = manifest.sample_id[rows]
         features[split] = values
         classes[split] = torch.from_numpy(manifest.class_index[rows].astype(np.int64))
         groups[split] = manifest.group_id[rows].tolist()
@@ -89,6 +95,17 @@ def _adapt_by_probe(
         raise DataError(f"class {names[int((counts == 0).nonzero()[0])]}: no readable training photograph. Add some.")
     folds = spec["adaptation"]["folds"]
     fold = fold_of(groups["train"], folds or CROSS_VALIDATION)
+    for index, name in enumerate(names):
+        if folds and len(set(fold[classes["train"] == index].tolist())) < 2:
+            logger.warning(
+                "class %s: all its photographs lie in one fold (too few, or all near-duplicates); the head that labels them has "
+                "never seen the class", name,
+            )  # fmt: skip
+    if folds and len(set(fold.tolist())) < 2:
+        raise DataError(
+            "annotate adapt: all training photographs lie in one fold, so no head can be fitted without them. They are all taken "
+            "for near-duplicates: set dataset.near_duplicates: false, or folds: 0."
+        )
     penalty, losses = choose_penalty(features["train"], classes["train"], len(names), fold)
     logger.info(
         "penalty %g; held-out losses %s", penalty, ", ".join(f"{p:g}: {loss:.4f}" for p, loss in losses.items())
@@ -110,7 +127,7 @@ def _adapt_by_probe(
         "validation": _described(features["val"], classes["val"], head),
         "out_of_fold": dataclasses.asdict(measure(out_of_fold, classes["train"])),
     }
-    _save(spec, annotator, head, heads, names, facts, done)
+    _save(spec, annotator, head, heads, (samples["train"], fold), names, facts, done)
     return facts
 
 
@@ -122,8 +139,8 @@ def _described(features: Tensor, classes: Tensor, head: Head) -> dict[str, Any] 
 
 
 def _save(
-    spec: dict[str, Any], annotator: Annotator, head: Head, fold_heads: list[Head], names: tuple[str, ...],
-    facts: dict[str, Any], done: Path,
+    spec: dict[str, Any], annotator: Annotator, head: Head, fold_heads: list[Head], assigned: Assigned,
+    names: tuple[str, ...], facts: dict[str, Any], done: Path,
 ) -> None:  # fmt: skip
     backbone = annotator.backbone
     backbone.reset_classifier(len(names))
@@ -131,20 +148,23 @@ def _save(
     for layer in found if isinstance(found, (tuple, list)) else [found]:  # DeiT averages two
         layer.weight.data.copy_(head.weight.view_as(layer.weight))
         layer.bias.data.copy_(head.bias)
-    _write_checkpoint(spec, backbone, names, facts, done, fold_heads)
+    _write_checkpoint(spec, backbone, names, facts, done, fold_heads, assigned)
 
 
 def _write_checkpoint(
     spec: dict[str, Any], backbone: nn.Module, names: tuple[str, ...], facts: dict[str, Any], done: Path,
-    fold_heads: list[Head],
+    fold_heads: list[Head], assigned: Assigned | None = None,
 ) -> None:  # fmt: skip
     folds_sha256 = None
-    if fold_heads:
-        layers = nn.ParameterDict({
-            "weight": nn.Parameter(torch.stack([head.weight for head in fold_heads])),
-            "bias": nn.Parameter(torch.stack([head.bias for head in fold_heads])),
-        })  # fmt: skip
-        save_weights(layers, done.with_name(FOLD_HEADS), {"what": "heads by fold: weight (folds, classes, features)"})
+    if fold_heads and assigned is not None:
+        layers = {
+            "weight": torch.stack([head.weight for head in fold_heads]),
+            "bias": torch.stack([head.bias for head in fold_heads]),
+            "sample_id": torch.from_numpy(assigned[0].view(np.int64).copy()),
+            "fold": assigned[1],
+        }
+        what = "heads by fold: weight (folds, classes, features), bias; and the fold of each training photograph"
+        save_weights(layers, done.with_name(FOLD_HEADS), {"what": what})
         folds_sha256 = sha256_of(done.with_name(FOLD_HEADS))
     metadata = {
         "architecture": spec["annotator"]["architecture"],
@@ -170,13 +190,19 @@ def _adapt_by_run(
     }
     names = manifests["train"].classes
     architecture = spec["annotator"]["architecture"]
+    _check_same_pixels(
+        json.loads(read_metadata(weights)["spec"])["model"]["architecture"].removeprefix("timm/"), architecture
+    )
     backbone = create_backbone(architecture, len(names), spec["image_px"], state, str(weights))
     _write_checkpoint(spec, backbone, names, {}, done, [])
     section = spec["annotator"] | {"weights": f"file:{done.with_name(ADAPTED_CHECKPOINT).resolve()}", "weights_naming": "timm",
                                    "weights_sha256": None, "image_px": spec["image_px"]}  # fmt: skip
     annotator = build_annotator(section, Path())
     logits, classes = [], []
-    for images, rows in _batches(manifests["val"], np.arange(len(manifests["val"])), annotator, spec, machine):
+    unreadable = UnreadableList(machine["dataset"], "val split", len(manifests["val"]))
+    for images, rows in _batches(
+        manifests["val"], np.arange(len(manifests["val"])), annotator, spec, machine, unreadable
+    ):
         with torch.inference_mode():
             logits.append(annotator.backbone(images).float().cpu())
         classes.append(torch.from_numpy(manifests["val"].class_index[rows].astype(np.int64)))
@@ -189,40 +215,53 @@ def _adapt_by_run(
     return facts
 
 
+def _check_same_pixels(student: str, annotator: str) -> None:
+    """Refuses a student that was trained on pixels which are normalised otherwise than the annotator's.
+
+    Raises:
+        CheckpointError: timm's records of the two weights differ in mean or std.
+    """
+    import timm
+
+    one, other = timm.get_pretrained_cfg(student), timm.get_pretrained_cfg(annotator)
+    if one is not None and other is not None and (one.mean, one.std) != (other.mean, other.std):
+        raise CheckpointError(
+            f"annotate adapt: the student timm/{student} has mean {one.mean}, the base {annotator} has {other.mean}. Give both "
+            "the same weights tag."
+        )
+
+
 def _features_of(
     manifest: Manifest, split: str, cache: Path, annotator: Annotator, spec: dict[str, Any], machine: dict[str, Any]
 ) -> tuple[Tensor, np.ndarray[Any, np.dtype[np.int64]]]:
     """Pooled features of all readable photographs and their rows; those on disk are not computed again."""
     found: dict[int, np.ndarray[Any, np.dtype[np.float32]]] = {}
     position = {int(identifier): row for row, identifier in enumerate(manifest.sample_id.tolist())}
-    unreadable: set[int] = set()
     for path in sorted(cache.glob(f"{split}-*.npz")):
         with np.load(path) as chunk:
-            for identifier, values in zip(chunk["sample_id"].tolist(), chunk["features"], strict=True):
-                if identifier in position:
-                    found[position[identifier]] = values
-            unreadable |= {position[i] for i in chunk["unreadable"].tolist() if i in position}
-    pending = np.array(
-        [row for row in range(len(manifest)) if row not in found and row not in unreadable], dtype=np.int64
-    )
+            columns = zip(chunk["sample_id"].tolist(), chunk["size_bytes"].tolist(), chunk["features"], strict=True)
+            for identifier, size_bytes, values in columns:
+                row = position.get(identifier)
+                if row is not None and size_bytes == manifest.size_bytes[row]:  # else the photograph has changed
+                    found[row] = values
+    pending = np.array([row for row in range(len(manifest)) if row not in found], dtype=np.int64)
     if len(found):
         logger.info("%s: features of %d photographs are there, %d to go", split, len(found), len(pending))
+    unreadable = UnreadableList(machine["dataset"], f"{split} split", len(manifest))
     for start in range(0, len(pending), CHUNK):
         rows = pending[start : start + CHUNK]
         read: list[int] = []
         values = []
-        for images, readable in _batches(manifest, rows, annotator, spec, machine):
+        for images, readable in _batches(manifest, rows, annotator, spec, machine, unreadable):
             values.append(annotator.pooled(images).float().cpu().numpy())
             read += readable.tolist()
-        missing = sorted(set(rows.tolist()) - set(read))
-        found |= dict(zip(read, np.concatenate(values) if values else [], strict=True))
-        path = cache / f"{split}-{manifest.sample_id[rows[0]]:016x}.npz"
-        remove_leftovers(path)
-        with atomic_path(path) as temporary, open(temporary, "wb") as file:
-            np.savez(
-                file, sample_id=manifest.sample_id[read], unreadable=manifest.sample_id[missing],
-                features=np.concatenate(values) if values else np.empty((0, 0), np.float32),
-            )  # fmt: skip
+        if read:
+            found |= dict(zip(read, np.concatenate(values), strict=True))
+            path = cache / f"{split}-{manifest.sample_id[rows[0]]:016x}-{time.time_ns()}.npz"
+            with atomic_path(path) as temporary, open(temporary, "wb") as file:
+                np.savez(
+                    file, sample_id=manifest.sample_id[read], size_bytes=manifest.size_bytes[read], features=np.concatenate(values)
+                )  # fmt: skip
         logger.info("%s: features of %d of %d photographs", split, min(start + CHUNK, len(pending)), len(pending))
     rows = np.array(sorted(found), dtype=np.int64)
     width = annotator.classifier.in_features
@@ -232,7 +271,7 @@ def _features_of(
 
 def _batches(
     manifest: Manifest, rows: np.ndarray[Any, np.dtype[np.int64]], annotator: Annotator, spec: dict[str, Any],
-    machine: dict[str, Any],
+    machine: dict[str, Any], unreadable: UnreadableList,
 ) -> Iterator[tuple[Tensor, np.ndarray[Any, np.dtype[np.int64]]]]:  # fmt: skip
     """Normalised batches of the readable ones among some photographs, on the device, and their rows."""
     device = choose_device(machine["device"])
@@ -245,8 +284,7 @@ def _batches(
     )  # fmt: skip
     for batch in reader:
         keep = [index for index, reason in enumerate(batch.reasons) if not reason]
-        for index in set(range(len(batch.rows))) - set(keep):
-            logger.warning("%s: cannot be decoded (%s)", manifest.path(batch.rows[index]), batch.reasons[index])
+        unreadable.add([manifest.path(row) for row in batch.rows], batch.reasons)
         if keep:
             images = normalise(batch.to(device)[keep], preprocessing.mean, preprocessing.std)
             with autocast(device, precision):

@@ -72,7 +72,7 @@ def check_class_order(store: LabelStore, manifest: Manifest, images: int, seed: 
             "that the labels were made from."
         )
     labels = store.get_many(manifest.sample_id[rows])
-    top = pooled_top(labels)
+    top = pooled_top(labels, store.num_classes)
     any_cell = (labels.classes.reshape(len(rows), -1) == own[:, None]).any(1)
     share = _hits(top, own)
     generator = np.random.default_rng(seed)
@@ -110,14 +110,20 @@ def sample_rows(store: LabelStore, manifest: Manifest, images: int, seed: int) -
     return np.sort(np.random.default_rng(seed).permutation(usable)[:images])
 
 
-def pooled_top(labels: LabelRows) -> NDArray[np.int64]:
-    """The heaviest classes of each map's mean softmax, int64 (images, 5), best first, -1 where a map has fewer."""
-    found = np.full((len(labels.classes), TOP), -1, dtype=np.int64)
+def ranks_that_tell(num_classes: int) -> int:
+    """How many of a map's best classes are looked at: 5, but fewer than half of all, so that chance does not always hit."""
+    return max(1, min(TOP, (num_classes - 1) // 2))
+
+
+def pooled_top(labels: LabelRows, num_classes: int) -> NDArray[np.int64]:
+    """The heaviest classes of each map's mean softmax, int64 (images, `ranks_that_tell`), best first, -1 for none."""
+    top = ranks_that_tell(num_classes)
+    found = np.full((len(labels.classes), top), -1, dtype=np.int64)
     for image, (scores, classes) in enumerate(zip(labels.scores.astype(np.float32), labels.classes, strict=True)):
         mass = np.exp(scores - scores.max(-1, keepdims=True))
         mass /= mass.sum(-1, keepdims=True)
         vocabulary, place = np.unique(classes, return_inverse=True)
-        best = np.argsort(-np.bincount(place.reshape(-1), weights=mass.reshape(-1)), kind="stable")[:TOP]
+        best = np.argsort(-np.bincount(place.reshape(-1), weights=mass.reshape(-1)), kind="stable")[:top]
         found[image, : len(best)] = vocabulary[best]
     return found
 

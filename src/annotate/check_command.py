@@ -92,6 +92,7 @@ def _check_numbers(args: argparse.Namespace, store: LabelStore, manifest: Manife
     set_threads(machine["threads"])
     full = annotator_section(section, store.attributes.image_px, args.annotator)
     annotator = build_annotator(full, Path(machine["weights_root"])).to(choose_device(machine["device"]))
+    annotator.check_classes(manifest.classes)
     found = recompute(store, manifest, machine, annotator, args.images, args.seed)
     logger.info("%s: %d photographs computed anew by %s", args.labels, found.images, annotator.architecture)
     logger.info("  %6d  labels differ", len(found.differing))

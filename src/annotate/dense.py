@@ -13,7 +13,9 @@ VOLO brings a token head of its own, which is used. Source: section 4.1 of the p
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from torch import Tensor, nn
 
 from ..core.errors import CheckpointError, ConfigError
 from ..data.timm_names import check_timm_names
+from ..models import read_metadata
 from ..models.pretrained import create_backbone, load_pretrained, read_folds
 
 CHECK_TOLERANCE = 1e-3  # of the logits' spread; float32 on a CPU gives 1e-6, bfloat16 is checked in float32
@@ -66,10 +69,25 @@ class Annotator(nn.Module):
         self.own_token_head = getattr(backbone, "aux_head", None) is not None
         self.classifier = self._linear_layer()
         self.num_classes = self.classifier.out_features
+        self.fold_of_sample: dict[int, int] = {}  # sample id -> the head that has not seen it
+        self.classes: tuple[str, ...] | None = None  # of an adapted annotator
         self.fold_weight: Tensor | None
         self.fold_bias: Tensor | None
         self.register_buffer("fold_weight", None)
         self.register_buffer("fold_bias", None)
+
+    def check_classes(self, classes: Sequence[str]) -> None:
+        """Refuses an adapted annotator whose classes are not the data set's, in name or order.
+
+        Raises:
+            CheckpointError: the classes were renamed, added or removed since it was adapted.
+        """
+        if self.classes is not None and self.classes != tuple(classes):
+            changed = sorted(set(self.classes) ^ set(classes))
+            raise CheckpointError(
+                f"annotator {self.architecture}: adapted to {len(self.classes)} classes, the data set has {len(classes)} others "
+                f"({', '.join(changed[:5]) or 'in another order'}). Delete its adapted.done and run snakemake to adapt it anew."
+            )
 
     @property
     def folds(self) -> int:
@@ -242,7 +260,10 @@ def build_annotator(spec: dict[str, Any], weights_root: Path) -> Annotator:
     if annotator.num_classes != spec["num_classes"]:
         raise ConfigError(f"annotator {architecture}: {annotator.num_classes} classes, expected {spec['num_classes']}.")
     if (spec.get("adaptation") or {}).get("adaptation", {}).get("folds"):
-        annotator.fold_weight, annotator.fold_bias = read_folds(Path(weights.origin))
+        annotator.fold_weight, annotator.fold_bias, annotator.fold_of_sample = read_folds(Path(weights.origin))
+    if weights.origin.endswith(f"/{ADAPTED_CHECKPOINT}"):
+        names = json.loads(read_metadata(weights.origin).get("classes", "null"))
+        annotator.classes = tuple(names) if names else None
     return annotator
 
 

@@ -38,6 +38,7 @@ def run(args: argparse.Namespace) -> int:
     with job_log(f"evaluate {args.annotator}", digest=digest_of(spec), seed=None, device=machine["device"]) as counts:
         section = annotator_section(spec["annotator"], spec["image_px"], args.annotator if spec["adaptation"] else None)
         annotator = build_annotator(section, Path(machine["weights_root"]))
+        annotator.check_classes(manifest.classes)
         device = choose_device(machine["device"])
         set_threads(machine["threads"])
         preprocessing = annotator.preprocessing

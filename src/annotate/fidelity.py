@@ -27,7 +27,7 @@ from ..labels import LabelStore, sparse_targets
 from ..labels.records import STATUS_OK, STATUS_UNREADABLE, LabelRows
 from .check import pooled_top
 from .dense import Annotator, annotator_section, build_annotator
-from .folds import fold_of
+from .folds import folds_of_rows
 from .labeling import label_batch
 
 TOKENS = (14, 14)  # of a student at 224 px
@@ -77,6 +77,8 @@ def measure_fidelity(
     set_threads(machine["threads"])
     section = annotator_section(spec["annotator"], spec["labels"]["image_px"], annotator_folder)
     annotator = build_annotator(section, Path(machine["weights_root"]))
+    annotator.check_classes(manifest.classes)
+    fold_of_row = folds_of_rows(manifest, annotator.fold_of_sample, annotator.folds) if annotator.folds else None
     if annotator.weights_sha256 != store.attributes.weights_sha256:
         raise LabelError(
             f"labels {store.path}: made with weights of sha256 {store.attributes.weights_sha256[:12]}..., but "
@@ -97,8 +99,8 @@ def measure_fidelity(
             ) from None
         boxes = [random_box(picture, derived_seed("fidelity", seed, identifier, crop)) for crop in range(crops)]
         fold = None  # the head that labeled this photograph
-        if annotator.folds and manifest.split == "train":
-            fold = fold_of([int(manifest.group_id[row])] * crops, annotator.folds).to(device)
+        if fold_of_row is not None and manifest.split == "train":
+            fold = fold_of_row[[row] * crops].to(device)
         truth = _annotated([picture.crop(box) for box in boxes], annotator, spec, device, precision, fold)
         label = store.get_many([identifier])
         stored = _aligned(label, [normalised(box, picture) for box in boxes], TOKENS, store.num_classes)
@@ -106,8 +108,9 @@ def measure_fidelity(
         cells = _aligned(label, [WHOLE], store.grid, store.num_classes)
         entropy = -(cells.clamp_min(1e-12).log() * cells).sum(-1)
         histogram += torch.histc(entropy, ENTROPY_BINS, 0.0, highest)
+        in_pooled = (pooled_top(label, store.num_classes) == own).any()
         values[place] = (
-            *compare(stored, truth.cpu()), (label.classes == own).any(), (pooled_top(label) == own).any(), entropy.mean()
+            *compare(stored, truth.cpu()), (label.classes == own).any(), in_pooled, entropy.mean()
         )  # fmt: skip
     middle, low, high = interval(values, lambda means: means)
     return {

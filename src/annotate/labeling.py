@@ -143,7 +143,7 @@ def average_over_views(
                         f"configuration says grid {grid}. Correct the annotator's grid."
                     )
                 logits = _resized(logits.permute(0, 3, 1, 2), grid).permute(0, 2, 3, 1)
-            total = logits if total is None else total + logits
+            total = logits.clone() if total is None else total + logits  # a CUDA graph overwrites its last result
             views += 1
     assert total is not None
     return total / views if views > 1 else total

@@ -24,7 +24,7 @@ from ..labels.attributes import VIEWS, read_marker, shard_file_name
 from ..labels.records import LabelRows
 from .check import sample_rows
 from .dense import Annotator, Preprocessing
-from .folds import fold_of
+from .folds import folds_of_rows
 from .labeling import label_batch
 
 # largest and rms difference of a photograph's stored logits, in standard deviations of all its logits, that arithmetic may make
@@ -123,8 +123,8 @@ class _Sample:
                 images = torch.stack([self._pixels(place, recipe) for place in places]).to(device)
                 fold = None
                 if self.annotator.folds and self.manifest.split == "train":
-                    groups = self.manifest.group_id[self.rows[places.start : places.stop]].tolist()
-                    fold = fold_of(groups, self.annotator.folds).to(device)
+                    heads = folds_of_rows(self.manifest, self.annotator.fold_of_sample, self.annotator.folds)
+                    fold = heads[self.rows[places.start : places.stop]].to(device)
                 maps = label_batch(self.annotator, images, spec, torch.float32, fold)
                 paths = [self.path(place) for place in places]
                 maps.check_finite(paths, [True] * len(paths))

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from ..core.errors import LabelError, TokenLabelError
-from ..core.files import Lease, remove_leftovers, write_json
+from ..core.files import Lease, read_json, remove_leftovers, write_json, write_json_if_changed
 from ..core.identity import digest_of
 from ..core.log import library_versions, logger
 from ..data.images import UnreadableImageError
@@ -40,7 +40,7 @@ from ..labels.shards import (
     verify_shard,
 )
 from .dense import Annotator, annotator_section, build_annotator
-from .folds import fold_of
+from .folds import folds_of_rows
 from .labeling import label_batch, label_padded
 from .pipeline import BatchReader, PartWriter, PhotographBatch, rows_of_batch
 from .progress import Progress
@@ -83,11 +83,13 @@ def annotate_shard(
         remove_leftovers(destination)
         remove_leftovers(done)
         unreadable = UnreadableList(machine["dataset"], str(done), len(rows))
+        section = annotator_section(spec["annotator"], spec["labels"]["image_px"], annotator_folder)
+        annotator = build_annotator(section, Path(machine["weights_root"]))
+        annotator.check_classes(manifest.classes)
+        _drop_parts_of_others(parts_folder, {"spec": digest_of(spec), "weights_sha256": annotator.weights_sha256})
         parts, labeled = _finished_parts(parts_folder, manifest, machine, unreadable)
         if labeled:
             logger.info("resuming: %d of %d photographs are in finished parts", len(labeled), len(rows))
-        section = annotator_section(spec["annotator"], spec["labels"]["image_px"], annotator_folder)
-        annotator = build_annotator(section, Path(machine["weights_root"]))
         pending = np.array([row for row in rows if int(manifest.sample_id[row]) not in labeled], dtype=np.int64)
         device = choose_device(machine["device"])
         precision = choose_precision(machine["precision"], device)
@@ -133,6 +135,20 @@ def _finished(destination: Path, labels_digest: str, manifest_digest: str) -> di
     except LabelError:
         return None
     return marker
+
+
+def _drop_parts_of_others(folder: Path, made_by: dict[str, str]) -> None:
+    """Removes parts that other weights or settings made; notes in the folder whose the next ones are."""
+    note = folder / "made_by.json"
+    if folder.is_dir() and any(folder.glob("part-*.h5")):
+        try:
+            found = read_json(note)
+        except (OSError, ValueError):
+            found = None
+        if found != made_by:
+            logger.warning("%s: parts of other weights or settings are done anew", folder)
+            shutil.rmtree(folder)
+    write_json_if_changed(note, made_by)
 
 
 def _finished_parts(
@@ -198,6 +214,9 @@ def _label_pending(
             "command goes on from there."
         )
 
+    fold_of_row = None
+    if annotator.folds and manifest.split == "train":
+        fold_of_row = folds_of_rows(manifest, annotator.fold_of_sample, annotator.folds)
     started = time.perf_counter()
     reading_s = computing_s = 0.0
     checked = False
@@ -215,8 +234,8 @@ def _label_pending(
                     if machine["annotate_compile"]:  # CUDA graphs on a GPU
                         annotator.compile(mode="reduce-overhead" if device.type == "cuda" else "default", dynamic=False)
                 fold = None
-                if annotator.folds and manifest.split == "train":
-                    fold = fold_of(manifest.group_id[batch.rows].tolist(), annotator.folds).to(device)
+                if fold_of_row is not None:
+                    fold = fold_of_row[batch.rows].to(device)
                 if machine["annotate_compile"]:
                     maps = label_padded(annotator, images, machine["annotate_batch"], spec, precision, fold)
                 else:

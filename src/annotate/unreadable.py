@@ -16,7 +16,7 @@ from ..core.errors import DataError
 from ..core.files import Lease, read_json, write_text
 from ..core.log import logger
 
-ALWAYS_ALLOWED = 10  # of a shard, whatever the fraction: a small folder may have its few broken files
+ALWAYS_ALLOWED = 10  # of a shard, but never more than a quarter of it: a small folder may have its few broken files
 
 
 @dataclass(frozen=True)
@@ -61,12 +61,13 @@ class UnreadableList:
                 photograph.reason,
             )
         self.found += new
-        limit = max(ALWAYS_ALLOWED, int(self._fraction * self.shard_images))
+        few = min(ALWAYS_ALLOWED, -(-self.shard_images // 4))
+        limit = max(few, int(self._fraction * self.shard_images))
         if len(self.found) > limit:
             first = "; ".join(f"{photograph.path} ({photograph.reason})" for photograph in self.found[:3])
             raise DataError(
                 f"{self._where}: {len(self.found)} of {self.shard_images:,} photographs cannot be read, more than the {limit} "
-                f"that dataset.max_unreadable_fraction {self._fraction:g} allows ({ALWAYS_ALLOWED} in any shard); first: {first}. "
+                f"that dataset.max_unreadable_fraction {self._fraction:g} allows ({few} in any case); first: {first}. "
                 "Check the disk, or raise the fraction."
             )
         return len(new)

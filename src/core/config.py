@@ -364,7 +364,11 @@ def _with_adapted_apart(raw: Mapping[str, Any]) -> dict[str, Any]:
     entries = raw.get("annotators")
     if not isinstance(entries, Mapping):
         return dict(raw)
-    adapted = {name: entry for name, entry in entries.items() if isinstance(entry, Mapping) and "base" in entry}
+    adapted = {
+        name: entry
+        for name, entry in entries.items()
+        if isinstance(entry, Mapping) and {"base", "adapt", "folds"} & entry.keys()
+    }
     plain = {name: entry for name, entry in entries.items() if name not in adapted}
     return {**raw, "annotators": plain, **({"adapted_annotators": adapted} if adapted else {})}
 

@@ -22,6 +22,10 @@ class DataError(TokenLabelError):
     """Photographs, class folders or manifests that are missing or do not fit."""
 
 
+class UnreadableImageError(DataError):
+    """A photograph that cannot be read or whose bytes do not decode; the message is the reason that shards record."""
+
+
 class LabelError(TokenLabelError):
     """A label shard or store that is missing, damaged or of another data set, annotator or version."""
 

@@ -24,15 +24,20 @@ from .images import UnreadableImageError, decode_image
 
 SIDE = 16
 THRESHOLD = 32  # of SIDE x SIDE bits
+CORRELATION = 0.97  # of the 16 x 17 grey levels; objects on a plain background share bits, but not levels
 MOST_COMPARED = (
     100_000  # photographs; comparing all pairs of more takes minutes, so only equal hashes are grouped there
 )
 BLOCK = 512
 
 
-def difference_hash(picture: Image.Image) -> NDArray[np.uint64]:
+def grey_levels(picture: Image.Image) -> NDArray[np.uint8]:
+    """Brightness of 16 x 17 cells, uint8."""
+    return np.asarray(picture.convert("L").resize((SIDE + 1, SIDE), Image.Resampling.BILINEAR, reducing_gap=2.0))
+
+
+def difference_hash(grey: NDArray[np.uint8]) -> NDArray[np.uint64]:
     """Whether each of 16 x 16 cells is darker than its right neighbour, uint64 (4,)."""
-    grey = np.asarray(picture.convert("L").resize((SIDE + 1, SIDE), Image.Resampling.BILINEAR, reducing_gap=2.0))
     return np.packbits(grey[:, 1:] > grey[:, :-1]).view(np.uint64)
 
 
@@ -50,6 +55,7 @@ def find_near_duplicates(
         int64 (count,), a number for each group, an unreadable photograph's own; bool (count,), whether it could be read.
     """
     hashes = np.zeros((2, count, SIDE * SIDE // 64), dtype=np.uint64)  # as it is, mirrored
+    levels = np.zeros((count, SIDE, SIDE + 1), dtype=np.uint8)
     readable = np.zeros(count, dtype=bool)
 
     def note(index: int) -> None:
@@ -57,14 +63,15 @@ def find_near_duplicates(
             picture = _decoded_small(read(index))
         except (UnreadableImageError, DataError):
             return
-        hashes[0, index] = difference_hash(picture)
-        hashes[1, index] = difference_hash(picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT))
+        levels[index] = grey_levels(picture)
+        hashes[0, index] = difference_hash(levels[index])
+        hashes[1, index] = difference_hash(levels[index, :, ::-1])
         readable[index] = True
 
     with ThreadPoolExecutor(max(1, threads)) as pool:
         for _ in pool.map(note, range(count)):
             pass
-    return _groups(hashes, np.flatnonzero(readable), count), readable
+    return _groups(hashes, levels, np.flatnonzero(readable), count), readable
 
 
 def _decoded_small(encoded: bytes) -> Image.Image:
@@ -80,7 +87,19 @@ def _decoded_small(encoded: bytes) -> Image.Image:
     return decode_image(encoded)
 
 
-def _groups(hashes: NDArray[np.uint64], known: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+def _alike(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Whether grey levels (pairs, 16, 17) agree but for brightness and contrast."""
+    first, second = (side.reshape(len(side), SIDE * (SIDE + 1)).astype(np.float32) for side in (one, other))
+    first, second = (side - side.mean(1, keepdims=True) for side in (first, second))
+    size = np.sqrt((first**2).sum(1) * (second**2).sum(1))
+    same_flat = (size == 0) & (one == other).all((1, 2))
+    alike: NDArray[np.bool_] = ((first * second).sum(1) > CORRELATION * np.maximum(size, 1e-6)) | same_flat
+    return alike
+
+
+def _groups(
+    hashes: NDArray[np.uint64], levels: NDArray[np.uint8], known: NDArray[np.int64], count: int
+) -> NDArray[np.int64]:
     plain, mirrored = hashes[0, known], hashes[1, known]
     first: list[NDArray[np.int64]] = []
     second: list[NDArray[np.int64]] = []
@@ -93,11 +112,15 @@ def _groups(hashes: NDArray[np.uint64], known: NDArray[np.int64], count: int) ->
     else:
         for start in range(0, len(known), BLOCK):
             block = plain[start : start + BLOCK, None]
-            for other in (plain, mirrored):
+            for other, seen in ((plain, levels), (mirrored, levels[:, :, ::-1])):
                 near = np.bitwise_count(block ^ other[None, start:]).sum(-1, dtype=np.int16) <= THRESHOLD
                 rows, columns = np.nonzero(near)
-                first.append(known[start + rows])
-                second.append(known[start + columns])
+                rows, columns = known[start + rows], known[start + columns]
+                apart = rows != columns
+                rows, columns = rows[apart], columns[apart]
+                kept = _alike(levels[rows], seen[columns])
+                first.append(rows[kept])
+                second.append(columns[kept])
     one, two = (np.concatenate(side) if side else np.empty(0, np.int64) for side in (first, second))
     pairs = coo_array((np.ones(len(one), dtype=np.int8), (one, two)), shape=(count, count))
     _, groups = connected_components(pairs, directed=False)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageOps
 
-from ..core.errors import DataError
+from ..core.errors import UnreadableImageError as UnreadableImageError
 
 # Pillow warns of odd EXIF and palettes; the pixels are what counts here. For the whole process, because threads decode:
 # `catch_warnings` in one would restore what another had changed, and leave all warnings of the process off.
@@ -32,10 +32,6 @@ RESAMPLING = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
-
-
-class UnreadableImageError(DataError):
-    """A photograph that cannot be read or whose bytes do not decode; the message is the reason that shards record."""
 
 
 def decode_image(encoded: bytes) -> Image.Image:

@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from ..core.errors import ConfigError, DataError
 from ..core.files import atomic_path, read_json
 from ..core.seeds import derived_seed, sample_id
-from .duplicates import find_near_duplicates
 from .listing import Entry, Listing
 from .readers import ByteSource, list_entries
 
@@ -184,6 +183,8 @@ def build_manifests(spec: dict[str, Any], machine: dict[str, Any]) -> dict[str, 
     if places["val"] is None:
         groups = None
         if spec.get("near_duplicates"):
+            from .duplicates import find_near_duplicates  # loads torch, which readers of manifests do without
+
             source = ByteSource(root, places["train"], places["format"], listing.archives)
             groups, _ = find_near_duplicates(
                 lambda i: source.read(*_place_of(train_entries[i])), len(train_entries), machine["threads"]
@@ -202,7 +203,11 @@ def build_manifests(spec: dict[str, Any], machine: dict[str, Any]) -> dict[str, 
         if not entries:
             raise DataError(
                 f"split {split} of {root} has no photograph. "
-                + ("A class needs two photographs to give one to validation." if places["val"] is None else "Add some.")
+                + (
+                    "A class needs two photographs to give one to validation, and no near-duplicates."
+                    if places["val"] is None
+                    else "Add some."
+                )
             )
     if spec["images"] is not None:
         kept = sorted(train_entries, key=lambda entry: derived_seed("images", entry.path))[: spec["images"]]
@@ -307,11 +312,11 @@ def split_validation(
         drawn = sorted(class_groups, key=lambda group: derived_seed("validation", seed, entries[group[0]].path))
         taken = 0
         for group in drawn:
-            if taken + len(group) <= wanted or (taken == 0 and len(group) < total):
+            if taken + len(group) <= wanted:
                 aside.update(group)
                 taken += len(group)
-            if taken >= wanted:
-                break
+        if not taken and (smallest := min(drawn, key=len)) and len(smallest) < total:
+            aside.update(smallest)
     kept = [entry for index, entry in enumerate(entries) if index not in aside]
     return kept, [entries[index] for index in sorted(aside)]
 

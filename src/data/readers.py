@@ -8,12 +8,12 @@ are ours.
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ..core.errors import DataError
+from ..core.errors import DataError, UnreadableImageError
 from .archives import list_tars, list_webdataset
-from .images import UnreadableImageError
 from .listing import IMAGE_SUFFIXES, Entry, Listing
 
 REMEDY = "Restore it; or run tokenlabel refresh, then snakemake, which redoes the shards of what changed."
@@ -100,14 +100,24 @@ def _walk(folder: str, prefix: str, name: str, above: tuple[tuple[int, int], ...
         path = f"{prefix}/{item.name}"
         _, dot, ending = item.name.rpartition(".")  # half of os.path.splitext's time, which was most of the listing's
         is_image = dot + ending.lower() in IMAGE_SUFFIXES
-        if item.is_dir() and not is_image:
+        if not is_image and _is_folder(item):
             _walk(item.path, path, name, (*above, here), entries)
         elif is_image:
             try:
-                size_bytes = -1 if item.is_dir() else item.stat().st_size
+                status = item.stat()
+                size_bytes = (
+                    status.st_size if stat.S_ISREG(status.st_mode) else -1
+                )  # not a pipe, which would be waited for
             except OSError:  # a dangling link
                 size_bytes = -1
             entries.append(Entry(path, size_bytes, -1, 0, name))
+
+
+def _is_folder(item: os.DirEntry[str]) -> bool:
+    try:
+        return item.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 class ByteSource:
@@ -136,6 +146,8 @@ class ByteSource:
         place = self._place / path
         try:
             if self._format == "folder":
+                if size_bytes < 0 and place.exists() and not place.is_dir():
+                    raise UnreadableImageError("no regular file")
                 encoded = place.read_bytes()
             elif self._format == "huggingface":
                 encoded = self._read_row(offset)

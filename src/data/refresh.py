@@ -127,6 +127,12 @@ def labels_of(results: Path, data_spec: dict[str, Any]) -> list[Path]:
     return found
 
 
+def adapted_annotators_of(results: Path, data_spec: dict[str, Any]) -> list[Path]:
+    """Markers of the annotators that were adapted to this data set."""
+    markers = sorted((results / "annotators").glob("*/adapted.done"))
+    return [marker for marker in markers if read_json(marker.with_name("spec.json")).get("dataset") == data_spec]
+
+
 def unfinished_shards(labels: Path, differences: dict[str, Difference]) -> list[Path]:
     """Marker paths of shards whose photographs changed and that a job holds or has left parts of."""
     places = []

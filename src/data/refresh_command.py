@@ -64,6 +64,7 @@ def run(args: argparse.Namespace) -> int:
 def _refresh(folder: Path, spec: dict[str, Any], machine: dict[str, Any], dry_run: bool) -> None:
     from .manifest import build_manifests, load_manifest, save_manifests
     from .refresh import (
+        adapted_annotators_of,
         check_not_held,
         compare_manifests,
         labels_of,
@@ -102,6 +103,11 @@ def _refresh(folder: Path, spec: dict[str, Any], machine: dict[str, Any], dry_ru
             logger.info("%s: to be made again: %s", place, ", ".join(marker.stem for marker in markers))
     if any(stale.values()):
         logger.info("snakemake labels makes these shards again and no others; finished runs stay as they are.")
+    if differences["train"].old.classes != differences["train"].new.classes:
+        for marker in adapted_annotators_of(folder.parents[1], spec):
+            logger.info("%s: adapted to other classes; snakemake adapts it anew", marker.parent)
+            if not dry_run:
+                marker.unlink()
     if differences["val"].any:
         logger.info("Evaluations stay as measured before; to measure one again, delete its evaluation-*.json.")
     if dry_run and changed:

