@@ -63,8 +63,13 @@ class StandIn(nn.Module):
         self.maps, self.preprocessing = maps, annotator.preprocessing
         self.num_classes, self.weights_sha256 = annotator.num_classes, annotator.weights_sha256
 
-    def check(self, images: torch.Tensor) -> float:
-        return 0.0
+        self.folds = 0
+
+    def check(self, images: torch.Tensor) -> tuple[str, float]:
+        return "linear", 0.0
+
+    def check_classes(self, classes: object) -> None:
+        """It has none."""
 
     def label(self, _annotator: Any, images: torch.Tensor, *_: Any) -> MapBatch:
         time.sleep(SECONDS_AN_IMAGE * len(images))
@@ -224,18 +229,27 @@ def compare(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, default=32, help="for the real annotator (default: %(default)s)")
-    parser.add_argument("--fast-images", type=int, default=1500, help="for the stand-in (default: %(default)s)")
+    parser.add_argument(
+        "--images", type=int, default=32, help="for the real annotator, 0: leave it out (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--fast-images", type=int, default=1500, help="for the stand-in, 0: leave it out (default: %(default)s)"
+    )
     parser.add_argument("--repeats", type=int, default=3, help="runs of each way, in turn (default: %(default)s)")
-    parser.add_argument("--record", action="store_true", help="write bench/results/annotate.jsonl and the figure")
+    parser.add_argument(
+        "--record", action="store_true", help="write bench/results/annotate_*.jsonl; with both annotators the figure"
+    )
     args = parser.parse_args()
     torch.set_num_threads(2)
     annotator = build_annotator(SPEC["annotator"], Path()).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    results = ResultLines("annotate", fresh=True) if args.record else None
     drawn = []
     print(f"{'annotator':24} {'labels':8} {'way':12} {'images/s':>9} {'over bare':>10}")
     with tempfile.TemporaryDirectory() as name:
         for title, count in (("EfficientNet-Lite0", args.images), ("stand-in, 2 ms an image", args.fast_images)):
+            if not count:
+                continue
+            kind = "network" if title == "EfficientNet-Lite0" else "stand_in"
+            results = ResultLines(f"annotate_{kind}", fresh=True) if args.record else None
             root = Path(name) / title.split()[0]
             manifest = write_photographs(root, count + 1)
             real = Way(annotator, label_batch)
@@ -257,7 +271,7 @@ def main() -> None:
                         results.add(**line, images=count)
                 print("   ", ", ".join(f"{key} {value}" for key, value in times.items() if key.endswith("_s")))
                 drawn.append(times)
-    if args.record:
+    if args.record and args.images and args.fast_images:
         draw(drawn)
 
 
