@@ -2,12 +2,12 @@
 
 usage: python bench/annotate.py [--images 24] [--fast-images 1500] [--repeats 3] [--record]
 
-Real ImageNet photographs (the demo's) as 500x375 JPEGs. `bare` labels the same batches already in memory: normalise, forward,
-top 5. `ours` is the real job from files to the finished shard, but for building the network and checking its head, which the
-20,000 photographs of a shard share. `released` does what the released generator does: decodes and transforms with Pillow in a loader's processes and
-saves a `.pt` for each photograph in the main one. A CPU's network hides any loader, so the bound is also checked with a stand-in
-that takes 2 ms a photograph and leaves the processor free, as a GPU does, and returns real maps. The stacked bar shows what the
-main thread did.
+Real ImageNet photographs (the demo's) as 500x375 JPEGs. `bare` labels the same batches already in memory: normalise,
+forward, top 5. `ours` is the real job from files to the finished shard, but for building the network and checking its
+head, which the 20,000 photographs of a shard share. `released` does what the released generator does: decodes and
+transforms with Pillow in a loader's processes and saves a `.pt` for each photograph in the main one. A CPU's network
+hides any loader, so the bound is also checked with a stand-in that takes 2 ms a photograph and leaves the processor
+free, as a GPU does, and returns real maps. The stacked bar shows what the main thread did.
 """
 
 from __future__ import annotations
