@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -18,8 +19,8 @@ from safetensors.torch import load_file
 from tests.conftest import machine_settings
 from tests.unit.annotate.test_annotate import LITE0
 from tokenlabel.annotate.adapt import adapt_annotator
-from tokenlabel.annotate.dense import annotator_section, build_annotator
-from tokenlabel.annotate.folds import fold_of
+from tokenlabel.annotate.dense import Annotator, annotator_section, build_annotator
+from tokenlabel.annotate.folds import fold_of, folds_of_rows
 from tokenlabel.annotate.probe import choose_penalty, fit_head, measure
 from tokenlabel.annotate.shard_job import annotate_shard
 from tokenlabel.core.errors import CheckpointError, ConfigError, DataError
@@ -238,3 +239,48 @@ def test_the_command_writes_a_marker_and_an_evaluation(folder: Path) -> None:
     assert result["top1"] > 80
     assert result["val_images"] == 6
     assert result["parameters_m"] == pytest.approx(3.4, abs=0.2)
+
+
+def test_renamed_classes_are_refused_by_the_job_that_labels(adapted: dict[str, Any], folder: Path) -> None:
+    section = annotator_section(spec_of(3)["annotator"] | {"adaptation": spec_of(3)}, PX, adapted["folder"])
+    annotator = build_annotator(section, Path())
+    annotator.check_classes(CLASSES)
+    with pytest.raises(CheckpointError, match=r"bird, zebra.*Delete its adapted\.done"):
+        annotator.check_classes(("dog", "roof", "zebra"))
+    with pytest.raises(CheckpointError, match="in another order"):
+        annotator.check_classes(("dog", "bird", "roof"))
+
+
+def test_a_photograph_keeps_its_head_whatever_is_added_later(folder: Path) -> None:
+    manifest = manifests_of(folder)["train"]
+    before = fold_of(manifest.group_id.tolist(), 3)
+    assigned = dict(zip(manifest.sample_id.tolist(), before.tolist(), strict=True))
+    renamed = dataclasses.replace(manifest, group_id=manifest.group_id + np.uint64(12345))  # a new first of each group
+    assert fold_of(renamed.group_id.tolist(), 3).tolist() != before.tolist()
+    assert folds_of_rows(renamed, assigned, 3).tolist() == before.tolist()
+    of_a_copy = {identifier: fold for identifier, fold in assigned.items() if identifier != int(manifest.sample_id[0])}
+    group = np.array(renamed.group_id)
+    group[0] = group[1]  # photograph 0 is new, and a near-duplicate of 1
+    later = folds_of_rows(dataclasses.replace(renamed, group_id=group), of_a_copy, 3)
+    assert later[0] == before[1]
+
+
+def test_features_of_changed_photographs_are_computed_anew(
+    adapted: dict[str, Any], folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(folder / "data", tmp_path / "data")
+    shutil.copytree(folder / "results" / "features", tmp_path / "results" / "features")
+    changed = sorted((tmp_path / "data" / "dog").glob("*.jpg"))[0]
+    changed.write_bytes(sorted((tmp_path / "data" / "roof").glob("*.jpg"))[0].read_bytes())
+    calls: list[int] = []
+    real = Annotator.pooled
+
+    def counted(self: Annotator, images: torch.Tensor) -> torch.Tensor:
+        calls.append(len(images))
+        return real(self, images)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Annotator, "pooled", counted)
+        done = tmp_path / "results" / "annotators" / "mine-00000000" / "adapted.done"
+        adapt_annotator(spec_of(0), machine_of(tmp_path), manifests_of(tmp_path), done, None)
+    assert sum(calls) == 1

@@ -110,3 +110,9 @@ def test_two_exchanged_classes_are_named(study: Path) -> None:
     assert not found.matches
     assert "2 classes are hardly ever" in found.verdict
     assert manifest.classes[first] in found.verdict
+
+
+def test_ranks_that_tell_something_with_few_classes() -> None:
+    from tokenlabel.annotate.check import ranks_that_tell
+
+    assert [ranks_that_tell(classes) for classes in (2, 3, 5, 11, 1000)] == [1, 1, 2, 5, 5]

@@ -427,3 +427,30 @@ def test_the_annotators_threads_are_not_those_of_the_decoders(workplace: Path) -
     assert {torch.get_num_threads() for _ in reader} == {2}
     torch.set_num_threads(1)
     assert LITE0["grid"] == [5, 5]
+
+
+def test_parts_of_other_weights_are_done_anew(workplace: Path) -> None:
+    """A weights file that is replaced between an interruption and the rerun leaves no label in the shard."""
+    annotator = build_annotator(LITE0, Path())
+    torch.save(annotator.backbone.state_dict(), workplace / "w.pth")
+    spec = read_json(workplace / "spec.json")
+    spec["annotator"] |= {"weights": f"file:{workplace / 'w.pth'}", "weights_naming": "timm"}
+    write_json(workplace / "spec.json", spec)
+    write_machine(workplace, part_seconds=0.0, annotate_batch=1)
+    place = workplace / "labels" / "lite0-00000000"
+    process = subprocess.Popen(command(workplace), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while len(list(place.glob("*.parts/part-*.h5"))) < 3:
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    annotator.backbone.classifier.weight.data = annotator.backbone.classifier.weight.data.flip(0)
+    torch.save(annotator.backbone.state_dict(), workplace / "w.pth")
+    finished = annotate(workplace)
+    assert finished.returncode == 0
+    assert "parts of other weights or settings are done anew" in finished.stderr
+    assert annotate(workplace, "fresh").returncode == 0
+    one, other = (contents(folder / f"{STEM}.h5") for folder in (place, workplace / "fresh" / "lite0-00000000"))
+    np.testing.assert_array_equal(one["records"], other["records"])

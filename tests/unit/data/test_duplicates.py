@@ -89,3 +89,35 @@ def test_a_split_keeps_near_duplicates_on_one_side(originals: list[Image.Image],
     assert {apart["val"].path(row) for row in range(len(apart["val"]))} != {
         manifests["val"].path(row) for row in range(9)
     }
+
+
+def test_objects_on_a_plain_background_are_different_pictures() -> None:
+    """Their hashes share the bits of the background; their grey levels tell them apart."""
+    from PIL import ImageDraw
+
+    def drawn(seed: int) -> Image.Image:
+        generator = np.random.default_rng(seed)
+        picture = Image.new("RGB", (200, 200), "white")
+        for _ in range(2):
+            x, y, width, height = (int(value) for value in generator.integers((30, 30, 20, 20), (110, 110, 70, 70)))
+            colour = tuple(int(value) for value in generator.integers(0, 200, 3))
+            ImageDraw.Draw(picture).ellipse((x, y, x + width, y + height), fill=colour)
+        return picture
+
+    files = [jpeg(drawn(seed)) for seed in range(40)]
+    groups, _ = find_near_duplicates(files.__getitem__, len(files))
+    assert len(set(groups.tolist())) >= 37
+
+
+def test_a_large_group_does_not_swamp_the_validation_split() -> None:
+    from tokenlabel.data.listing import Entry
+    from tokenlabel.data.manifest import split_validation
+
+    entries = [Entry(f"a/{index:03d}.jpg", 1, -1, 0, "a") for index in range(100)]
+    groups = np.array([0] * 60 + list(range(1, 41)))
+    for seed in range(8):
+        _, aside = split_validation(entries, 0.1, seed, groups)
+        assert len(aside) == 10
+    _, aside = split_validation(entries[:62], 0.01, 0, np.array([0] * 60 + [1, 1]))
+    assert len(aside) == 2  # none fits: the smallest group
+    assert not split_validation(entries[:60], 0.1, 0, np.zeros(60, np.int64))[1]

@@ -211,3 +211,23 @@ def test_a_file_without_permission_is_unreadable_and_one_that_is_gone_stops(
     (odd_folder / "train" / "bee" / "2.png").unlink()
     with pytest.raises(DataError, match=r"bee/2\.png: the photograph is gone.*tokenlabel refresh"):
         manifest.read(source, rows["bee/2.png"])
+
+
+def test_pipes_and_links_to_themselves_are_no_photographs(odd_folder: Path) -> None:
+    import os
+
+    odd = odd_folder / "train" / "bee"
+    os.mkfifo(odd / "pipe.jpg")
+    (odd / "itself.jpg").symlink_to("itself.jpg")
+    (odd / "itself").symlink_to("itself")
+    (odd / "endless.jpg").symlink_to("/dev/zero")
+    settings = machine(odd_folder)
+    manifest = build_manifests(spec(), settings)["train"]
+    rows, source = rows_of(manifest), manifest.open_source(settings)
+    for name, reason in (
+        ("pipe.jpg", "no regular file"),
+        ("endless.jpg", "no regular file"),
+        ("itself.jpg", "link|read"),
+    ):
+        with pytest.raises(UnreadableImageError, match=reason):
+            manifest.read(source, rows[f"bee/{name}"])
