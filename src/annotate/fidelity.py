@@ -24,6 +24,7 @@ from ..data.images import UnreadableImageError, decode_image, resize
 from ..data.manifest import Manifest
 from ..engine.device import choose_device, choose_precision, set_threads
 from ..labels import LabelStore, sparse_targets
+from ..labels.attributes import read_marker
 from ..labels.records import STATUS_OK, STATUS_UNREADABLE, LabelRows
 from .check import pooled_top
 from .dense import Annotator, annotator_section, build_annotator
@@ -122,12 +123,31 @@ def measure_fidelity(
         "seed": seed,
         "labeled": len(store),
         "unreadable": int((status == STATUS_UNREADABLE).sum()),
+        "jobs": summary_of_jobs(store),
         "compute_precision": str(precision).removeprefix("torch."),
         "measures": {
             name: {"mean": float(middle[column]), "low": float(low[column]), "high": float(high[column])}
             for column, name in enumerate(MEASURES)
         },
         "entropy": {"highest": highest, "share": (histogram / histogram.sum()).tolist()},
+    }
+
+
+def summary_of_jobs(store: LabelStore) -> dict[str, Any]:
+    """What the shards' markers say of the jobs that made them.
+
+    Returns:
+        shards, hours of all jobs, bytes a photograph; and where the markers have them (labels that were made here) the median
+        images_per_s and the devices.
+    """
+    markers = [read_marker(path) for path in sorted(store.path.glob(f"{store.attributes.split}-*.done"))]
+    facts = [marker["job"] for marker in markers if "job" in marker]
+    return {
+        "shards": len(markers),
+        "hours": round(sum(marker.get("seconds", 0.0) for marker in markers) / 3600, 4),
+        "bytes_per_image": round(sum(marker["size_bytes"] for marker in markers) / max(1, len(store))),
+        "images_per_s": float(np.median([fact["images_per_s"] for fact in facts])) if facts else None,
+        "devices": " ".join(sorted({fact["device"] for fact in facts})),
     }
 
 

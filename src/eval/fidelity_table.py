@@ -20,6 +20,7 @@ from ..core.files import atomic_path
 from .figures import BLUE, GREY, ORANGE, STYLE
 
 COUNTS = ("annotator", "labels", "label_mass", "labeled", "unreadable", "photographs", "crops")
+JOBS = ("shards", "hours", "images_per_s", "bytes_per_image", "devices")  # of the shards' own summaries
 PANELS = {"cosine": "cosine", "top1_agreement": "top-1 agreement", "kl": "KL (nats)"}
 
 
@@ -42,10 +43,11 @@ def fidelity_csv(found: Sequence[dict[str, Any]]) -> str:
     names = list(found[0]["measures"])
     ends = {"mean": "", "low": "_low", "high": "_high"}
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([*COUNTS, *(f"{name}{end}" for name in names for end in ends.values())])
+    writer.writerow([*COUNTS, *JOBS, *(f"{name}{end}" for name in names for end in ends.values())])
     for entry in found:
         measured = [f"{entry['measures'][name][end]:.4f}" for name in names for end in ends]
-        writer.writerow([*(entry[name] for name in COUNTS), *measured])
+        jobs = [entry.get("jobs", {}).get(name) for name in JOBS]
+        writer.writerow([*(entry[name] for name in COUNTS), *jobs, *measured])
     return out.getvalue()
 
 

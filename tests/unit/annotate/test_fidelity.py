@@ -19,7 +19,7 @@ from tests.unit.annotate.test_annotate import SPEC
 from tokenlabel.annotate import fidelity
 from tokenlabel.annotate.adapt import adapt_annotator
 from tokenlabel.annotate.check import check_class_order
-from tokenlabel.annotate.folds import fold_of
+from tokenlabel.annotate.folds import folds_of_rows
 from tokenlabel.annotate.shard_job import annotate_shard
 from tokenlabel.cli import main
 from tokenlabel.core.errors import DataError, LabelError
@@ -108,6 +108,8 @@ def test_shares_of_own_classes_are_those_of_the_class_order_check(labels: Callab
     checked = check_class_order(store, manifest, 5000, 0)
     found = measure(place, SPEC, images=5000)
     assert found["photographs"] == found["labeled"] == len(manifest) == checked.images
+    assert found["jobs"]["shards"] >= 1
+    assert found["jobs"]["bytes_per_image"] > 100
     assert found["measures"]["own_class_any_cell"]["mean"] == pytest.approx(checked.any_cell)
     assert found["measures"]["own_class_pooled_top5"]["mean"] == pytest.approx(checked.pooled)
     # entropy of what training reads: unstored classes count as logit 0
@@ -194,7 +196,11 @@ def test_a_photograph_is_compared_with_the_head_that_has_not_seen_it(
         return found["measures"]["kl"]["mean"]
 
     right = divergence()
-    monkeypatch.setattr(fidelity, "fold_of", lambda groups, folds: (fold_of(groups, folds) + 1) % folds)
+    monkeypatch.setattr(
+        fidelity,
+        "folds_of_rows",
+        lambda manifest, assigned, folds: (folds_of_rows(manifest, assigned, folds) + 1) % folds,
+    )
     assert right < 0.01 < 0.2 * divergence()
 
 
