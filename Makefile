@@ -13,8 +13,8 @@ demo: $(VENV)/.installed
 	@mkdir -p demo_run
 	python -m tokenlabel demo demo_run/data
 	snakemake all --directory demo_run --configfile demo/config.yaml --quiet rules
-	tokenlabel annotate check $$(ls -td demo_run/results/labels/efficientnet_lite0-* | head -1) \
-	  --manifest $$(ls -td demo_run/results/data/foolbox20-* | head -1) --images 6
+	cd demo_run && tokenlabel annotate check $$(ls -td results/labels/efficientnet_lite0-* | head -1) \
+	  --manifest $$(ls -td results/data/foolbox20-* | head -1) --images 6
 	@echo "demo_run/results: ablation_annotators.csv, figures/, report.html. Twenty photographs check the machinery, not the accuracy."
 
 test: $(VENV)/.installed
