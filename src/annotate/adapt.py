@@ -28,7 +28,7 @@ from ..data.pixels import normalise
 from ..engine.device import autocast, choose_device, choose_precision, set_threads
 from ..models import read_metadata, read_state_dict, save_weights
 from ..models.pretrained import FOLD_HEADS, create_backbone
-from .dense import ADAPTED_CHECKPOINT, Annotator, build_annotator
+from .dense import ADAPTED_CHECKPOINT, Annotator, annotator_section, build_annotator
 from .folds import fold_of
 from .pipeline import BatchReader
 from .probe import Head, choose_penalty, fit_head, held_out, measure
@@ -195,9 +195,7 @@ def _adapt_by_run(
     )
     backbone = create_backbone(architecture, len(names), spec["image_px"], state, str(weights))
     _write_checkpoint(spec, backbone, names, {}, done, [])
-    section = spec["annotator"] | {"weights": f"file:{done.with_name(ADAPTED_CHECKPOINT).resolve()}", "weights_naming": "timm",
-                                   "weights_sha256": None, "image_px": spec["image_px"]}  # fmt: skip
-    annotator = build_annotator(section, Path())
+    annotator = build_annotator(annotator_section(spec["annotator"], spec["image_px"], done.parent), Path())
     logits, classes = [], []
     unreadable = UnreadableList(machine["dataset"], "val split", len(manifests["val"]))
     for images, rows in _batches(

@@ -28,7 +28,7 @@ from ..labels.attributes import read_marker
 from ..labels.records import STATUS_OK, STATUS_UNREADABLE, LabelRows
 from .check import pooled_top
 from .dense import Annotator, annotator_section, build_annotator
-from .folds import folds_of_rows
+from .folds import heads_of_rows
 from .labeling import label_batch
 
 TOKENS = (14, 14)  # of a student at 224 px
@@ -79,7 +79,7 @@ def measure_fidelity(
     section = annotator_section(spec["annotator"], spec["labels"]["image_px"], annotator_folder)
     annotator = build_annotator(section, Path(machine["weights_root"]))
     annotator.check_classes(manifest.classes)
-    fold_of_row = folds_of_rows(manifest, annotator.fold_of_sample, annotator.folds) if annotator.folds else None
+    fold_of_row = heads_of_rows(manifest, annotator)
     if annotator.weights_sha256 != store.attributes.weights_sha256:
         raise LabelError(
             f"labels {store.path}: made with weights of sha256 {store.attributes.weights_sha256[:12]}..., but "
@@ -100,7 +100,7 @@ def measure_fidelity(
             ) from None
         boxes = [random_box(picture, derived_seed("fidelity", seed, identifier, crop)) for crop in range(crops)]
         fold = None  # the head that labeled this photograph
-        if fold_of_row is not None and manifest.split == "train":
+        if fold_of_row is not None:
             fold = fold_of_row[[row] * crops].to(device)
         truth = _annotated([picture.crop(box) for box in boxes], annotator, spec, device, precision, fold)
         label = store.get_many([identifier])

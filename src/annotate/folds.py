@@ -12,6 +12,7 @@ import torch
 
 from ..core.seeds import derived_seed
 from ..data.manifest import Manifest
+from .dense import Annotator
 
 
 def fold_of(group_ids: Sequence[int], folds: int) -> torch.Tensor:
@@ -48,3 +49,13 @@ def folds_of_rows(manifest: Manifest, assigned: dict[int, int], folds: int) -> t
     return torch.tensor(
         [assigned.get(i, of_group.get(g, f)) for (i, g), f in zip(pairs, anew, strict=True)], dtype=torch.long
     )
+
+
+def heads_of_rows(manifest: Manifest, annotator: Annotator) -> torch.Tensor | None:
+    """Head that labels each photograph of a manifest, int64 (photographs,); None where one head labels all.
+
+    Photographs that no head was fitted to, those of other splits than train, are labeled by the one head.
+    """
+    if not annotator.folds or manifest.split != "train":
+        return None
+    return folds_of_rows(manifest, annotator.fold_of_sample, annotator.folds)

@@ -24,7 +24,7 @@ from ..labels.attributes import VIEWS, read_marker, shard_file_name
 from ..labels.records import LabelRows
 from .check import sample_rows
 from .dense import Annotator, Preprocessing
-from .folds import folds_of_rows
+from .folds import heads_of_rows
 from .labeling import label_batch
 
 # largest and rms difference of a photograph's stored logits, in standard deviations of all its logits, that arithmetic may make
@@ -103,6 +103,7 @@ class _Sample:
     ) -> None:  # fmt: skip
         self.store, self.manifest, self.annotator, self.rows = store, manifest, annotator, rows
         self.labels = store.get_many(manifest.sample_id[rows])
+        self.fold_of_row = heads_of_rows(manifest, annotator)
         source = manifest.open_source(machine)
         self.encoded = [manifest.read(source, row) for row in rows.tolist()]
         self.tolerance = _tolerance(store, annotator.classifier.weight.device)
@@ -122,9 +123,8 @@ class _Sample:
                 places = range(start, min(start + _BATCH, count))
                 images = torch.stack([self._pixels(place, recipe) for place in places]).to(device)
                 fold = None
-                if self.annotator.folds and self.manifest.split == "train":
-                    heads = folds_of_rows(self.manifest, self.annotator.fold_of_sample, self.annotator.folds)
-                    fold = heads[self.rows[places.start : places.stop]].to(device)
+                if self.fold_of_row is not None:
+                    fold = self.fold_of_row[self.rows[places.start : places.stop]].to(device)
                 maps = label_batch(self.annotator, images, spec, torch.float32, fold)
                 paths = [self.path(place) for place in places]
                 maps.check_finite(paths, [True] * len(paths))

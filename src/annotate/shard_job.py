@@ -40,7 +40,7 @@ from ..labels.shards import (
     verify_shard,
 )
 from .dense import Annotator, annotator_section, build_annotator
-from .folds import folds_of_rows
+from .folds import heads_of_rows
 from .labeling import label_batch, label_padded
 from .pipeline import BatchReader, PartWriter, PhotographBatch, rows_of_batch
 from .progress import Progress
@@ -214,9 +214,7 @@ def _label_pending(
             "command goes on from there."
         )
 
-    fold_of_row = None
-    if annotator.folds and manifest.split == "train":
-        fold_of_row = folds_of_rows(manifest, annotator.fold_of_sample, annotator.folds)
+    fold_of_row = heads_of_rows(manifest, annotator)
     started = time.perf_counter()
     reading_s = computing_s = 0.0
     checked = False

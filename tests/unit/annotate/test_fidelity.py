@@ -19,7 +19,7 @@ from tests.unit.annotate.test_annotate import SPEC
 from tokenlabel.annotate import fidelity
 from tokenlabel.annotate.adapt import adapt_annotator
 from tokenlabel.annotate.check import check_class_order
-from tokenlabel.annotate.folds import folds_of_rows
+from tokenlabel.annotate.folds import heads_of_rows
 from tokenlabel.annotate.shard_job import annotate_shard
 from tokenlabel.cli import main
 from tokenlabel.core.errors import DataError, LabelError
@@ -198,8 +198,8 @@ def test_a_photograph_is_compared_with_the_head_that_has_not_seen_it(
     right = divergence()
     monkeypatch.setattr(
         fidelity,
-        "folds_of_rows",
-        lambda manifest, assigned, folds: (folds_of_rows(manifest, assigned, folds) + 1) % folds,
+        "heads_of_rows",
+        lambda manifest, annotator: (heads_of_rows(manifest, annotator) + 1) % annotator.folds,
     )
     assert right < 0.01 < 0.2 * divergence()
 

@@ -32,6 +32,7 @@ from tokenlabel.annotate.unreadable import Unreadable, UnreadableList
 from tokenlabel.core.errors import DataError
 from tokenlabel.core.files import read_json, write_json
 from tokenlabel.data.images import UnreadableImageError
+from tokenlabel.data.manifest import Manifest
 from tokenlabel.data.readers import ByteSource
 from tokenlabel.labels import LabelStore
 from tokenlabel.labels.shards import read_part
@@ -314,6 +315,20 @@ def test_weights_that_are_not_finite_are_found_by_the_real_arithmetic(
         run_in_process(workplace, monkeypatch, shard_job.label_batch)
 
 
+def small_reader(manifest: Manifest, machine: dict[str, Any], rows: np.ndarray[Any, Any], *, batch: int) -> BatchReader:
+    return BatchReader(
+        manifest,
+        machine,
+        rows,
+        batch=batch,
+        threads=2,
+        image_px=64,
+        view="squash",
+        interpolation="bicubic",
+        pinned=False,
+    )
+
+
 def test_memory_does_not_grow_with_the_shard(photographs: Path) -> None:
     machine = machine_settings(photographs, workers=2)
 
@@ -322,17 +337,7 @@ def test_memory_does_not_grow_with_the_shard(photographs: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         manifest = write_manifests(Path(folder), machine)["train"]
         rows = np.tile(np.arange(len(manifest)), 5)
-        reader = BatchReader(
-            manifest,
-            machine,
-            rows,
-            batch=8,
-            threads=2,
-            image_px=64,
-            view="squash",
-            interpolation="bicubic",
-            pinned=False,
-        )
+        reader = small_reader(manifest, machine, rows, batch=8)
         buffers = {batch.images.untyped_storage().data_ptr() for batch in reader}
     assert len(buffers) <= 5  # of 75 batches
 
@@ -413,17 +418,7 @@ def test_the_annotators_threads_are_not_those_of_the_decoders(workplace: Path) -
     torch.set_num_threads(2)
     machine = machine_settings(workplace / "data")
     manifest = write_manifests(workplace / "manifest", machine)["train"]
-    reader = BatchReader(
-        manifest,
-        machine,
-        np.arange(8),
-        batch=2,
-        threads=2,
-        image_px=64,
-        view="squash",
-        interpolation="bicubic",
-        pinned=False,
-    )
+    reader = small_reader(manifest, machine, np.arange(8), batch=2)
     assert {torch.get_num_threads() for _ in reader} == {2}
     torch.set_num_threads(1)
     assert LITE0["grid"] == [5, 5]
