@@ -233,7 +233,7 @@ def test_position_interpolation_refuses_what_is_no_square() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"image_px": 70}, "multiple of the stem's total stride 16"),
+        ({"image_px": 70}, "multiple of the token size 16 px. Nearest: 64 or 80"),
         ({"heads": 5}, "divisor"),
         ({"depth": 0}, "depth is 0"),
         ({"stochastic_depth": 1.0}, "stochastic_depth"),
