@@ -238,7 +238,9 @@ class TokenTransformer(TokenModel):
             ConfigError: num_classes is below 1.
         """
         if num_classes < 1:
-            raise ConfigError(f"num_classes is {num_classes}; a classifier needs at least 1 (features: forward_features)")
+            raise ConfigError(
+                f"num_classes is {num_classes}; a classifier needs at least 1 (features: forward_features)"
+            )
         self.num_classes = num_classes
         for name in self.head_names:
             head = nn.Linear(self.width, num_classes).to(self.cls_token)
