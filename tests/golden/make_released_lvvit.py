@@ -44,7 +44,7 @@ def released_weights(shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
 
 def main() -> None:
     sys.path.insert(0, sys.argv[1])
-    np.int = int  # the released code is older than numpy 1.24
+    np.int = int  # noqa: NPY001  the released code is older than numpy 1.24
     importlib.import_module("tlt.models")
     released = sys.modules["tlt.models.lvvit"]  # the package gives a function this name
 

@@ -17,7 +17,6 @@ from tokenlabel.models import MixBox, TokenModel, TokenOutput, count_multiply_ad
 from tokenlabel.models.lvvit import LVVIT_PRESETS, ConvolutionalStem, interpolate_position_embedding
 from tokenlabel.models.transformer import StochasticDepth
 
-
 # The published models: depth, width, stem channels, side of the image at which they were trained
 PUBLISHED = {
     "lvvit_t": (12, 240, 64, 224),
@@ -303,7 +302,7 @@ def test_position_interpolation_refuses_what_is_no_square() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"image_px": 70}, "multiple of the token size 16 px. Nearest: 64 or 80"),
+        ({"image_px": 70}, r"multiple of the token size 16 px\. Nearest: 64 or 80"),
         ({"heads": 5}, "divisor"),
         ({"depth": 0}, "depth is 0"),
         ({"stochastic_depth": 1.0}, "stochastic_depth"),
