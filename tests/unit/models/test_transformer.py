@@ -259,7 +259,9 @@ def test_the_stem_runs_channels_last_and_keeps_its_weights(tiny: Make, tmp_path:
     assert len(seen) == 4
     assert all(out.is_contiguous(memory_format=torch.channels_last) for out in seen)
     assert images.is_contiguous()  # the caller's own tensor is left alone
+    # as optimisers, weight averages, DistributedDataParallel's buckets and safetensors want them
     assert all(value.is_contiguous() for value in model.state_dict().values())
+    assert all(value.is_contiguous() for value in gradients(model).values())
     save_weights(model, tmp_path / "model.safetensors", {})
     again = tiny()
     again.load_state_dict(model.state_dict(), strict=True)
