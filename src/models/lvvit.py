@@ -82,7 +82,7 @@ class ConvolutionalStem(nn.Module):
         images = images.contiguous(memory_format=torch.channels_last)
         for index in range(1, self.hidden + 1):
             convolution, norm = self.get_submodule(f"conv{index}"), self.get_submodule(f"bn{index}")
-            images = torch.relu(norm(convolution(images)))
+            images = torch.relu_(norm(convolution(images)))  # in place: the norm keeps its input, not its output
         out: Tensor = self.proj(images).flatten(2).transpose(1, 2)
         return out
 
