@@ -43,10 +43,10 @@ def run(args: argparse.Namespace) -> int:
     from ..data.images import UnreadableImageError, decode_image
     from ..data.readers import iter_image_files
     from ..engine.device import choose_device
-    from .evaluation import load_trained, weights_of_run
+    from ..models import load_model
 
-    path = weights_of_run(args.checkpoint, use_ema=True) if args.checkpoint.is_dir() else args.checkpoint
-    model, _, classes = load_trained(path)
+    loaded = load_model(args.checkpoint)
+    model, classes = loaded.model, loaded.classes
     device = choose_device(args.device)
     model.to(device)
     photographs = list(iter_image_files(args.folder))
