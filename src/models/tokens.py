@@ -221,7 +221,7 @@ class TokenModel(nn.Module, ABC):
             for module, training in modes:
                 module.training = training
         maps = output.token_logits.float().softmax(dim=-1).transpose(1, 2)  # (batch, classes, tokens)
-        return maps.unflatten(2, output.grid)
+        return maps.reshape(*maps.shape[:2], *output.grid)
 
     def set_image_px(self, image_px: int) -> None:
         """Makes the model take images of another side; position embeddings are interpolated.
