@@ -198,7 +198,11 @@ class TokenTransformer(TokenModel):
 
         Returns:
             (batch, 1 + tokens, width) after the final norm, the class token first.
+
+        Raises:
+            ValueError: images of another size.
         """
+        self.check_images(images)
         tokens = self.embed_patches(images)
         if mix is not None:
             tokens = mix_tokens(tokens, mix)

@@ -113,8 +113,10 @@ def test_the_nearest_legal_sides_are_named(image_px: int, nearest: str) -> None:
 
 @pytest.mark.parametrize("shape", [(2, 1, 64, 64), (2, 4, 64, 64), (2, 3, 64, 80), (3, 64, 64)], ids=str)
 def test_images_of_other_channels_or_size_are_refused_in_one_line(shape: tuple[int, ...], tiny: Make) -> None:
-    with pytest.raises(ValueError, match=r"^images .* are \(.*\); this model takes \(batch, 3, 64, 64\)$"):
-        tiny()(torch.zeros(shape))
+    model = tiny()
+    for forward in (model, model.forward_features):
+        with pytest.raises(ValueError, match=r"^images .* are \(.*\); this model takes \(batch, 3, 64, 64\).*$"):
+            forward(torch.zeros(shape))
 
 
 # ---- stochastic depth
