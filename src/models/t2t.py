@@ -17,7 +17,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from ..core.errors import unknown_name
-from .transformer import FeedForward, TokenTransformer
+from .blocks import FeedForward
+from .transformer import TokenTransformer
 
 _COMMON: dict[str, Any] = {
     "mlp_ratio": 3.0,

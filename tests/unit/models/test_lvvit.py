@@ -15,8 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tokenlabel.core.errors import CheckpointError, ConfigError
 from tokenlabel.models import MixBox, TokenModel, TokenOutput, count_multiply_adds, count_parameters, create_model
+from tokenlabel.models.blocks import StochasticDepth
 from tokenlabel.models.lvvit import LVVIT_PRESETS, ConvolutionalStem, interpolate_position_embedding
-from tokenlabel.models.transformer import StochasticDepth
 
 # The published models: depth, width, stem channels, side of the image at which they were trained
 PUBLISHED = {

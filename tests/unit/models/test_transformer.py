@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from tokenlabel.core.errors import ConfigError
 from tokenlabel.models import MixBox, TokenModel, create_model, draw_mix_box, save_weights
-from tokenlabel.models.transformer import StochasticDepth, TokenTransformer, tokens_per_side
+from tokenlabel.models.blocks import StochasticDepth
+from tokenlabel.models.transformer import TokenTransformer, tokens_per_side
 
 NAMES = ["lvvit_s", "t2t_vit_14", "t2t_vit_t_14"]
 BOX = MixBox((1, 3), (0, 3), (4, 4))
