@@ -129,8 +129,8 @@ def test_parameters_are_those_of_the_released_models(name: str, image_px: int, m
 
 @pytest.mark.parametrize(
     ("name", "image_px", "_millions", "giga"),
-    # one forward of the two largest takes many seconds and a gigabyte
-    [pytest.param(*row, marks=pytest.mark.campaign if row[3] > 100 else ()) for row in RELEASED],
+    # a forward of the larger ones takes seconds to a minute and up to a gigabyte
+    [pytest.param(*row, marks=pytest.mark.campaign if row[3] > 30 else ()) for row in RELEASED],
 )
 def test_multiply_adds_are_those_of_the_released_models(
     name: str, image_px: int, _millions: float, giga: float

@@ -5,10 +5,13 @@ import torch
 
 from tokenlabel.core.errors import ConfigError
 from tokenlabel.models import create_model, model_names
+from tokenlabel.models.lvvit import LVVIT_PRESETS
+from tokenlabel.models.t2t import T2T_PRESETS
 
 
 def test_names() -> None:
-    assert model_names() == ["lvvit_t", "lvvit_s", "lvvit_m", "lvvit_l", "t2t_vit_14", "t2t_vit_19", "t2t_vit_24"]
+    assert set(model_names()) >= {"lvvit_t", "lvvit_s", "lvvit_m", "lvvit_l", "t2t_vit_14", "t2t_vit_19", "t2t_vit_24"}
+    assert model_names() == [*LVVIT_PRESETS, *T2T_PRESETS]
     for name in model_names():
         with torch.device("meta"):
             model = create_model(name, 3, 32)
