@@ -118,7 +118,13 @@ def draw_sights(sights: Sequence[Sight], class_name: Callable[[int], str], path:
             _draw_line(line, sight, class_name)
         if explained:
             scale = figure.colorbar(
-                plt.cm.ScalarMappable(cmap=HEAT), ax=axes, location="bottom", shrink=0.3, aspect=40, anchor=(0.85, 0)
+                plt.cm.ScalarMappable(cmap=HEAT),
+                ax=axes,
+                location="bottom",
+                shrink=0.3,
+                aspect=40,
+                pad=0.01,
+                anchor=(0.85, 0),
             )
             scale.set_ticks([0, 1], labels=["least relevant", "most relevant"])
             scale.ax.tick_params(labelsize=5.5, length=0)

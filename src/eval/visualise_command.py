@@ -66,6 +66,8 @@ def run(args: argparse.Namespace) -> int:
     reason = why_unsupported(loaded.model)
     if reason is not None:
         logger.warning("no relevance maps of this model: %s; the class maps are drawn alone", reason)
+    if loaded.model.token_score_weight == 0:
+        logger.warning("the token head has no say in the class, so it may be untrained and its class maps mean nothing")
     sights = look_at(
         loaded.model,
         paths,
