@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -26,14 +27,14 @@ def small_lvvit(**settings: object) -> TokenModel:
     return model.eval()
 
 
-def deit_tiny(name: str = "deit_tiny_patch16_224") -> TokenModel:
-    model = create_model(f"timm/{name}", CLASSES, 224)
+def deit_tiny() -> TokenModel:
+    model = create_model("timm/deit_tiny_patch16_224", CLASSES, 224)
     draw_weights(model.backbone)
     return model.eval()
 
 
 @pytest.mark.parametrize(("name", "build"), [("small", small_lvvit), ("deit_tiny", deit_tiny)])
-def test_maps_equal_those_of_the_authors_code(name: str, build: object) -> None:
+def test_maps_equal_those_of_the_authors_code(name: str, build: Callable[[], TokenModel]) -> None:
     with np.load(GOLDEN) as golden:
         expected = torch.from_numpy(golden[name])
     maps = relevance_maps(build(), draw_images(MODELS[name][0]["img_size"]), ASKED)
@@ -79,10 +80,9 @@ def test_product_rule_gives_half_to_each_factor() -> None:
     torch.testing.assert_close(single[0], torch.tensor([[0.5, 3.0]]))  # 2 * 1 and 3 * 4, of 14, of half of 7
 
 
-@pytest.mark.parametrize("build", [small_lvvit, deit_tiny])
-def test_no_relevance_is_lost_between_logit_and_first_block(build: object) -> None:
-    model: TokenModel = build()
-    model = model.double()
+@pytest.mark.parametrize("residual_scale", [1.0, 2.0])
+def test_no_relevance_is_lost_between_logit_and_first_block(residual_scale: float) -> None:
+    model = small_lvvit(residual_scale=residual_scale).double()
     encoder = relevance._encoder_of(model)
     seen = relevance._record(encoder)
     with torch.no_grad():
@@ -138,10 +138,8 @@ def test_model_is_left_as_it_was_even_in_inference_mode_and_frozen() -> None:
 
 @pytest.mark.parametrize("name", ["timm/deit_tiny_distilled_patch16_224", "timm/deit3_small_patch16_224", "t2t_vit_14"])
 def test_relatives_have_maps_too(name: str) -> None:
-    settings = {"depth": 2} if name.startswith("t2t") else {}
-    image_px = 64 if name.startswith("t2t") else 224
-    model = create_model(name, 3, image_px, **settings)
-    maps = relevance_maps(model, draw_images(image_px)[:1], torch.tensor([[2]]))
+    model = create_model(name, 3, 64, **({"depth": 2} if name.startswith("t2t") else {}))
+    maps = relevance_maps(model, draw_images(64)[:1], torch.tensor([[2]]))
     assert maps.shape == (1, 1, *model.grid)
     assert torch.isfinite(maps).all()
     assert maps.min() >= 0
