@@ -100,16 +100,17 @@ def test_folders_give_their_share(
     assert "3 photographs" in lines[-1]
 
 
-def test_a_cnn_gets_its_class_maps_alone(
+def test_deit_gets_relevance_maps_and_a_cnn_its_class_maps_alone(
     photographs: list[Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    save_run(tmp_path, "timm/resnet10t", 64)
-    code, lines = draw(capfd, tmp_path, photographs[0], "--out", tmp_path / "page.png")
-    assert code == 0
-    assert sum("no relevance maps" in line for line in lines) == 1
-    assert any("ResNet" in line for line in lines)
-    with Image.open(tmp_path / "page.png") as page:
-        assert page.width == pytest.approx(2 * PANEL_PX, rel=0.05)
+    for name, columns, said in [("timm/deit_tiny_patch16_224", 4, 0), ("timm/resnet10t", 2, 1)]:
+        folder = tmp_path / name
+        save_run(folder, name, 64)
+        code, lines = draw(capfd, folder, photographs[0], "--out", folder / "page.png")
+        assert code == 0
+        assert sum("no relevance maps of this model: it is a ResNet" in line for line in lines) == said
+        with Image.open(folder / "page.png") as page:
+            assert page.width == pytest.approx(columns * PANEL_PX, rel=0.05)
 
 
 def test_a_token_head_that_has_no_say_is_mentioned(
