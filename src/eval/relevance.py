@@ -4,7 +4,7 @@ Transformer attribution: the class logit's relevance goes back through the block
 its gradient says what the tokens gave each other for this class, and the product over blocks what reached the class token.
 The model runs itself, hooks record it, and what its attention gave is checked against the matrix computed here.
 Called by `visualise_command`. LV-ViT, T2T-ViT and timm's plain vision transformers (ViT, DeiT) with a class token.
-Source: Chefer, Gur and Wolf 2021, arXiv 2012.09838, equations 3 to 14. It equals the authors' code for batches of one.
+Source: Chefer, Gur and Wolf 2021, arXiv 2012.09838, section 3. Equal to the authors' code, which takes one image at a time.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def why_unsupported(model: TokenModel) -> str | None:
 
 
 def linear_rule(weight: Tensor, inputs: Tensor, relevance: Tensor) -> Tensor:
-    """Relevance of a linear layer's inputs: shared out in proportion to their positive contributions (equation 4).
+    """Relevance of a linear layer's inputs: shared out in proportion to their positive contributions (section 3.1).
 
     Args:
         weight: (out, in). A bias has no input to give relevance to, and counts for nothing.
@@ -137,7 +137,7 @@ def linear_rule(weight: Tensor, inputs: Tensor, relevance: Tensor) -> Tensor:
 def sum_rule(first: Tensor, second: Tensor, relevance: Tensor) -> tuple[Tensor, Tensor]:
     """Relevance of the two parts of a sum: by their values, then each scaled so that an image's total is kept.
 
-    Without the scaling parts of opposite sign would get large relevance of opposite sign (equations 5, 9 and 10).
+    Without the scaling parts of opposite sign would get large relevance of opposite sign (section 3.2).
 
     Args:
         first, second, relevance: (..., tokens, width).
@@ -153,7 +153,7 @@ def sum_rule(first: Tensor, second: Tensor, relevance: Tensor) -> tuple[Tensor, 
 def product_rule(first: Tensor, second: Tensor, relevance: Tensor) -> tuple[Tensor, Tensor]:
     """Relevance of the two factors of a matrix product `first @ second`.
 
-    By their values (equation 5), which gives each factor the whole; the scaling of equation 9 leaves a half to each.
+    By their values, which gives each factor the whole; the scaling of section 3.2 leaves a half to each.
     """
     quotient = _divide(relevance, first @ second) / 2
     return first * (quotient @ second.mT), second * (first.mT @ quotient)
@@ -174,7 +174,7 @@ def _class_token_row(encoder: _Encoder, seen: Recording, one_hot: Tensor, slopes
         slopes: of each block, the logits' gradients at the mixed values, (batch, n, tokens, width).
 
     Returns:
-        (batch, n, tokens), the class token's row of the product of equation 14.
+        (batch, n, tokens), the class token's row of the product over blocks (section 3.3).
     """
     features = seen[encoder.norm][1]
     relevance = one_hot.new_zeros(*one_hot.shape[:2], *features.shape[2:])  # (batch, n, tokens, width)
@@ -184,7 +184,7 @@ def _class_token_row(encoder: _Encoder, seen: Recording, one_hot: Tensor, slopes
     for block, slope in zip(reversed(encoder.blocks), reversed(slopes), strict=True):
         relevance, of_attention, gradient = _through_block(block, seen, relevance, slope)
         gain = (gradient * of_attention).clamp(min=0).mean(dim=2)  # (batch, n, tokens, tokens)
-        row = row + (row[..., None, :] @ gain)[..., 0, :]  # times identity plus gain (equation 13)
+        row = row + (row[..., None, :] @ gain)[..., 0, :]  # times identity plus gain
     return row
 
 

@@ -39,7 +39,8 @@ from .prediction import Prediction, Preprocessing, Unreadable, predict_photograp
 from .relevance import relevance_maps
 
 SCALE_IN = 0.45  # room for the colour scale below the page
-NOTE = "Class of a token: colour; its probability: opacity. Relevance for a class: each map from its least to its most."
+NOTE = "Class of a token: colour; its probability: opacity."
+RELEVANCE_NOTE = " Relevance for a class: each map from its least to its most."
 
 
 @dataclass(frozen=True)
@@ -96,13 +97,14 @@ def look_at(
     return sights
 
 
-def draw_sights(sights: Sequence[Sight], class_name: Callable[[int], str], path: Path) -> None:
+def draw_sights(sights: Sequence[Sight], class_name: Callable[[int], str], path: Path, *, map_title: str) -> None:
     """Draws one page to a PNG file.
 
     Args:
         sights: of one model, one row each.
         class_name: words for a class index.
         path: file to write.
+        map_title: over the class maps.
 
     Raises:
         OutputError: the file cannot be written.
@@ -115,7 +117,7 @@ def draw_sights(sights: Sequence[Sight], class_name: Callable[[int], str], path:
         for axis in axes.ravel():
             axis.set_axis_off()
         for line, sight in zip(axes, sights, strict=True):
-            _draw_line(line, sight, class_name)
+            _draw_line(line, sight, class_name, map_title)
         if explained:
             scale = figure.colorbar(
                 plt.cm.ScalarMappable(cmap=HEAT),
@@ -128,13 +130,13 @@ def draw_sights(sights: Sequence[Sight], class_name: Callable[[int], str], path:
             )
             scale.set_ticks([0, 1], labels=["least relevant", "most relevant"])
             scale.ax.tick_params(labelsize=5.5, length=0)
-        figure.supxlabel(NOTE, fontsize=5.5, x=0.01, ha="left")
+        figure.supxlabel(NOTE + RELEVANCE_NOTE * explained, fontsize=5.5, x=0.01, ha="left")
         with atomic_path(path) as temporary:
             figure.savefig(temporary, format="png")
         plt.close(figure)
 
 
-def _draw_line(axes: Sequence[Axes], sight: Sight, class_name: Callable[[int], str]) -> None:
+def _draw_line(axes: Sequence[Axes], sight: Sight, class_name: Callable[[int], str], map_title: str) -> None:
     prediction = sight.prediction
     axes[0].imshow(prediction.seen)
     _title(axes[0], prediction.path.name)
@@ -144,7 +146,7 @@ def _draw_line(axes: Sequence[Axes], sight: Sight, class_name: Callable[[int], s
     colours = choose_colours([shares])
     grey = prediction.seen.convert("L").convert("RGB")  # so that an orange fish is not taken for an orange class
     axes[1].imshow(overlay(grey, best_class, probability * SUREST_OPACITY, colours))
-    _title(axes[1], "class of each token")
+    _title(axes[1], map_title)
     named = [index for index, share in shares.items() if index in colours and share >= LEGEND_SHARE]
     add_legend(axes[1], {index: colours[index] for index in named[:LEGEND_CLASSES]}, class_name)
 

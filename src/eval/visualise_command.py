@@ -66,7 +66,11 @@ def run(args: argparse.Namespace) -> int:
     reason = why_unsupported(loaded.model)
     if reason is not None:
         logger.warning("no relevance maps of this model: %s; the class maps are drawn alone", reason)
-    if loaded.model.token_score_weight == 0:
+    map_title = "class of each token"
+    if (
+        loaded.model.token_score_weight == 0
+    ):  # that of a training without token loss, and of a plain classifier's weights
+        map_title += " (by an untrained head?)"
         logger.warning("the token head has no say in the class, so it may be untrained and its class maps mean nothing")
     sights = look_at(
         loaded.model,
@@ -76,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
         with_relevance=reason is None,
         device=choose_device(args.device),
     )
-    draw_sights(sights, lambda index: readable_class(loaded.classes[index]), args.out)
+    draw_sights(sights, lambda index: readable_class(loaded.classes[index]), args.out, map_title=map_title)
     logger.info("%s: %d photographs", args.out, len(sights))
     return 0
 
