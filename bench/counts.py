@@ -121,22 +121,20 @@ def study() -> Study:
 
 def published_models() -> list[Published]:
     """Every student of the catalogue at its own resolution, and at every other one that the paper has a row for."""
-    said = statements()
+    said, catalogue = statements(), study().config.models
+    for row in (*said["models"], *said["authors"]):
+        row.setdefault("image_px", catalogue[row["model"]].image_px)
     models = []
-    for name, entry in study().config.models.items():
+    for name, entry in catalogue.items():
         counting = said["counting"][name.split("_", 1)[0]]
-
-        def rows(kind: str, image_px: int, name: str = name, own_px: int = entry.image_px) -> tuple[Any, ...]:
-            return tuple(row for row in said[kind] if row["model"] == name and row.get("image_px", own_px) == image_px)
-
-        others = [row["image_px"] for row in said["models"] if row["model"] == name and "image_px" in row]
-        for image_px in dict.fromkeys([entry.image_px, *others]):
-            printed = rows("models", image_px)
+        rows, page = ([row for row in said[kind] if row["model"] == name] for kind in ("models", "authors"))
+        for image_px in dict.fromkeys([entry.image_px, *(row["image_px"] for row in rows)]):
+            printed = tuple(row for row in rows if row["image_px"] == image_px)
             own = entry.model_dump() if image_px == entry.image_px else printed[0]
             models.append(
                 Published(
-                    name, entry.architecture, image_px, counting["reading"], counting["source"],
-                    own["parameters_m"], own["gmacs"], printed, rows("authors", image_px),
+                    name, entry.architecture, image_px, counting["reading"], counting["source"], own["parameters_m"],
+                    own["gmacs"], printed, tuple(row for row in page if row["image_px"] == image_px),
                 )
             )  # fmt: skip
     return models
