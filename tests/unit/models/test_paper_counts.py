@@ -11,7 +11,7 @@ import torch
 
 from bench.counts import Published, Size, ablations, blank, published_models, size_of, statements, study
 from bench.record import read_results
-from tokenlabel.models import TokenModel, TokenOutput, count_parameters, create_model
+from tokenlabel.models import TokenModel, TokenOutput, count_parameters, create_model, model_names
 
 LARGE_GMACS = 20.0  # counting runs the model once, on the CPU
 GMACS_AGREE = 0.015  # the paper's multiply-adds are counted by another tool, and are 1.4 % above at most
@@ -85,6 +85,10 @@ def test_printed_multiply_adds(pair: tuple[Published, dict[str, Any]]) -> None:
     found = size(model.architecture, model.image_px).published_gmacs(model.reading)
     apart = abs(found / float(row["printed_gmacs"]) - 1)
     assert (apart > GMACS_AGREE) == ("gmacs_why" in row)
+
+
+def test_every_preset_is_in_the_table() -> None:
+    assert set(model_names()) <= {model.architecture for model in MODELS}
 
 
 def test_m_at_224_contradicts_m_at_384_in_the_paper() -> None:
