@@ -77,12 +77,12 @@ class ConvolutionalStem(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(batch, 3, height, width) -> (batch, tokens, channels), row by row."""
-        # Convolutions, norms and their gradients follow the input's layout, so the weights stay as they are saved:
-        # a step of the stem takes 0.79 (fp32) to 0.89 (bf16) of the time, and tokens come out without a copy.
+        # Convolutions and norms follow the input's layout, forward and backward, while the weights stay as they are
+        # saved. A step of the stem takes 0.79 (fp32) to 0.89 (bf16) of the time on a CPU; tokens come without a copy.
         images = images.contiguous(memory_format=torch.channels_last)
         for index in range(1, self.hidden + 1):
             convolution, norm = self.get_submodule(f"conv{index}"), self.get_submodule(f"bn{index}")
-            images = torch.relu(norm(convolution(images)))
+            images = torch.relu_(norm(convolution(images)))  # in place: the norm keeps its input, not its output
         out: Tensor = self.proj(images).flatten(2).transpose(1, 2)
         return out
 

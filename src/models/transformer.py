@@ -41,8 +41,8 @@ class Attention(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """(batch, tokens, width) -> the same shape."""
         batch, length, width = tokens.shape
-        qkv = self.qkv(tokens).view(batch, length, 3, self.heads, width // self.heads)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (batch, heads, tokens, width / heads)
+        parts = self.qkv(tokens).view(batch, length, 3, self.heads, width // self.heads).unbind(2)
+        query, key, value = (part.transpose(1, 2) for part in parts)  # each (batch, heads, tokens, width / heads)
         mixed = F.scaled_dot_product_attention(query, key, value, scale=self.scale)
         out: Tensor = self.proj(mixed.transpose(1, 2).reshape(batch, length, width))
         return out
@@ -198,7 +198,11 @@ class TokenTransformer(TokenModel):
 
         Returns:
             (batch, 1 + tokens, width) after the final norm, the class token first.
+
+        Raises:
+            ValueError: images of another size.
         """
+        self.check_images(images)
         tokens = self.embed_patches(images)
         if mix is not None:
             tokens = mix_tokens(tokens, mix)
