@@ -91,7 +91,7 @@ def test_sinusoid_positions() -> None:
 
 
 def test_settings_that_do_not_fit_are_refused(tiny: Callable[..., TokenModel]) -> None:
-    with pytest.raises(ConfigError, match="multiple of 16"):
+    with pytest.raises(ConfigError, match=r"multiple of the token size 16 px\. Nearest: 64 or 80"):
         tiny("t2t_vit_14", image_px=72)
     with pytest.raises(ConfigError, match="Did you mean 'performer'"):
         tiny("t2t_vit_14", token_module="preformer")
