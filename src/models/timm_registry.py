@@ -119,16 +119,17 @@ def _build(variant: str, architecture: str, pretrained: bool, **arguments: Any) 
             raise ConfigError(f"{variant}: in_chans is {in_chans}; a token model takes 3 channels, RGB")
         if drop_rate:
             raise ConfigError(f"{variant}: drop_rate is {drop_rate}; the heads have no dropout. Leave it 0.")
+        if global_pool not in ("", "token"):
+            raise ConfigError(
+                f"{variant}: global_pool is {global_pool!r}; the model's own pooling stays. Leave it out."
+            )
         if drop_path_rate:
             settings["stochastic_depth"] = drop_path_rate
-        model = create_model(architecture, num_classes, height, **settings)
-        model.in_chans = in_chans
-        if not hasattr(model, "num_features"):
-            model.num_features = model.head_hidden_size = model.width
-        return model
+        return create_model(architecture, num_classes, height, **settings)
 
-    record = arguments.get("pretrained_cfg") or {}
-    if pretrained and not (isinstance(record, Mapping) and (record.get("file") or record.get("state_dict"))):
+    record = arguments.get("pretrained_cfg")
+    source = record if isinstance(record, Mapping) else {}
+    if pretrained and not (source.get("file") or source.get("state_dict")):
         raise ConfigError(
             f"{variant} has no weights of its own. Use timm.create_model('local-dir:FOLDER', pretrained=True) or "
             "checkpoint_path=FILE."
@@ -136,6 +137,8 @@ def _build(variant: str, architecture: str, pretrained: bool, **arguments: Any) 
     model: TokenModel = build_model_with_cfg(
         construct, variant, pretrained, pretrained_filter_fn=_fit_state, **arguments
     )
+    cfg: Any = model.pretrained_cfg
+    model.mean, model.std = tuple(cfg["mean"]), tuple(cfg["std"])
     return model
 
 
