@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +40,7 @@ class TokenTransformer(TokenModel):
         side = tokens_per_side(image_px, token_px)
         super().__init__(num_classes, image_px, (side, side), token_score_weight=token_score_weight)
         self.token_px = token_px
-        self.width = width
+        self.width = self.num_features = self.head_hidden_size = width  # the last two are timm's names
         self.grad_checkpointing = False
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
 
@@ -177,6 +178,14 @@ class TokenTransformer(TokenModel):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Keeps no activations inside blocks in training: computed again in the backward pass, gradients unchanged."""
         self.grad_checkpointing = enable
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Timm's patterns of parameter names by depth, for layer-wise learning rates; heads match none, hence last."""
+        blocks = r"^blocks\.(\d+)"
+        return {
+            "stem": r"^(?:cls_token|pos_embed|patch_embed|tokens_to_token)",
+            "blocks": blocks if coarse else [(blocks, None), (r"^norm", (99999,))],  # 99999: with the last block
+        }
 
     @property
     def recomputes(self) -> bool:

@@ -19,9 +19,23 @@ def test_names() -> None:
         assert model.training
 
 
-def test_unknown_name_is_refused_with_the_legal_ones() -> None:
-    with pytest.raises(ConfigError, match=r"unknown model 'lvvit_x'.*lvvit_s.*timm/<name>"):
-        create_model("lvvit_x")
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        (
+            "lvvit_x",
+            r"unknown model 'lvvit_x'. Did you mean 'lvvit_.' or .* Legal: lvvit_t, .*t2t_vit_14.*, timm/<name>",
+        ),
+        ("deit_small_patch16_224", "it is one of timm's. Write 'timm/deit_small_patch16_224'."),
+        ("deit_small_patch16_224.fb_in1k", "Write 'timm/deit_small_patch16_224.fb_in1k'."),
+        ("deit_smal_patch16_224", "Did you mean 'timm/deit_small_patch16_224' or .* Legal: lvvit_t"),
+        ("", "unknown model ''. Legal: lvvit_t"),
+    ],
+)
+def test_unknown_name_is_refused_with_the_nearest_legal_ones(name: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words) as caught:
+        create_model(name)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["lvvit_s", "t2t_vit_14", "timm/resnet18"])
