@@ -8,6 +8,7 @@ import torch
 from timm.optim import param_groups_layer_decay
 from torch import Tensor
 
+from bench.timm_architectures import families, run_of, small_one
 from tokenlabel.core.errors import ConfigError
 from tokenlabel.models import MixBox, create_model
 from tokenlabel.models.timm_backbones import TimmTokenModel
@@ -112,23 +113,42 @@ def widened(mask: Tensor, by_px: int) -> Tensor:
 )
 def test_mixed_images_are_seen_inside_the_box_only(name: str, image_px: int, overlap_px: int) -> None:
     """Of the partner nothing outside the box counts, of the image itself nothing inside; for both kinds of mixing."""
+    check_mixing(make(name, image_px), overlap_px)
+
+
+def check_mixing(model: TimmTokenModel, overlap_px: int) -> None:
     torch.manual_seed(0)
-    model = make(name, image_px)
     model.backbone.eval()  # batch statistics would tie the images together
     for head in model.head_names:  # Mixer's starts at zero
         torch.nn.init.normal_(model.get_submodule(head).weight)  # type: ignore[arg-type]
     rows, cols = model.grid
-    box = MixBox((rows // 2, rows), (0, cols // 4), model.grid)
-    images = torch.randn(2, 3, image_px, image_px, requires_grad=True)
+    box = MixBox((rows // 2, rows), (0, max(1, cols // 4)), model.grid)
+    images = torch.randn(2, 3, model.image_px, model.image_px, requires_grad=True)
     own, partner = influence(model(images, box).class_logits[0], images)
-    side = image_px // rows
-    inside = torch.zeros(image_px, image_px, dtype=torch.bool)
-    inside[image_px // 2 :, : cols // 4 * side] = True
+    pixels = box.scaled((model.image_px, model.image_px))
+    inside = torch.zeros(model.image_px, model.image_px, dtype=torch.bool)
+    inside[pixels.rows[0] : pixels.rows[1], pixels.cols[0] : pixels.cols[1]] = True
     outside, inside = ~widened(inside, overlap_px), ~widened(~inside, overlap_px)
     assert own[inside].max() == 0
     assert partner[outside].max() == 0
     assert own[outside].max() > 0
     assert partner[inside].max() > 0
+
+
+@pytest.mark.campaign  # a quarter of an hour
+@pytest.mark.parametrize("family", families())
+def test_every_family_works_or_says_why(family: str) -> None:
+    (name,) = small_one(families()[family])
+    row = run_of(name)
+    if "reason" in row:
+        assert "\n" not in row["reason"]
+        pytest.skip(row["reason"])
+    assert row["works"]
+    if row["checked"] == "numbers":
+        assert row["cells_off"] <= 1  # a token looks at its own place first
+        if family != "vision_transformer_hybrid":  # its patch embedding is a whole ResNet, which sees far
+            with torch.random.fork_rng():
+                check_mixing(make(name, row["image_px"]), 16)
 
 
 def test_token_logits_return_to_the_image_they_came_from() -> None:
