@@ -221,6 +221,8 @@ class TimmTokenModel(TokenModel):
                     f"interpolated to {image_px} px. Make a new model for that size."
                 )
         fresh.load_state_dict(state)
+        if getattr(self.backbone, "grad_checkpointing", False):
+            fresh.set_grad_checkpointing()
         return fresh.to(self.token_head.weight).train(self.training)
 
 
