@@ -245,9 +245,9 @@ def seed_folder(wildcards):
 
 
 def run_arguments(wildcards):
-    """Folders that a run reads, as command line arguments."""
+    """Folders that a run reads, and what its config.json is to say of evaluation, as command line arguments."""
     run = run_of(wildcards)
-    arguments = []
+    arguments = ["--eval-crop", str(STUDY.model_of(run).eval_crop)]
     if run.labels:
         arguments += ["--labels", run.labels.folder]
     if run.start:

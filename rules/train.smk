@@ -22,7 +22,7 @@ rule train_run:
         machine=MACHINE,
         spec="results/runs/{run}/spec.json",
         manifest=manifest_folder,
-        folders=run_arguments,
+        arguments=run_arguments,
     shell:
         "{params.python} -m tokenlabel.train --spec {params.spec} --machine {params.machine} --manifest {params.manifest}"
-        " {params.folders} --seed {wildcards.seed} --done {output.done} --log {log}"
+        " {params.arguments} --seed {wildcards.seed} --done {output.done} --log {log}"

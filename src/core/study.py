@@ -150,9 +150,13 @@ class Study:
         """Annotators on the page of label maps: at most four that selected tables need anyway."""
         return self.used_labels[:4]
 
+    def model_of(self, run: Run) -> Model:
+        """The catalogue's entry of a run's model."""
+        return self.config.models[run.name.split("-", 1)[0]]
+
     def gmacs(self, run: Run) -> float:
         """10^9 multiply-adds of one photograph through a run's model; an estimate where the catalogue gives none."""
-        model = self.config.models[run.name.split("-", 1)[0]]
+        model = self.model_of(run)
         if model.gmacs is None:
             return 10.0
         return multiply_adds_at(model.gmacs, model.image_px, run.spec["image_px"])

@@ -1,6 +1,7 @@
 """The state of a training between two steps: enough to continue as if nothing had happened.
 
-Written atomically, so a kill leaves the previous one. Randomness needs no state: every step draws from a seed derived
+Called by the loop only; weights for other readers are `models.checkpoints`. Written atomically, so a kill leaves the
+previous one. Randomness needs no state: every step draws from a seed derived
 from (run seed, epoch, step).
 """
 
@@ -25,7 +26,7 @@ class Progress:
     totals: dict[str, float]
 
 
-def save_checkpoint(path: Path, digest: str, progress: Progress, states: dict[str, Any]) -> None:
+def save_training_state(path: Path, digest: str, progress: Progress, states: dict[str, Any]) -> None:
     """Writes the training state of the spec with this digest."""
     document = {
         "digest": digest,
@@ -43,7 +44,7 @@ def save_checkpoint(path: Path, digest: str, progress: Progress, states: dict[st
             ) from error
 
 
-def load_checkpoint(path: Path, digest: str) -> tuple[Progress, dict[str, Any]] | None:
+def load_training_state(path: Path, digest: str) -> tuple[Progress, dict[str, Any]] | None:
     """Reads the training state; None when there is none yet.
 
     Raises:

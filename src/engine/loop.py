@@ -27,7 +27,7 @@ from ..core.errors import TokenLabelError
 from ..core.files import write_text
 from ..core.log import logger
 from ..core.seeds import derived_seed
-from .checkpoints import Progress, load_checkpoint, save_checkpoint
+from .checkpoints import Progress, load_training_state, save_training_state
 from .device import autocast
 
 CHECKPOINT_SECONDS = 600.0  # within an epoch; at each epoch's end there is one anyway
@@ -156,7 +156,7 @@ def fit(
         }
 
     progress = Progress(0, 0, {})
-    if (resumed := load_checkpoint(checkpoint, digest)) is not None:
+    if (resumed := load_training_state(checkpoint, digest)) is not None:
         progress, saved = resumed
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
@@ -187,7 +187,7 @@ def fit(
                 step += 1
                 totals.add("seconds", time.monotonic() - started)
                 if stop.requested or time.monotonic() - saved_at > CHECKPOINT_SECONDS:
-                    save_checkpoint(checkpoint, digest, Progress(epoch, step, totals.sums), states())
+                    save_training_state(checkpoint, digest, Progress(epoch, step, totals.sums), states())
                     saved_at = time.monotonic()
                 if stop.requested:
                     raise InterruptedTrainingError(
@@ -200,7 +200,7 @@ def fit(
             metrics.append(line)
             logger.info("epoch %s", " ".join(f"{k} {v:.4g}" for k, v in line.items()))
             progress = Progress(epoch + 1, 0, {})
-            save_checkpoint(checkpoint, digest, progress, states())
+            save_training_state(checkpoint, digest, progress, states())
     images, skipped = metrics.sum_of("images"), metrics.sum_of("skipped")
     return FitResult(model, averaged.module if averaged else None, int(images), int(skipped))
 

@@ -2,62 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from ..core.errors import CheckpointError
 from ..core.files import sha256_of
 from ..data.manifest import Manifest
 from ..engine.device import choose_device, choose_precision, set_threads
-from ..engine.run_model import model_of_spec
 from ..engine.validation import CenterCrops, measure_accuracy
-from ..models import (
-    TokenModel,
-    count_multiply_adds,
-    count_parameters,
-    load_weights,
-    read_metadata,
-)
-
-
-def weights_of_run(seed_folder: Path, *, use_ema: bool) -> Path:
-    """The weights to measure: averaged ones where wanted and kept.
-
-    Raises:
-        CheckpointError: the run has left no weights.
-    """
-    averaged = seed_folder / "model_ema.safetensors"
-    path = averaged if use_ema and averaged.exists() else seed_folder / "model.safetensors"
-    if not path.exists():
-        raise CheckpointError(
-            f"{path}: the run has left no weights. Delete {seed_folder / 'done.json'} and run snakemake."
-        )
-    return path
-
-
-def load_trained(path: Path) -> tuple[TokenModel, dict[str, Any], list[str]]:
-    """Builds the model that a checkpoint of ours says it is.
-
-    Args:
-        path: model.safetensors or model_ema.safetensors of a run.
-
-    Returns:
-        the model in eval mode, its spec, and its class names.
-
-    Raises:
-        CheckpointError: not a checkpoint of this package.
-    """
-    metadata = read_metadata(path)
-    if "spec" not in metadata:
-        raise CheckpointError(
-            f"{path}: no spec in its metadata, so its model is unknown. Expected a model.safetensors of a run under "
-            "results/runs."
-        )
-    spec = json.loads(metadata["spec"])
-    model = model_of_spec(spec)
-    load_weights(model, path)
-    return model.eval(), spec, json.loads(metadata["classes"])
+from ..models import count_multiply_adds, count_parameters, load_model
 
 
 def evaluate_run(
@@ -74,13 +26,13 @@ def evaluate_run(
     Returns:
         top1 and top5 in percent, image counts, parameters (10^6), multiply-adds (10^9), the weights' sha256.
     """
-    path = weights_of_run(seed_folder, use_ema=evaluation["use_ema"])
-    model, spec, _ = load_trained(path)
+    loaded = load_model(seed_folder, use_ema=evaluation["use_ema"])
+    model, path = loaded.model, Path(loaded.report.where)
     device = choose_device(machine["device"])
     precision = choose_precision(machine["precision"], device)
     set_threads(machine["threads"])
     crops = CenterCrops(
-        manifest, machine, spec["image_px"], evaluation["crop"], evaluation["interpolation"], model.mean, model.std
+        manifest, machine, model.image_px, evaluation["crop"], evaluation["interpolation"], model.mean, model.std
     )
     accuracy = measure_accuracy(
         model, crops, machine, num_classes=model.num_classes, device=device, precision=precision
@@ -89,7 +41,7 @@ def evaluate_run(
     return {
         **accuracy,
         "parameters_m": count_parameters(model) / 1e6,
-        "gmacs": count_multiply_adds(model, spec["image_px"]) / 1e9,
+        "gmacs": count_multiply_adds(model, model.image_px) / 1e9,
         "weights": path.name,
         "weights_sha256": sha256_of(path),
     }

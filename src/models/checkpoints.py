@@ -1,177 +1,109 @@
-"""Reads and writes weights; called by training (fine-tuning chains), evaluation and prediction.
+"""Weights into a model: load_checkpoint, called by training (fine-tuning chains), `trained` and other people's code.
 
-Guarantees that a model is either loaded in full or left as it was, that nothing in a file is executed, and that heads
-are replaced only on request. Optimiser state and resuming belong to the engine.
+Guarantees that a model is either loaded in full or left as it was, and that what was changed to fit is said. Optimiser
+state and resuming belong to the engine.
 """
 
 from __future__ import annotations
 
-import argparse
-import pickle
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..core.errors import CheckpointError, OutputError
-from ..core.files import atomic_path
+from ..core.errors import CheckpointError
+from ..core.log import logger
 from .tokens import TokenModel
 from .transformer import initialise_linear, interpolate_position_embedding
-
-WRAPPERS = (
-    "state_dict",
-    "model",
-    "state_dict_ema",
-    "model_ema",
-)  # where training programs keep the weights; first found counts
-LISTED = 10  # names of each kind that an error shows
+from .weights import Checkpoint, listing, read_checkpoint
 
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What `load_weights` did.
+    """What `load_checkpoint` did.
 
     Attributes:
+        where, wrapper, averaged: which weights were taken; see `Checkpoint`.
         loaded: entries copied from the checkpoint.
         reset: heads initialised anew, because the checkpoint's have other classes or are missing.
+        classes_found: classes of the checkpoint's heads; None where it has none.
         interpolated: entries resampled to the model's token grid.
-        wrapper: the key of the file under which the weights were found; "" where the file is a plain state dict.
     """
 
+    where: str
+    wrapper: str
+    averaged: bool
     loaded: int
     reset: tuple[str, ...]
+    classes_found: int | None
     interpolated: tuple[str, ...]
-    wrapper: str
 
 
-def load_weights(
-    model: TokenModel, state_or_path: Mapping[str, Any] | str | Path, *, reset_heads: bool = False
+def load_checkpoint(
+    model: TokenModel,
+    source: Mapping[str, Any] | Checkpoint | str | Path,
+    *,
+    use_ema: bool = True,
+    reset_heads: bool = True,
 ) -> LoadReport:
     """Loads weights strictly: every entry of the model from the checkpoint, and every entry of the checkpoint.
 
     The position embedding is interpolated where the grid differs. A leading "module." of names is removed, and timm's
-    own names are understood for timm backbones.
+    own names are understood for timm backbones. What was taken and what was changed is logged.
 
     Args:
         model: changed in place.
-        state_or_path: a state dict, one wrapped as {"state_dict" | "model" | "state_dict_ema": ...}, or a file of
-            either (.pth, .pth.tar, .pt, read without executing anything in it; .safetensors).
+        source: a run's or an exported folder; a file (.safetensors; .pth, .pth.tar or .pt, read without executing
+            anything in it); a state dict, plain or wrapped; or what `read_checkpoint` gave.
+        use_ema: take the averaged weights of a folder or file that holds both.
         reset_heads: initialise heads anew that the checkpoint lacks or has for another number of classes.
 
     Raises:
-        CheckpointError: the file is missing or damaged, or does not fit; then the model is unchanged.
+        CheckpointError: the file is missing or damaged, holds values that are not finite, or does not fit; then the
+            model is unchanged.
     """
-    if isinstance(state_or_path, Mapping):
-        where, content = "state dict", state_or_path
-    else:
-        where, content = str(state_or_path), _read(Path(state_or_path))
-    wrapper, state = _unwrap(where, content)
-    state = model.adapt_names(state)
+    found = source if isinstance(source, Checkpoint) else read_checkpoint(source, use_ema=use_ema)
+    state = model.adapt_names(found.state)
     expected = model.state_dict()
+    classes_found = classes_of_heads(model, state)
 
     state, interpolated = _fit_positions(model, state, expected)
-    state, reset = _fit_heads(where, model, state, expected, reset_heads)
+    state, reset = _fit_heads(found.where, model, state, expected, reset_heads)
     for name, value in expected.items():
         if name.endswith("num_batches_tracked"):
             state.setdefault(name, value)  # files written before PyTorch 0.4.1 lack these counters
-    _refuse_mismatch(where, state, expected)
+    _refuse_mismatch(found.where, state, expected)
     for head in reset:
         model.get_submodule(head).apply(initialise_linear)
     taken = {name: value for name, value in state.items() if not _belongs(name, reset)}
     model.load_state_dict({**model.state_dict(), **taken}, strict=True)
-    return LoadReport(len(taken), reset, interpolated, wrapper)
+    report = LoadReport(found.where, found.wrapper, found.averaged, len(taken), reset, classes_found, interpolated)
+    _log(report, model)
+    return report
 
 
-def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """Reads the weights of a file as a plain state dict, executing nothing in it.
-
-    Args:
-        path: .safetensors, or .pth, .pth.tar, .pt with a state dict, plain or under one of the usual keys.
-
-    Raises:
-        CheckpointError: the file is missing, damaged or holds no state dict.
-    """
-    return _unwrap(str(path), _read(Path(path)))[1]
+def classes_of_heads(model: TokenModel, state: Mapping[str, Tensor]) -> int | None:
+    """Classes of the first head that a state dict in the model's names has."""
+    sizes = (state[f"{head}.weight"].shape[0] for head in model.head_names if f"{head}.weight" in state)
+    return next(sizes, None)
 
 
-def save_weights(
-    model_or_state: nn.Module | Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str]
-) -> None:
-    """Writes weights as safetensors, atomically.
-
-    Args:
-        model_or_state: a model or a state dict.
-        path: ends in .safetensors; replaced if it exists.
-        metadata: what the reader must know, e.g. model, classes, spec digest; text only.
-
-    Raises:
-        OutputError: the file cannot be written.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    state = model_or_state.state_dict() if isinstance(model_or_state, nn.Module) else model_or_state
-    # Entries of their own: safetensors refuses tensors that share memory or are not contiguous.
-    own = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in state.items()}
-    with atomic_path(Path(path)) as temporary:
-        try:
-            save_file(own, temporary, dict(metadata))
-        except SafetensorError as error:  # its own writer reports a full disk this way
-            raise OutputError(f"{path}: the weights cannot be written ({error}).") from error
-
-
-def read_metadata(path: str | Path) -> dict[str, str]:
-    """The metadata of a .safetensors file, without reading its weights; empty where it has none.
-
-    Raises:
-        CheckpointError: the file is missing or damaged.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            return dict(file.metadata() or {})
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"checkpoint {path}: cannot be read as safetensors: {error}") from error
-
-
-def _read(path: Path) -> Any:
-    if not path.is_file():
-        raise CheckpointError(f"checkpoint {path}: no such file")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors import SafetensorError
-            from safetensors.torch import load_file
-
-            try:
-                return load_file(path)
-            except SafetensorError as error:
-                raise CheckpointError(f"checkpoint {path}: damaged: {error}. Fetch or write it again.") from error
-        # timm's training script stores its argument namespace beside the weights; it holds plain values only.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(
-            f"checkpoint {path}: damaged, or holds more than weights (expected tensors in a dictionary): {reason}"
-        ) from error
-
-
-def _unwrap(where: str, content: Any) -> tuple[str, dict[str, Tensor]]:
-    wrapper = ""
-    if isinstance(content, Mapping):
-        for key in WRAPPERS:
-            if isinstance(content.get(key), Mapping):
-                wrapper, content = key, content[key]
-                break
-    if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
-        raise CheckpointError(
-            f"checkpoint {where}: expected a state dict (name -> tensor), plain or under one of {', '.join(WRAPPERS)}"
-        )
-    return wrapper, {name.removeprefix("module."): value for name, value in content.items()}
+def _log(report: LoadReport, model: TokenModel) -> None:
+    kind = "averaged weights (EMA)" if report.averaged else "weights"
+    key = f" under {report.wrapper!r}" if report.wrapper else ""
+    resampled = f"; {', '.join(report.interpolated)} interpolated to {model.grid}" if report.interpolated else ""
+    logger.info("%s%s: %d entries of %s loaded%s", report.where, key, report.loaded, kind, resampled)
+    if report.reset:
+        reset = " and ".join(report.reset)
+        if report.classes_found in (None, model.num_classes):
+            logger.warning("%s: lacks %s, initialised anew for %d classes", report.where, reset, model.num_classes)
+        else:
+            logger.warning(
+                "%s: heads of %d classes, the model has %d: %s initialised anew",
+                report.where, report.classes_found, model.num_classes, reset,
+            )  # fmt: skip
 
 
 def _fit_positions(
@@ -224,14 +156,9 @@ def _refuse_mismatch(where: str, state: Mapping[str, Tensor], expected: Mapping[
             if name in expected and value.shape != expected[name].shape
         ],
     }
-    found = [f"{kind}: {_listing(names)}" for kind, names in kinds.items() if names]
+    found = [f"{kind}: {listing(names)}" for kind, names in kinds.items() if names]
     if found:
         raise CheckpointError(f"checkpoint {where} is of another model. {'; '.join(found)}")
-
-
-def _listing(names: list[str]) -> str:
-    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    return ", ".join(names[:LISTED]) + more
 
 
 def _belongs(name: str, heads: Iterable[str]) -> bool:

@@ -18,7 +18,7 @@ from torch import nn
 
 from ..core.errors import CheckpointError, ConfigError
 from ..core.files import sha256_of
-from .checkpoints import read_metadata, read_state_dict
+from .weights import read_metadata, read_state_dict
 
 FOLD_HEADS = "folds.safetensors"  # beside the checkpoint of an annotator that was adapted in folds
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar")

@@ -17,6 +17,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--labels", type=Path, default=None, help="folder of the annotator's label shards")
     parser.add_argument("--start", type=Path, default=None, help="seed folder of the run that fine-tuning starts from")
     parser.add_argument("--seed", type=int, default=0, help="seed of the run (default: %(default)s)")
+    parser.add_argument(
+        "--eval-crop", type=float, default=None,
+        help="share of the shorter side that evaluation keeps; recorded in config.json (default: the validations' own)",
+    )  # fmt: skip
     parser.add_argument("--done", type=Path, required=True, help="marker to write; weights and metrics lie beside it")
 
 
@@ -34,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     with job_log(title, digest=digest_of(spec), seed=args.seed, device=machine["device"]) as counts:
         marker = train_run(
             spec, machine, manifests=manifests, labels_folder=args.labels, start_folder=args.start, seed=args.seed,
-            done=args.done,
+            done=args.done, eval_crop=args.eval_crop,
         )  # fmt: skip
         counts["images"] = marker["images"]
     return 0

@@ -1,7 +1,7 @@
 """One run: builds model, data and loss from a spec, trains or continues, and leaves weights and a marker.
 
 Called by the command. Writes model.safetensors (and model_ema.safetensors where the recipe averages) with the spec in
-their metadata, so that a checkpoint says by itself what it is.
+their metadata, and config.json, which says what the model is: `load_model` and timm read the folder.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ..engine.loop import Optimisation, Task, fit
 from ..engine.run_model import model_of_spec
 from ..engine.validation import CenterCrops, measure_accuracy
 from ..labels import LabelStore
-from ..models import TokenModel, load_weights, save_weights
+from ..models import TokenModel, describe_model, load_checkpoint, save_weights, settings_of_spec, write_model_config
 from ..models.pretrained import load_pretrained
 from .augment import Augmentation
 from .batches import Batches, TrainingSet
@@ -41,6 +41,7 @@ def train_run(
     start_folder: Path | None,
     seed: int,
     done: Path,
+    eval_crop: float | None = None,
 ) -> dict[str, Any]:
     """Trains one run and writes its marker.
 
@@ -52,6 +53,7 @@ def train_run(
         start_folder: seed folder of the run that fine-tuning starts from.
         seed: of the run.
         done: the marker; weights and metrics lie beside it.
+        eval_crop: share of the shorter side that evaluation keeps, for config.json; None: the machine's validation_crop.
 
     Returns:
         what the marker says.
@@ -108,11 +110,15 @@ def train_run(
             device=device,
             precision=precision,
         )
-        metadata = {
-            "spec": json.dumps(spec),
-            "seed": str(seed),
-            "classes": json.dumps(list(manifests["train"].classes)),
-        }
+        config = describe_model(
+            model,
+            spec["model"]["architecture"],
+            settings_of_spec(spec),
+            manifests["train"].classes,
+            crop=eval_crop or machine["validation_crop"],
+        )
+        write_model_config(folder, config)
+        metadata = {"spec": json.dumps(spec), "seed": str(seed)}
         save_weights(result.model, folder / "model.safetensors", metadata)
         if result.averaged is not None:
             save_weights(result.averaged, folder / "model_ema.safetensors", metadata)
@@ -144,15 +150,12 @@ def build_model(spec: dict[str, Any], start_folder: Path | None, seed: int, weig
     if spec["model"].get("weights") is not None and spec["start"] is None:
         source = spec["model"] | {"architecture": spec["model"]["architecture"].removeprefix("timm/")}
         pretrained = load_pretrained(source, weights_root)
-        report = load_weights(model, pretrained.state, reset_heads=True)
-        logger.info("starting from %s, heads drawn anew: %s", pretrained.origin, ", ".join(report.reset) or "none")
+        logger.info("starting from %s", pretrained.origin)
+        load_checkpoint(model, pretrained.state)
     if spec["start"] is not None:
         if start_folder is None:
             raise CheckpointError("this run continues another one; give --start, the seed folder of that run.")
-        averaged = start_folder / "model_ema.safetensors"
-        weights = averaged if averaged.exists() else start_folder / "model.safetensors"
-        report = load_weights(model, weights)
-        logger.info("starting from %s, interpolated: %s", weights, ", ".join(report.interpolated) or "nothing")
+        load_checkpoint(model, start_folder, reset_heads=False)
     return model
 
 

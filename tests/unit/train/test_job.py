@@ -18,8 +18,9 @@ from safetensors.torch import load_file
 from tokenlabel.core.errors import CheckpointError, LabelError
 from tokenlabel.core.files import read_json, write_json
 from tokenlabel.engine.loop import MetricsFile, TrainingError
-from tokenlabel.eval.evaluation import evaluate_run, load_trained
+from tokenlabel.eval.evaluation import evaluate_run
 from tokenlabel.labels import SparseTargets
+from tokenlabel.models import load_model, read_metadata
 from tokenlabel.train import supervision
 from tokenlabel.train.job import build_model, train_run
 
@@ -189,10 +190,12 @@ def test_fine_tuning_starts_from_the_averaged_weights_at_a_higher_resolution(
 
 def test_a_runs_weights_say_what_they_are_and_can_be_measured(spec: Spec, workplace: Workplace, tmp_path: Path) -> None:
     train(spec, workplace, tmp_path)
-    model, found, classes = load_trained(tmp_path / "model_ema.safetensors")
-    assert found == spec
-    assert len(classes) == 1000
-    assert model.token_score_weight == 0.5
+    loaded = load_model(tmp_path, use_ema=True)
+    assert loaded.report.averaged
+    assert json.loads(read_metadata(tmp_path / "model_ema.safetensors")["spec"]) == spec
+    assert loaded.classes == workplace.manifests["train"].classes
+    assert (loaded.config.settings["depth"], loaded.config.crop) == (2, workplace.machine["validation_crop"])
+    assert loaded.model.token_score_weight == 0.5
     evaluation = {"crop": 0.9, "interpolation": "bicubic", "use_ema": True}
     result = evaluate_run(tmp_path, evaluation, workplace.machine, workplace.manifests["val"])
     assert result["weights"] == "model_ema.safetensors"
@@ -207,7 +210,7 @@ def test_an_untrained_token_head_has_no_say(spec: Spec, workplace: Workplace, tm
     spec["labels"] = None
     spec["recipe"] |= {"epochs": 1, "supervision": "hard", "class_target": "label", "token_weight": 0.0}
     train(spec, workplace, tmp_path, labels_folder=None)
-    model, _, _ = load_trained(tmp_path / "model.safetensors")
+    model = load_model(tmp_path / "model.safetensors").model
     assert model.token_score_weight == 0.0
 
 

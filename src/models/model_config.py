@@ -1,0 +1,202 @@
+"""config.json beside weights: what the model is, what its classes are called and how photographs become its input.
+
+The one source of these facts for every reader; the weights file itself keeps provenance only. The layout is that of timm's
+hub files, so that `timm.create_model("local-dir:FOLDER")` reads the same folder. Written by training and export, read by
+`trained`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from ..core.errors import CheckpointError
+from ..core.files import read_json, write_json
+from .registry import create_model, model_names
+from .timm_backbones import TIMM_PREFIX
+from .tokens import TokenModel
+
+CONFIG_FILE = "config.json"
+TIMM_ENTRY = "token_model"  # timm's name for a backbone of its own with our token head; `backbone` says which
+CROP = 0.9  # of LV-ViT-T and -S in the released code; where a file says nothing
+
+Interpolation = Literal["bilinear", "bicubic"]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What config.json says.
+
+    Attributes:
+        architecture: name that `create_model` takes.
+        num_classes: classes of both heads.
+        image_px: side of the square images.
+        classes: what the classes are called, by index; folder names of the data set, so unique.
+        crop: share of the shorter side that evaluation's centre crop keeps, in (0, 1].
+        interpolation: of the resize before that crop.
+        mean, std: per channel, of RGB in [0, 1].
+        settings: what differs from the architecture's preset, token_score_weight always.
+        descriptions: words for a class name that is a code, such as ImageNet's.
+        heads, num_features: sub-modules that depend on num_classes and the channels they take; for timm's reader.
+    """
+
+    architecture: str
+    num_classes: Annotated[int, Field(ge=1)]
+    image_px: Annotated[int, Field(ge=1)]
+    classes: tuple[str, ...]
+    crop: Annotated[float, Field(gt=0, le=1)]
+    interpolation: Interpolation
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    settings: dict[str, Any]
+    descriptions: dict[str, str] = field(default_factory=dict)
+    heads: tuple[str, ...] = ()
+    num_features: int = 0
+
+    def create(self) -> TokenModel:
+        """The model in random weights, in training mode.
+
+        Raises:
+            ConfigError: a setting that this version does not take.
+        """
+        settings = {key: tuple(value) if isinstance(value, list) else value for key, value in self.settings.items()}
+        model = create_model(self.architecture, self.num_classes, self.image_px, **settings)
+        model.mean, model.std = self.mean, self.std
+        return model
+
+    def document(self) -> dict[str, Any]:
+        """The JSON object, in timm's layout."""
+        architecture, arguments = self.architecture, {"img_size": self.image_px, **self.settings}
+        if architecture.startswith(TIMM_PREFIX):
+            arguments = {"backbone": architecture.removeprefix(TIMM_PREFIX), **arguments}
+            architecture = TIMM_ENTRY
+        return {
+            "architecture": architecture,
+            "num_classes": self.num_classes,
+            "num_features": self.num_features,
+            "label_names": list(self.classes),
+            **({"label_descriptions": self.descriptions} if self.descriptions else {}),
+            "model_args": arguments,
+            "pretrained_cfg": {
+                "input_size": [3, self.image_px, self.image_px],
+                "fixed_input_size": True,
+                "interpolation": self.interpolation,
+                "crop_pct": self.crop,
+                "crop_mode": "center",
+                "mean": list(self.mean),
+                "std": list(self.std),
+                "classifier": list(self.heads),
+            },
+        }
+
+
+def describe_model(
+    model: TokenModel, architecture: str, settings: Mapping[str, Any], classes: Sequence[str], *,
+    crop: float, interpolation: Interpolation = "bicubic", descriptions: Mapping[str, str] | None = None,
+) -> ModelConfig:  # fmt: skip
+    """What config.json says of a model that was made with `create_model(architecture, ..., **settings)`."""
+    return ModelConfig(
+        architecture=architecture,
+        num_classes=model.num_classes,
+        image_px=model.image_px,
+        classes=tuple(classes),
+        crop=crop,
+        interpolation=interpolation,
+        mean=_three(model.mean),
+        std=_three(model.std),
+        # the rate of stochastic depth belongs to a training, not to the weights
+        settings={key: value for key, value in settings.items() if key != "stochastic_depth"}
+        | {"token_score_weight": model.token_score_weight},
+        descriptions=dict(descriptions or {}),
+        heads=model.head_names,
+        num_features=model.state_dict()[f"{model.head_names[-1]}.weight"].shape[1],
+    )
+
+
+def settings_of_spec(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a run's model.
+
+    A run without token loss leaves its token head untrained, so the head has no say in the class logits there; with it,
+    half of the best token logit is added, as the released code does.
+
+    Args:
+        spec: of stage train or finetune.
+    """
+    recipe, settings = spec["recipe"], dict(spec["model"]["settings"])
+    if recipe["supervision"] != "token" or recipe["token_weight"] == 0:
+        settings["token_score_weight"] = 0.0
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
+
+
+def write_model_config(folder: Path, config: ModelConfig) -> None:
+    """Writes config.json, atomically."""
+    write_json(folder / CONFIG_FILE, config.document())
+
+
+def read_model_config(folder: Path) -> ModelConfig:
+    """Reads config.json.
+
+    Raises:
+        CheckpointError: it is missing, damaged or describes no model of this package.
+    """
+    path = folder / CONFIG_FILE
+    try:
+        document = read_json(path)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file; it says which model the weights beside it belong to.") from None
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path}: damaged ({error}). Fetch or write the folder again.") from None
+    try:
+        return _parse(document)
+    except KeyError as error:
+        reason = f"lacks {error}"
+    except ValidationError as error:
+        first = error.errors()[0]
+        reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    except (TypeError, ValueError) as error:
+        reason = str(error)
+    raise CheckpointError(
+        f"{path}: describes no model of this package ({reason}). Expected one that training or `tokenlabel export` wrote."
+    )
+
+
+def _parse(document: Any) -> ModelConfig:
+    if not isinstance(document, dict):
+        raise TypeError(f"expected a JSON object, found {type(document).__name__}")
+    architecture, settings, cfg = document["architecture"], dict(document["model_args"]), document["pretrained_cfg"]
+    if architecture == TIMM_ENTRY:
+        architecture = TIMM_PREFIX + settings.pop("backbone")
+    elif architecture not in model_names():
+        raise ValueError(f"architecture {architecture!r}; legal are {', '.join([*model_names(), TIMM_ENTRY])}")
+    config = _READER.validate_python(
+        {
+            "architecture": architecture,
+            "num_classes": document["num_classes"],
+            "image_px": settings.pop("img_size"),
+            "classes": document["label_names"],
+            "descriptions": document.get("label_descriptions", {}),
+            "crop": cfg["crop_pct"],
+            "interpolation": cfg["interpolation"],
+            "mean": cfg["mean"],
+            "std": cfg["std"],
+            "settings": settings,
+            "heads": cfg["classifier"],
+            "num_features": document["num_features"],
+        }
+    )
+    if len(config.classes) != config.num_classes:
+        raise ValueError(f"{len(config.classes)} label_names for {config.num_classes} classes")
+    return config
+
+
+def _three(values: tuple[float, ...]) -> tuple[float, float, float]:
+    red, green, blue = values
+    return red, green, blue
+
+
+_READER = TypeAdapter(ModelConfig)
