@@ -145,10 +145,10 @@ def test_every_family_works_or_says_why(family: str) -> None:
         pytest.skip(row["reason"])
     assert row["works"]
     if row["checked"] == "numbers":
-        assert row["cells_off"] <= 1  # a token looks at its own place first
+        model = make(name, row["image_px"])
+        assert row["cells_off"] <= max(1, model.grid[0] // 5)  # a token looks at its own place first
         if family != "vision_transformer_hybrid":  # its patch embedding is a whole ResNet, which sees far
-            with torch.random.fork_rng():
-                check_mixing(make(name, row["image_px"]), 16)
+            check_mixing(model, 16)
 
 
 def test_token_logits_return_to_the_image_they_came_from() -> None:
