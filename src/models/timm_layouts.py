@@ -138,9 +138,12 @@ def _embedding_layout(embedded: Any, module: Any, image: Tensor) -> TokenLayout 
         side = math.isqrt(embedded.shape[1])
         return TokenLayout("NLC", (side, side)) if side * side == embedded.shape[1] else None
     axes = getattr(module, "output_fmt", None)
-    if axes is None:  # an image twice as wide shows which axis is that of the columns
-        wide = _first(module(torch.cat((image, image), dim=3)))
-        axes = "NHWC" if wide.shape[2] != embedded.shape[2] else "NCHW"
+    if axes is None:
+        try:  # an image twice as wide shows which axis is that of the columns
+            wide = _first(module(torch.cat((image, image), dim=3)))
+            axes = "NHWC" if wide.shape[2] != embedded.shape[2] else "NCHW"
+        except TIMM_ERRORS:  # takes one size only; its map is square, so the odd axis out is that of the channels
+            axes = "NHWC" if embedded.shape[1] == embedded.shape[2] != embedded.shape[3] else "NCHW"
     return _map_layout(axes, embedded)
 
 
