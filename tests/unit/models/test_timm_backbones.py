@@ -138,7 +138,8 @@ def check_mixing(model: TimmTokenModel, overlap_px: int) -> None:
     assert partner[inside].max() > 0
 
 
-DIFFUSE = {"efficientformer", "xcit"}  # with random weights their tokens look nearly evenly at everything
+# with random weights their tokens look nearly evenly at everything, or at almost nothing
+DIFFUSE = {"efficientformer", "visformer", "xception_aligned", "xcit"}
 
 
 @pytest.mark.campaign  # a quarter of an hour
