@@ -21,9 +21,10 @@ import torch
 
 from bench.record import ResultLines, read_results
 from tokenlabel.core.errors import ConfigError
+from tokenlabel.data.timm_names import REGISTERED_IN
 from tokenlabel.models import MixBox, TokenOutput, count_parameters, create_model
 from tokenlabel.models.timm_backbones import TimmTokenModel
-from tokenlabel.models.timm_names import REGISTERED_IN, TIMM_PREFIX
+from tokenlabel.models.timm_names import TIMM_PREFIX
 
 SHAPES, RUNS = "timm_architectures", "timm_families"
 CLASSES = 7

@@ -9,10 +9,11 @@ import difflib
 from typing import Any
 
 from ..core.errors import ConfigError, unknown_name
+from ..data.timm_names import is_timm_name
 from .lvvit import LVVIT_PRESETS, LVViT
 from .t2t import T2T_PRESETS, T2TViT
 from .timm_backbones import TIMM_SETTINGS, TimmTokenModel
-from .timm_names import TIMM_PREFIX, is_timm_name, nearest_timm_names
+from .timm_names import TIMM_PREFIX, quote_nearest
 from .tokens import TokenModel
 
 
@@ -46,8 +47,8 @@ def create_model(name: str, num_classes: int = 1000, image_px: int = 224, **sett
 def _unknown_model(name: str) -> ConfigError:
     if is_timm_name(name):
         return ConfigError(f"unknown model {name!r}: it is one of timm's. Write {TIMM_PREFIX + name!r}.")
-    near = difflib.get_close_matches(name, model_names()) or nearest_timm_names(name)
-    hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+    near = " or ".join(map(repr, difflib.get_close_matches(name, model_names()))) or quote_nearest(name)
+    hint = f" Did you mean {near}?" if near else ""
     return ConfigError(f"unknown model {name!r}.{hint} Legal: {', '.join(model_names())}, {TIMM_PREFIX}<name>")
 
 

@@ -25,7 +25,7 @@ from .timm_names import TIMM_PREFIX, check_timm_name
 from .tokens import IMAGENET_MEAN, IMAGENET_STD, MixBox, TokenModel
 from .transformer import initialise_linear, interpolate_position_embedding
 
-__all__ = ["TIMM_PREFIX", "TIMM_SETTINGS", "TimmTokenModel"]
+__all__ = ["TIMM_PREFIX", "TIMM_SETTINGS", "TimmTokenModel", "classifier_names"]
 
 TIMM_SETTINGS: Mapping[str, Any] = MappingProxyType({"stochastic_depth": 0.0, "token_score_weight": 0.5})
 
@@ -68,7 +68,7 @@ class TimmTokenModel(TokenModel):
         self.token_head = nn.Linear(channels, num_classes, device=next(backbone.parameters()).device)
         initialise_linear(self.token_head)
         present = {part for part, _ in backbone.named_modules()}
-        self.head_names = (*(f"backbone.{part}" for part in _classifiers(cfg) if part in present), "token_head")
+        self.head_names = (*(f"backbone.{part}" for part in classifier_names(cfg) if part in present), "token_head")
         self.num_features = backbone.num_features  # what timm's own code asks of a model
         self.head_hidden_size = getattr(backbone, "head_hidden_size", backbone.num_features)
 
@@ -221,6 +221,8 @@ class TimmTokenModel(TokenModel):
                     f"interpolated to {image_px} px. Make a new model for that size."
                 )
         fresh.load_state_dict(state)
+        if getattr(self.backbone, "grad_checkpointing", False):
+            fresh.set_grad_checkpointing()
         return fresh.to(self.token_head.weight).train(self.training)
 
 
@@ -235,15 +237,16 @@ def _make_backbone(name: str, num_classes: int, image_px: int, stochastic_depth:
     cfg = timm.get_pretrained_cfg(name)
     if cfg is not None and cfg.fixed_input_size and cfg.input_size[-1] != image_px:
         options["img_size"] = image_px
-    no_depth = ConfigError(f"{TIMM_PREFIX}{name} has no stochastic depth in timm. Set stochastic_depth to 0.")
     own_px = f" (its own size is {cfg.input_size[-1]} px)" if "img_size" in options else ""
     with timm_says(f"timm refuses {name} with {options or 'its own settings'}{own_px}"):
         try:
             backbone: Any = timm.create_model(name, pretrained=False, num_classes=num_classes, **options)
         except TypeError as error:
-            raise no_depth if "drop_path_rate" in str(error) else error from None
-    if stochastic_depth and not any(getattr(module, "drop_prob", None) for module in backbone.modules()):
-        raise no_depth  # taken, and used nowhere
+            if "drop_path_rate" not in str(error):
+                raise
+            raise ConfigError(
+                f"{TIMM_PREFIX}{name} has no stochastic depth in timm. Set stochastic_depth to 0."
+            ) from None
     if getattr(backbone, "aux_head", None) is not None:
         # VOLO adds its own token head's scores in forward_head; ours takes its place, so they would count twice
         backbone.aux_head, backbone.use_aux_head = None, False
@@ -255,7 +258,8 @@ def _check_classes(num_classes: int) -> None:
         raise ConfigError(f"num_classes is {num_classes}; a classifier needs at least 1 (features: forward_features)")
 
 
-def _classifiers(cfg: Mapping[str, Any]) -> tuple[str, ...]:
+def classifier_names(cfg: Mapping[str, Any]) -> tuple[str, ...]:
+    """Timm's class heads by its own record; two for distilled models."""
     names = cfg.get("classifier") or ()
     return (names,) if isinstance(names, str) else tuple(names)
 

@@ -82,7 +82,7 @@ def measure_layouts(name: str, backbone: Any, image_px: int) -> tuple[TokenLayou
     if not isinstance(features, Tensor):
         raise ConfigError(f"{name} gives {type(features).__name__} as features; a token model needs one tensor")
     layout = _feature_layout(name, backbone, features)
-    if embedding is not None:  # CNNs round partial strides up, some at their own size
+    if embedding is not None and image_px != _own_px(backbone):  # CNNs round up; so do some, at their own size
         _check_side(name, backbone, image_px, layout)
     if embedding and any(fine % coarse for fine, coarse in zip(embedding.grid, layout.grid, strict=True)):
         embedding = None  # a box of tokens is no box of these patches
@@ -109,11 +109,13 @@ def _run(name: str, backbone: Any, image_px: int) -> tuple[Any, TokenLayout | No
     module = patch_embedding(backbone)
     handle = module.register_forward_hook(lambda _module, _inputs, out: embedded.append(out)) if module else None
     image = torch.zeros(1, 3, image_px, image_px, device=next(backbone.parameters()).device)
-    own_px = (backbone.pretrained_cfg.get("input_size") or (image_px,))[-1]
     training = backbone.training
     backbone.eval()
     try:
-        with torch.no_grad(), timm_says(f"{name} is no token model at {image_px} px (its own size is {own_px} px)"):
+        with (
+            torch.no_grad(),
+            timm_says(f"{name} is no token model at {image_px} px (its own size is {_own_px(backbone)} px)"),
+        ):
             features = backbone.forward_features(image)
             backbone.forward_head(features)  # some are encoders without a classifier
             embedding = _embedding_layout(embedded[0], module, image) if len(embedded) == 1 else None
@@ -124,6 +126,10 @@ def _run(name: str, backbone: Any, image_px: int) -> tuple[Any, TokenLayout | No
     return features, embedding
 
 
+def _own_px(backbone: Any) -> int:
+    return int(backbone.pretrained_cfg["input_size"][-1])
+
+
 def _embedding_layout(embedded: Any, module: Any, image: Tensor) -> TokenLayout | None:
     embedded = _first(embedded)
     if not isinstance(embedded, Tensor) or embedded.ndim not in (3, 4):
@@ -132,9 +138,12 @@ def _embedding_layout(embedded: Any, module: Any, image: Tensor) -> TokenLayout 
         side = math.isqrt(embedded.shape[1])
         return TokenLayout("NLC", (side, side)) if side * side == embedded.shape[1] else None
     axes = getattr(module, "output_fmt", None)
-    if axes is None:  # an image twice as wide shows which axis is that of the columns
-        wide = _first(module(torch.cat((image, image), dim=3)))
-        axes = "NHWC" if wide.shape[2] != embedded.shape[2] else "NCHW"
+    if axes is None:
+        try:  # an image twice as wide shows which axis is that of the columns
+            wide = _first(module(torch.cat((image, image), dim=3)))
+            axes = "NHWC" if wide.shape[2] != embedded.shape[2] else "NCHW"
+        except TIMM_ERRORS:  # takes one size only; its map is square, so the odd axis out is that of the channels
+            axes = "NHWC" if embedded.shape[1] == embedded.shape[2] != embedded.shape[3] else "NCHW"
     return _map_layout(axes, embedded)
 
 

@@ -1,37 +1,19 @@
-"""Which names timm knows; asked before timm is, so that a wrong name ends in one line with the nearest legal ones.
+"""Whether timm can make what "timm/<name>" asks for, so that a wrong name ends in one line with the nearest legal ones.
 
-Called by `registry` and `timm_backbones`. Names of this package that are registered with timm are not timm's.
+Called by `timm_backbones` and `timm_registry` before timm is.
 """
 
 from __future__ import annotations
 
-import difflib
-import importlib.util
-
 from ..core.errors import ConfigError
+from ..data.timm_names import REGISTERED_IN, is_timm_name, nearest_timm_names
 
 TIMM_PREFIX = "timm/"
-REGISTERED_IN = "timm_registry"  # timm's name for the module where ours are registered
-NEAREST = 3  # names that an error shows
 
 
-def is_timm_name(name: str) -> bool:
-    """Whether timm, if installed, has this architecture; a weights tag after a dot is ignored."""
-    if importlib.util.find_spec("timm") is None:
-        return False
-    import timm
-
-    return bool(timm.is_model(name)) and not timm.models.is_model_in_modules(name.split(".")[0], [REGISTERED_IN])
-
-
-def nearest_timm_names(name: str) -> list[str]:
-    """Timm's architectures that are spelt nearly so, with the prefix "timm/", best first."""
-    if importlib.util.find_spec("timm") is None:
-        return []
-    import timm
-
-    names = [known for known in timm.list_models() if is_timm_name(known)]
-    return [TIMM_PREFIX + near for near in difflib.get_close_matches(name.split(".")[0], names, n=NEAREST)]
+def quote_nearest(name: str) -> str:
+    """Up to three near names of timm's as `create_model` takes them, e.g. "'timm/resnet18' or 'timm/resnet10t'"."""
+    return " or ".join(repr(TIMM_PREFIX + near) for near in nearest_timm_names(name, 3))
 
 
 def check_timm_name(name: str) -> None:
@@ -51,8 +33,8 @@ def check_timm_name(name: str) -> None:
     if timm.models.is_model_in_modules(architecture, [REGISTERED_IN]):
         raise ConfigError(f"{TIMM_PREFIX}{name}: {architecture} is this package's own model. Write {architecture!r}.")
     if not is_timm_name(name):
-        near = nearest_timm_names(name)
-        hint = f"Did you mean {' or '.join(map(repr, near))}?" if near else "timm.list_models() lists all."
+        near = quote_nearest(name)
+        hint = f"Did you mean {near}?" if near else "timm.list_models() lists all."
         raise ConfigError(f"unknown model {TIMM_PREFIX + name!r}: timm {timm.__version__} has none such. {hint}")
     tagged = timm.list_models(architecture, include_tags=True)
     if tag and name not in tagged:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..core.errors import ConfigError
 from .registry import create_model, model_names
+from .timm_backbones import classifier_names
 from .timm_names import TIMM_PREFIX, check_timm_name
 from .tokens import IMAGENET_MEAN, IMAGENET_STD, TokenModel
 from .transformer import interpolate_position_embedding
@@ -69,11 +70,9 @@ def token_model(
         raise ConfigError(f"{TOKEN_MODEL} needs the name of its backbone, e.g. backbone='deit_small_patch16_224'")
     check_timm_name(backbone)
     own = timm.get_pretrained_cfg(backbone).to_dict(remove_source=True)
-    classifiers = own.get("classifier") or ()
-    classifiers = (classifiers,) if isinstance(classifiers, str) else classifiers
     overlay = {
         "architecture": TOKEN_MODEL,
-        "classifier": (*(f"backbone.{name}" for name in classifiers), "token_head"),
+        "classifier": (*(f"backbone.{name}" for name in classifier_names(own)), "token_head"),
         "first_conv": None,  # only 3 channels are taken, so it is never adapted
         "fixed_input_size": True,  # a TokenModel takes one size
         "test_input_size": None,
@@ -127,9 +126,10 @@ def _build(variant: str, architecture: str, pretrained: bool, **arguments: Any) 
             settings["stochastic_depth"] = drop_path_rate
         return create_model(architecture, num_classes, height, **settings)
 
-    record = arguments.get("pretrained_cfg")
-    source = record if isinstance(record, Mapping) else {}
-    if pretrained and not (source.get("file") or source.get("state_dict")):
+    sources: dict[str, Any] = {}
+    for record in (arguments.get("pretrained_cfg"), arguments.get("pretrained_cfg_overlay")):
+        sources |= record if isinstance(record, Mapping) else {}
+    if pretrained and not (sources.get("file") or sources.get("state_dict")):
         raise ConfigError(
             f"{variant} has no weights of its own. Use timm.create_model('local-dir:FOLDER', pretrained=True) or "
             "checkpoint_path=FILE."

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import re
 
 import pytest
 import timm
@@ -8,6 +9,7 @@ import torch
 from timm.optim import param_groups_layer_decay
 from torch import Tensor
 
+from bench.timm_architectures import families, run_of, small_one
 from tokenlabel.core.errors import ConfigError
 from tokenlabel.models import MixBox, create_model
 from tokenlabel.models.timm_backbones import TimmTokenModel
@@ -67,7 +69,9 @@ def test_forward_in_both_modes(
         ("mvitv2_tiny", 224, "NLC", 0, 7, 56),
         ("twins_svt_small", 224, "NLC", 0, 7, 56),
         ("swin_tiny_patch4_window7_224", 224, "NHWC", 0, 7, 56),
+        ("swinv2_cr_tiny_224", 224, "NCHW", 0, 7, 56),  # its patch embedding takes one size only
         ("pvt_v2_b0", 224, "NCHW", 0, 7, 56),
+        ("efficientvit_m0", 224, "NCHW", 0, 4, None),  # 14 x 14 patches are merged, rounded up, at its own size
         ("resnest50d", 224, "NCHW", 0, 7, None),
         ("convnext_atto", 224, "NCHW", 0, 7, None),
         ("convmixer_768_32", 224, "NCHW", 0, 32, None),
@@ -112,23 +116,48 @@ def widened(mask: Tensor, by_px: int) -> Tensor:
 )
 def test_mixed_images_are_seen_inside_the_box_only(name: str, image_px: int, overlap_px: int) -> None:
     """Of the partner nothing outside the box counts, of the image itself nothing inside; for both kinds of mixing."""
+    check_mixing(make(name, image_px), overlap_px)
+
+
+def check_mixing(model: TimmTokenModel, overlap_px: int) -> None:
     torch.manual_seed(0)
-    model = make(name, image_px)
     model.backbone.eval()  # batch statistics would tie the images together
     for head in model.head_names:  # Mixer's starts at zero
         torch.nn.init.normal_(model.get_submodule(head).weight)  # type: ignore[arg-type]
     rows, cols = model.grid
-    box = MixBox((rows // 2, rows), (0, cols // 4), model.grid)
-    images = torch.randn(2, 3, image_px, image_px, requires_grad=True)
+    box = MixBox((rows // 2, rows), (0, max(1, cols // 4)), model.grid)
+    images = torch.randn(2, 3, model.image_px, model.image_px, requires_grad=True)
     own, partner = influence(model(images, box).class_logits[0], images)
-    side = image_px // rows
-    inside = torch.zeros(image_px, image_px, dtype=torch.bool)
-    inside[image_px // 2 :, : cols // 4 * side] = True
+    pixels = box.scaled((model.image_px, model.image_px))
+    inside = torch.zeros(model.image_px, model.image_px, dtype=torch.bool)
+    inside[pixels.rows[0] : pixels.rows[1], pixels.cols[0] : pixels.cols[1]] = True
     outside, inside = ~widened(inside, overlap_px), ~widened(~inside, overlap_px)
     assert own[inside].max() == 0
     assert partner[outside].max() == 0
     assert own[outside].max() > 0
     assert partner[inside].max() > 0
+
+
+# with random weights their tokens look nearly evenly at everything, or at almost nothing
+DIFFUSE = {"efficientformer", "visformer", "xception_aligned", "xcit"}
+
+
+@pytest.mark.campaign  # a quarter of an hour
+@pytest.mark.parametrize("family", families())
+def test_every_family_works_or_says_why(family: str) -> None:
+    (name,) = small_one(families()[family])
+    row = run_of(name)
+    if "reason" in row:
+        assert re.search(r"as features; a token model|gives features of shape|does not support", row["reason"])
+        assert "\n" not in row["reason"]
+        return
+    assert row["works"]
+    if row["checked"] == "numbers":
+        model = make(name, row["image_px"])
+        if family not in DIFFUSE:
+            assert row["cells_off"] <= max(1, model.grid[0] // 5)  # a token looks at its own place first
+        if family != "vision_transformer_hybrid":  # its patch embedding is a whole ResNet, which sees far
+            check_mixing(model, 16)
 
 
 def test_token_logits_return_to_the_image_they_came_from() -> None:

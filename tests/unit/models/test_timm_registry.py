@@ -133,6 +133,17 @@ def test_a_folder_loads_whole_at_another_size_and_with_other_classes(
     assert {kept[f"{head}.weight"].shape[0] for head in model.head_names} == {3}
 
 
+def test_weights_in_memory_load_as_from_timm_s_own_records() -> None:
+    torch.manual_seed(0)
+    model = create_model("lvvit_t", 5, 32, **TINY)
+    overlay = {"state_dict": model.state_dict(), "num_classes": 5, "label_offset": 0}
+    loaded = timm.create_model(
+        "lvvit_t", pretrained=True, num_classes=5, img_size=32, pretrained_cfg_overlay=overlay, **TINY
+    )
+    for name, value in loaded.state_dict().items():
+        assert torch.equal(value, model.state_dict()[name]), name
+
+
 def test_what_does_not_fit_is_one_line() -> None:
     for words, arguments in {
         "lvvit_t has no weights of its own. Use timm.create_model": {"pretrained": True},
