@@ -19,7 +19,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from ..core.files import atomic_path
 from ..data.images import UnreadableImageError, decode_image
@@ -34,6 +34,7 @@ OTHERS = "#BBBBBB"
 SUREST_OPACITY = 0.75  # of a cell whose best class has probability 1: the photograph still shows
 DIMMED = 0.3  # brightness of what the map does not cover
 LEGEND_CLASSES = 4
+LEGEND_PX = 14  # height of the words below a class map
 LEGEND_SHARE = 0.01  # of a map's mass; a class below is not named
 PANEL_IN, LEGEND_IN = 2.6, 0.5  # breadth of a panel, room below it
 LOWEST_ASPECT = 0.35  # of a panel, so that there is room for words
@@ -143,6 +144,36 @@ def draw_label(
     drawn = overlay(photograph, best_class, probability * SUREST_OPACITY, colours, store.view)
     named = [index for index, share in shares.items() if index in colours and share >= LEGEND_SHARE]
     return drawn, {index: colours[index] for index in named[:LEGEND_CLASSES]}
+
+
+def draw_class_map(
+    seen: Image.Image,
+    best_class: NDArray[np.integer],
+    probability: NDArray[np.float32],
+    class_name: Callable[[int], str],
+) -> Image.Image:
+    """A model's class map over what it saw, with the names of its largest classes below.
+
+    Args:
+        seen: RGB, the part that the map covers.
+        best_class: integer (rows, cols).
+        probability: of that class, (rows, cols) in [0, 1].
+        class_name: words for a class index.
+    """
+    shares = class_shares(best_class, probability)
+    colours = choose_colours([shares])
+    named = [index for index, share in shares.items() if index in colours and share >= LEGEND_SHARE]
+    font = ImageFont.load_default(LEGEND_PX)
+    line = 2 * LEGEND_PX
+    picture = Image.new("RGB", (seen.width, seen.height + line * len(named)), "white")
+    picture.paste(overlay(seen, best_class, probability * SUREST_OPACITY, colours))
+    pen = ImageDraw.Draw(picture)
+    for row, index in enumerate(named):
+        top = seen.height + row * line + LEGEND_PX // 2
+        pen.rectangle((LEGEND_PX // 2, top, LEGEND_PX * 3 // 2, top + LEGEND_PX), fill=colours[index])
+        words = f"{shorten(class_name(index), 40, placeholder='...')}  {shares[index]:.0%}"
+        pen.text((2 * LEGEND_PX, top + LEGEND_PX // 2), words, fill="black", font=font, anchor="lm")
+    return picture
 
 
 def _rgb(colour: str) -> tuple[int, int, int]:

@@ -1,121 +1,159 @@
-"""Classifies a folder of photographs with a trained checkpoint: classes as CSV, dense maps as PNG and NPZ."""
+"""Classifies a folder of photographs with a trained checkpoint: classes as CSV, class maps as PNG and NPZ.
+
+The CSV has a line for every photograph, with the reason where one could not be read. An NPZ holds `classes` and
+`probabilities` (rows, cols, k; best first), `class_names`, and `box`: the part of the upright photograph that the map
+covers, x0, y0, x1, y1 in [0, 1].
+"""
 
 from __future__ import annotations
 
 import argparse
 import csv
+import os
 import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from ..core.errors import DataError
+from ..core.files import atomic_path
 from ..core.log import logger
 
 if TYPE_CHECKING:
-    import torch
-
-    from ..models import TokenModel
-
-TOP = 5
+    from .prediction import Prediction
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments of a prediction."""
-    parser.add_argument("checkpoint", type=Path, help="model.safetensors of a run, or the seed folder that holds it")
-    parser.add_argument("folder", type=Path, help="photographs; subfolders are searched too")
+    parser.add_argument(
+        "checkpoint",
+        type=Path,
+        help="a run's seed folder, an exported folder, or a weights file (.safetensors, .pth.tar)",
+    )
+    parser.add_argument("folder", type=Path, help="photographs, subfolders too; or one photograph")
     parser.add_argument("--out", type=Path, default=None, help="CSV file to write (default: standard output)")
     parser.add_argument(
-        "--maps", type=Path, default=None, help="folder for dense maps: a PNG and an NPZ per photograph"
+        "--maps", type=Path, default=None, help="folder for class maps: a PNG and an NPZ per photograph"
     )
     parser.add_argument(
-        "--crop", type=float, default=1.0, help="share of the shorter side that is looked at (default: 1)"
+        "--top", type=int, default=5, help="classes per photograph and per token (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--crop",
+        type=float,
+        default=None,
+        help="share of the shorter side that is looked at (default: the checkpoint's)",
+    )
+    parser.add_argument("--architecture", default=None, help="of a published weights file: lvvit_s, timm/<name>, ...")
+    parser.add_argument(
+        "--image-px", type=int, default=None, help="side of the network's input (default: the checkpoint's)"
+    )
+    parser.add_argument("--batch", type=int, default=8, help="photographs at a time (default: %(default)s)")
+    parser.add_argument(
+        "--workers", type=int, default=os.cpu_count() or 1, help="decoding threads (default: %(default)s)"
     )
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="default: %(default)s")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Writes one CSV line per photograph; returns 1 when some could not be read."""
-    if not args.folder.is_dir():
-        raise DataError(f"{args.folder}: no such folder.")
-    if not 0 < args.crop <= 1:
-        raise DataError(f"--crop {args.crop}: must be above 0 and at most 1.")
-    from ..data.images import UnreadableImageError, decode_image
-    from ..data.readers import iter_image_files
-    from ..engine.device import choose_device
-    from ..models import load_model
+    """Writes one CSV line per photograph; returns 1 when some could not be read.
 
-    loaded = load_model(args.checkpoint)
-    model, classes = loaded.model, loaded.classes
+    Raises:
+        DataError: no photographs, or an argument out of range.
+        CheckpointError: the checkpoint is missing, damaged or unknown.
+    """
+    for name, least in (("top", 1), ("batch", 1), ("workers", 1)):
+        if getattr(args, name) < least:
+            raise DataError(f"--{name} {getattr(args, name)}: must be at least {least}.")
+    if args.crop is not None and not 0 < args.crop <= 1:
+        raise DataError(f"--crop {args.crop}: must be above 0 and at most 1.")
+    root, paths = _photographs(args.folder)
+    if args.maps is not None and args.maps.resolve().is_relative_to(root.resolve()) and args.folder.is_dir():
+        raise DataError(
+            f"--maps {args.maps}: lies within {args.folder}, where the next call would take its pictures for photographs. "
+            "Choose a folder elsewhere."
+        )
+    from ..engine.device import choose_device, choose_precision
+    from ..models import load_model
+    from .prediction import Preprocessing, Unreadable, predict_photographs
+
+    loaded = load_model(args.checkpoint, architecture=args.architecture, image_px=args.image_px)
+    classes = list(loaded.classes)
     device = choose_device(args.device)
-    model.to(device)
-    photographs = list(iter_image_files(args.folder))
-    if not photographs:
-        raise DataError(f"{args.folder}: no image files.")
+    results = predict_photographs(
+        loaded.model,
+        paths,
+        Preprocessing(args.crop or loaded.config.crop, loaded.config.interpolation),
+        top=args.top,
+        batch_size=args.batch,
+        workers=args.workers,
+        device=device,
+        precision=choose_precision("auto", device),
+    )
+    ranks = min(args.top, len(classes))
     unreadable = 0
     with ExitStack() as stack:
-        out: TextIO = stack.enter_context(open(args.out, "w", newline="", encoding="utf-8")) if args.out else sys.stdout
-        writer = csv.writer(out)
-        ranks = min(TOP, len(classes))
-        writer.writerow(["path", *(f"{what}_{rank + 1}" for rank in range(ranks) for what in ("class", "probability"))])
-        for photograph in photographs:
-            name = photograph.relative_to(args.folder).as_posix()
-            try:
-                picture = decode_image(photograph.read_bytes())
-            except UnreadableImageError as error:
+        writer = csv.writer(_open_csv(stack, args.out))
+        columns = [f"{what}_{rank + 1}" for rank in range(ranks) for what in ("class", "confidence")]
+        writer.writerow(["path", *columns, "error"])
+        for result in results:
+            name = result.path.relative_to(root).as_posix()
+            if isinstance(result, Unreadable):
                 unreadable += 1
-                logger.warning("%s: cannot be decoded (%s); left out", name, error)
+                logger.warning("%s: cannot be decoded (%s)", name, result.reason)
+                writer.writerow([name, *([""] * 2 * ranks), result.reason])
                 continue
-            probabilities, token_logits = _predict(model, picture, args.crop, device)
-            best = probabilities.topk(ranks)
-            cells = [
-                cell
-                for index, value in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-                for cell in (classes[index], f"{value:.4f}")
-            ]
-            writer.writerow([name, *cells])
+            best = (-result.probability).argsort(kind="stable")[:ranks]
+            cells = [cell for index in best for cell in (classes[index], f"{result.probability[index]:.4f}")]
+            writer.writerow([name, *cells, ""])
             if args.maps is not None:
-                _save_maps(args.maps / name, picture, token_logits, args.crop)
+                _save_maps(args.maps / name, result, classes)
+    logger.info("%d photographs, %d of them unreadable", len(paths), unreadable)
     return 1 if unreadable else 0
 
 
-def _predict(
-    model: TokenModel, picture: object, crop: float, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Class probabilities (classes,) and token logits (rows, cols, classes) of one photograph."""
-    import torch
-    from PIL import Image
+def _photographs(folder: Path) -> tuple[Path, list[Path]]:
+    """The folder that names are relative to, and the image files."""
+    from ..data.readers import iter_image_files
 
-    from ..data.images import resize_and_centre_crop, to_tensor
-
-    assert isinstance(picture, Image.Image)
-    square = resize_and_centre_crop(picture, model.image_px, crop, "bicubic")
-    images = to_tensor(square, model.mean, model.std)[None].to(device)
-    with torch.inference_mode():
-        output = model.forward_tokens(images)
-        logits = output.class_logits + model.token_score_weight * output.token_logits.max(1).values
-    rows, cols = output.grid
-    return logits[0].float().softmax(-1).cpu(), output.token_logits[0].float().cpu().reshape(rows, cols, -1)
+    if folder.is_file():
+        return folder.parent, [folder]
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder or photograph.")
+    paths = list(iter_image_files(folder))
+    if not paths:
+        raise DataError(f"{folder}: no image files.")
+    return folder, paths
 
 
-def _save_maps(stem: Path, picture: object, token_logits: torch.Tensor, crop: float) -> None:
-    """Writes the best classes of every token beside a drawing of them over the part that was looked at."""
+def _open_csv(stack: ExitStack, out: Path | None) -> TextIO:
+    """Standard output, or a file that appears whole at the end."""
+    if out is None:
+        return sys.stdout
+    temporary = stack.enter_context(atomic_path(out))
+    return stack.enter_context(open(temporary, "w", newline="", encoding="utf-8"))
+
+
+def _save_maps(stem: Path, prediction: Prediction, classes: list[str]) -> None:
+    """Writes the map as NPZ, and drawn over the part that was looked at, with a legend, as PNG."""
     import numpy as np
-    from PIL import Image
 
-    from .drawing import SUREST_OPACITY, choose_colours, class_shares, overlay
+    from .drawing import draw_class_map
 
-    assert isinstance(picture, Image.Image)
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    best = token_logits.topk(min(TOP, token_logits.shape[-1]), dim=-1)
-    np.savez_compressed(
-        stem.with_name(stem.name + ".npz"),
-        scores=best.values.numpy().astype(np.float16),
-        classes=best.indices.numpy().astype(np.uint32),
+    names = np.array(classes)
+    with atomic_path(stem.with_name(stem.name + ".npz")) as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(
+            file,
+            classes=prediction.token_classes.astype(np.uint32),
+            probabilities=prediction.token_probability.astype(np.float16),
+            class_names=names,
+            box=np.array(prediction.box),
+        )
+    picture = draw_class_map(
+        prediction.seen,
+        prediction.token_classes[..., 0],
+        prediction.token_probability[..., 0],
+        lambda index: classes[index],
     )
-    side = min(picture.size) * crop
-    left, top = (picture.width - side) / 2, (picture.height - side) / 2
-    seen = picture.crop((round(left), round(top), round(left + side), round(top + side)))
-    best_class, probability = best.indices[..., 0].numpy(), token_logits.softmax(-1).amax(-1).numpy()
-    colours = choose_colours([class_shares(best_class, probability)])
-    overlay(seen, best_class, probability * SUREST_OPACITY, colours).save(stem.with_name(stem.name + ".png"))
+    with atomic_path(stem.with_name(stem.name + ".png")) as temporary:
+        picture.save(temporary, format="PNG")

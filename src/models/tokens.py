@@ -70,26 +70,30 @@ class MixBox:
 
 
 def draw_mix_box(grid: tuple[int, int], alpha: float, rng: random.Random) -> MixBox:
-    """Draws CutMix's box on the token grid: area 1 - lambda, lambda ~ Beta(alpha, alpha), uniform centre, clipped.
+    """Draws the box as the released code does: area 1 - lambda, lambda ~ Beta(alpha, alpha), uniform centre, clipped.
+
+    Each side is sqrt(1 - lambda) of the grid's, rounded down to an even number of cells: a box reaches as far below its
+    centre cell as above it, so on 14 x 14 tokens a side is 0, 2, ..., 14 before it is clipped. The share that counts for
+    the class target is the clipped box's (`MixBox.kept`), not lambda.
 
     Args:
-        grid: rows and columns of the token grid.
-        alpha: parameter of the Beta distribution, above 0; the released code uses 1.
-        rng: source of the four random numbers.
+        grid: rows and columns, of tokens or of pixels.
+        alpha: of the symmetric Beta distribution, above 0.
+        rng: the only source of randomness.
 
     Raises:
-        ConfigError: alpha is not above 0.
+        ConfigError: alpha is not positive.
 
-    Source: Yun et al. 2019 (CutMix), as paper section 3.3 prescribes.
+    Source: Yun et al. 2019 (CutMix), as paper section 3.3 prescribes; rounding of the released code.
     """
     if alpha <= 0:
         raise ConfigError(f"mix_token alpha is {alpha}; it must be above 0 (leave MixToken off to mix nothing)")
     side = math.sqrt(1.0 - rng.betavariate(alpha, alpha))
 
     def span(size: int) -> tuple[int, int]:
-        length = int(size * side)
-        start = rng.randrange(size) - length // 2
-        return max(start, 0), min(start + length, size)
+        half = int(size * side) // 2
+        centre = rng.randrange(size)
+        return max(centre - half, 0), min(centre + half, size)
 
     return MixBox(span(grid[0]), span(grid[1]), grid)
 
@@ -196,6 +200,47 @@ class TokenModel(nn.Module, ABC):
         """Class and token logits in either mode, without mixing and without adding one to the other."""
         return self._outputs(images, None)
 
+    @torch.no_grad()
+    def predict_tokens(self, images: Tensor) -> Tensor:
+        """Class maps: what every token shows, as the model in eval mode sees it; no gradient, mode left as it was.
+
+        Args:
+            images: as for `forward`.
+
+        Returns:
+            float32 (batch, classes, rows, cols), probabilities over the classes: softmax of the token logits.
+
+        Raises:
+            ValueError: images of another size.
+        """
+        modes = [(module, module.training) for module in self.modules()]
+        self.eval()
+        try:
+            output = self._outputs(images, None)
+        finally:
+            for module, training in modes:
+                module.training = training
+        maps = output.token_logits.float().softmax(dim=-1).transpose(1, 2)  # (batch, classes, tokens)
+        return maps.reshape(*maps.shape[:2], *output.grid)
+
+    def set_image_px(self, image_px: int) -> None:
+        """Makes the model take images of another side; position embeddings are interpolated.
+
+        Raises:
+            ConfigError: a side that the model cannot take.
+        """
+        if image_px != self.image_px:
+            raise ConfigError(f"this model takes images of {self.image_px} px only, not {image_px}")
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Trades time for memory in training: blocks are computed again in the backward pass.
+
+        Raises:
+            ConfigError: the model cannot.
+        """
+        if enable:
+            raise ConfigError(f"{type(self).__name__} has no blocks that could be computed again; leave it off")
+
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that timm's optimiser factory keeps free of weight decay."""
         return {"pos_embed", "cls_token"}
@@ -207,8 +252,8 @@ class TokenModel(nn.Module, ABC):
     def _outputs(self, images: Tensor, mix: MixBox | None) -> TokenOutput:
         if images.ndim != 4 or tuple(images.shape[1:]) != (3, self.image_px, self.image_px):
             raise ValueError(
-                f"images (batch, channels, height, width) are {tuple(images.shape)}; "
-                f"this model takes (batch, 3, {self.image_px}, {self.image_px})"
+                f"images (batch, channels, height, width) are {tuple(images.shape)}; this model takes (batch, 3, "
+                f"{self.image_px}, {self.image_px}): three channels (RGB), resized or with set_image_px for another side"
             )
         if mix is not None and mix.grid != self.grid:
             raise ValueError(f"MixBox (rows, cols) is on a grid {mix.grid}; this model's tokens form {self.grid}")
