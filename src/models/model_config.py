@@ -171,7 +171,10 @@ def _parse(document: Any) -> ModelConfig:
     if architecture == TIMM_ENTRY:
         architecture = TIMM_PREFIX + settings.pop("backbone")
     elif architecture not in model_names():
-        raise ValueError(f"architecture {architecture!r}; legal are {', '.join([*model_names(), TIMM_ENTRY])}")
+        raise ValueError(
+            f"architecture {architecture!r}, legal are {', '.join([*model_names(), TIMM_ENTRY])}; a folder of timm's own is "
+            f"read as architecture {TIMM_PREFIX}{architecture}"
+        )
     config = _READER.validate_python(
         {
             "architecture": architecture,

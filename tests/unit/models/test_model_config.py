@@ -80,7 +80,7 @@ def without(key: str) -> Callable[[dict[str, Any]], None]:
         (without("model_args"), "lacks 'model_args'"),
         (without("pretrained_cfg"), "lacks 'pretrained_cfg'"),
         (without("label_names"), "lacks 'label_names'"),
-        (lambda d: d.update(architecture="vit_small_patch16_224"), "architecture 'vit_small_patch16_224'; legal are lvvit_t"),
+        (lambda d: d.update(architecture="vit_small_patch16_224"), "architecture 'vit_small_patch16_224', legal are lvvit_t"),
         (lambda d: d.update(architecture="token_model"), "lacks 'backbone'"),
         (lambda d: d.update(num_classes=0), "num_classes: Input should be greater than or equal to 1"),
         (lambda d: d.update(num_classes=6), "5 label_names for 6 classes"),
