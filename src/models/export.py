@@ -46,6 +46,7 @@ def export_model(loaded: LoadedModel, folder: Path, *, onnx: bool = False) -> No
         OutputError: the folder holds something else, or cannot be written.
         ExportError: ONNX cannot express the model, its packages are missing, or it gives other numbers than torch.
     """
+    folder = folder.resolve()
     if onnx:
         _require_onnx()
     _refuse_foreign(folder)
@@ -90,6 +91,8 @@ def _write_onnx(model: TokenModel, config: ModelConfig, path: Path) -> None:
             document = program.model_proto
         onnx.helper.set_model_props(document, _facts(model, config))
         onnx.save(document, path)
+    except OSError:
+        raise  # of the writing
     except Exception as error:  # noqa: BLE001 - the exporter raises whatever its passes meet
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ExportError(
