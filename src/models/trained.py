@@ -81,9 +81,8 @@ def load_model(
     if image_px is not None:
         config = replace(config, image_px=image_px)
     model = config.create()
-    report = load_checkpoint(
-        model, checkpoint, reset_heads=adapted or own is None
-    )  # a plain classifier has no token head
+    # a published plain classifier lacks the token head; a file of ours lacks nothing
+    report = load_checkpoint(model, checkpoint, reset_heads=adapted or own is None)
     return LoadedModel(model.eval(), _names_to_show(config), config, report)
 
 
