@@ -164,10 +164,11 @@ def check_onnx(folder: Path, model: TokenModel) -> None:
         assert np.abs(found - wanted.numpy()).max() < 1e-4
 
 
-def test_onnx_gives_torchs_logits_for_any_batch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("name", ["lvvit_s", "t2t_vit_14"])
+def test_onnx_gives_torchs_logits_for_any_batch(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import onnx
 
-    model = write_run(tmp_path / "run")
+    model = write_run(tmp_path / "run", name)
     assert main(["export", str(tmp_path / "run"), str(tmp_path / "out"), "--onnx"]) == 0
     assert "largest difference of a logit" in capsys.readouterr().err
     check_onnx(tmp_path / "out", model)
