@@ -140,6 +140,7 @@ class ModelSettings(Frozen):
     stem_strides: tuple[Positive, ...] | None = None
     stem_channels: Positive | None = None
     residual_scale: Annotated[float, Field(gt=0)] | None = None
+    stochastic_depth_rule: Literal["linear", "fixed"] | None = None
 
     @pydantic.model_validator(mode="after")
     def _values_fit_together(self) -> ModelSettings:
@@ -154,7 +155,7 @@ class ModelSettings(Frozen):
 class Model(Frozen):
     """A student."""
 
-    architecture: Annotated[str, Field(pattern=r"^(lvvit_[tsml]|t2t_vit_(14|19|24)|timm/.+)$")]
+    architecture: Annotated[str, Field(pattern=r"^(lvvit_[tsml]|t2t_vit_(t_)?(14|19|24)|timm/.+)$")]
     image_px: Pixels
     stochastic_depth: Annotated[float, Field(ge=0, lt=1)]
     eval_crop: Annotated[float, Field(gt=0, le=1)]
@@ -171,7 +172,11 @@ class Model(Frozen):
             raise ValueError(f"architecture {self.architecture!r} takes no settings; only lvvit_t, _s, _m and _l do")
         stride = math.prod(self.settings.stem_strides or (16,))
         if not self.architecture.startswith("timm/") and self.image_px % stride:
-            raise ValueError(f"image_px {self.image_px} must be a multiple of the token size, {stride} px")
+            below = self.image_px // stride * stride
+            nearest = f"{below} or {below + stride}" if below else f"{stride}"
+            raise ValueError(
+                f"image_px {self.image_px} must be a multiple of the token size, {stride} px; nearest: {nearest}"
+            )
         return self
 
 

@@ -33,6 +33,8 @@ COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#C
 OTHERS = "#BBBBBB"
 SUREST_OPACITY = 0.75  # of a cell whose best class has probability 1: the photograph still shows
 DIMMED = 0.3  # brightness of what the map does not cover
+HEAT = "inferno"  # read by colour-blind people, and in grey print
+HEAT_OPACITY = 0.6
 LEGEND_CLASSES = 4
 LEGEND_PX = 14  # height of the words below a class map
 LEGEND_SHARE = 0.01  # of a map's mass; a class below is not named
@@ -176,6 +178,20 @@ def draw_class_map(
     return picture
 
 
+def lay_heat(photograph: Image.Image, values: NDArray[np.floating[Any]]) -> Image.Image:
+    """Lays a map of amounts over the grey photograph, smoothly, from its least (dark) to its largest value (bright).
+
+    Args:
+        photograph: RGB, the part that the map covers.
+        values: (rows, cols), finite.
+    """
+    spread = float(np.ptp(values)) or 1.0
+    cells = Image.fromarray(((values - values.min()) / spread).astype(np.float32))
+    share = np.asarray(cells.resize(photograph.size, Image.Resampling.BILINEAR)).clip(0, 1)
+    heat = Image.fromarray((plt.get_cmap(HEAT)(share)[..., :3] * 255).astype(np.uint8))
+    return Image.blend(photograph.convert("L").convert("RGB"), heat, HEAT_OPACITY)
+
+
 def _rgb(colour: str) -> tuple[int, int, int]:
     return int(colour[1:3], 16), int(colour[3:5], 16), int(colour[5:7], 16)
 
@@ -278,16 +294,19 @@ def _draw_line(
             continue
         drawn, legend = draw_label(photograph, label, store, colours)
         axis.imshow(drawn)
-        handles = [
-            Line2D(
-                [], [], marker="s", linestyle="", color=colour, label=shorten(class_name(index), 24, placeholder="...")
-            )
-            for index, colour in legend.items()
-        ]
-        axis.legend(
-            handles=handles, fontsize=5.5, loc="upper center", bbox_to_anchor=(0.5, -0.01), frameon=False, ncols=2,
-            handletextpad=0.1, columnspacing=0.6,
-        )  # fmt: skip
+        add_legend(axis, legend, class_name)
+
+
+def add_legend(axis: Axes, colours: Mapping[int, str], class_name: Callable[[int], str]) -> None:
+    """Names the colours of a map below it."""
+    handles = [
+        Line2D([], [], marker="s", linestyle="", color=colour, label=shorten(class_name(index), 24, placeholder="..."))
+        for index, colour in colours.items()
+    ]
+    axis.legend(
+        handles=handles, fontsize=5.5, loc="upper center", bbox_to_anchor=(0.5, -0.01), frameon=False, ncols=2,
+        handletextpad=0.1, columnspacing=0.6,
+    )  # fmt: skip
 
 
 def _say(axis: Axes, text: str) -> None:

@@ -138,7 +138,7 @@ def _save_maps(stem: Path, prediction: Prediction, classes: list[str]) -> None:
     """Writes the map as NPZ, and drawn over the part that was looked at, with a legend, as PNG."""
     import numpy as np
 
-    from .drawing import draw_class_map
+    from .drawing import draw_class_map, readable_class
 
     names = np.array(classes)
     with atomic_path(stem.with_name(stem.name + ".npz")) as temporary, open(temporary, "wb") as file:
@@ -153,7 +153,7 @@ def _save_maps(stem: Path, prediction: Prediction, classes: list[str]) -> None:
         prediction.seen,
         prediction.token_classes[..., 0],
         prediction.token_probability[..., 0],
-        lambda index: classes[index],
+        lambda index: readable_class(classes[index]),
     )
     with atomic_path(stem.with_name(stem.name + ".png")) as temporary:
         picture.save(temporary, format="PNG")

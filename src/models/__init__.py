@@ -1,5 +1,7 @@
 """Models that classify images and every token: LV-ViT, T2T-ViT, timm backbones; MixToken; weights."""
 
+import importlib.util
+
 from .checkpoints import LoadReport, load_checkpoint
 from .complexity import count_multiply_adds, count_parameters
 from .model_config import ModelConfig, describe_model, read_model_config, settings_of_spec, write_model_config
@@ -7,6 +9,9 @@ from .registry import create_model, model_names
 from .tokens import MixBox, TokenModel, TokenOutput, draw_mix_box, partner_order
 from .trained import LoadedModel, load_model
 from .weights import read_metadata, read_state_dict, save_weights
+
+if importlib.util.find_spec("timm") is not None:
+    from . import timm_registry as timm_registry  # its import registers our models with timm
 
 __all__ = [
     "LoadReport",

@@ -1,16 +1,18 @@
 """Which models there are and which settings each takes; called wherever a model is made from its name.
 
-An unknown name or setting is refused with the legal ones. Defaults live in the presets, never here.
+An unknown name or setting is refused with the nearest legal ones. Defaults live in the presets, never here.
 """
 
 from __future__ import annotations
 
+import difflib
 from typing import Any
 
-from ..core.errors import unknown_name
+from ..core.errors import ConfigError, unknown_name
 from .lvvit import LVVIT_PRESETS, LVViT
 from .t2t import T2T_PRESETS, T2TViT
-from .timm_backbones import TIMM_PREFIX, TIMM_SETTINGS, TimmTokenModel
+from .timm_backbones import TIMM_SETTINGS, TimmTokenModel
+from .timm_names import TIMM_PREFIX, is_timm_name, nearest_timm_names
 from .tokens import TokenModel
 
 
@@ -38,7 +40,15 @@ def create_model(name: str, num_classes: int = 1000, image_px: int = 224, **sett
     if name.startswith(TIMM_PREFIX):
         merged = _merge(name, TIMM_SETTINGS, settings)
         return TimmTokenModel(name.removeprefix(TIMM_PREFIX), num_classes, image_px, **merged)
-    raise unknown_name("model", name, [*model_names(), f"{TIMM_PREFIX}<name>"])
+    raise _unknown_model(name)
+
+
+def _unknown_model(name: str) -> ConfigError:
+    if is_timm_name(name):
+        return ConfigError(f"unknown model {name!r}: it is one of timm's. Write {TIMM_PREFIX + name!r}.")
+    near = difflib.get_close_matches(name, model_names()) or nearest_timm_names(name)
+    hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+    return ConfigError(f"unknown model {name!r}.{hint} Legal: {', '.join(model_names())}, {TIMM_PREFIX}<name>")
 
 
 def _merge(name: str, preset: Any, settings: dict[str, Any]) -> dict[str, Any]:

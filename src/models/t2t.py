@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
-from ..core.errors import ConfigError, unknown_name
+from ..core.errors import unknown_name
 from .transformer import FeedForward, TokenTransformer
 
 _COMMON: dict[str, Any] = {
@@ -24,13 +25,18 @@ _COMMON: dict[str, Any] = {
     "token_dropout": 0.1,  # the T2T code's, inside the Performer layers only
     "attention_scale": None,
     "stochastic_depth": 0.0,
+    "stochastic_depth_rule": "linear",
     "token_score_weight": 0.5,
 }
+_TRANSFORMER = _COMMON | {"token_module": "transformer"}
 T2T_PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "t2t_vit_14": _COMMON | {"depth": 14, "width": 384, "heads": 6},
         "t2t_vit_19": _COMMON | {"depth": 19, "width": 448, "heads": 7},
         "t2t_vit_24": _COMMON | {"depth": 24, "width": 512, "heads": 8},
+        "t2t_vit_t_14": _TRANSFORMER | {"depth": 14, "width": 384, "heads": 6},
+        "t2t_vit_t_19": _TRANSFORMER | {"depth": 19, "width": 448, "heads": 7},
+        "t2t_vit_t_24": _TRANSFORMER | {"depth": 24, "width": 512, "heads": 8},
     }
 )
 TOKEN_MODULES = ("performer", "transformer")
@@ -136,12 +142,13 @@ class TokensToToken(nn.Module):
         self.attention2 = layer(TOKEN_CHANNELS * 3 * 3)
         self.project = nn.Linear(TOKEN_CHANNELS * 3 * 3, width)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """(batch, 3, side, side) -> (batch, (side / 16)^2, width), row by row."""
+    def forward(self, images: Tensor, recompute: bool = False) -> Tensor:
+        """(batch, 3, side, side) -> (batch, (side / 16)^2, width), row by row; see `set_grad_checkpointing`."""
         side = images.shape[-1]
         tokens = F.unfold(images, kernel_size=7, stride=4, padding=2).transpose(1, 2)
-        tokens = _split(self.attention1(tokens), side // 4)
-        tokens = _split(self.attention2(tokens), side // 8)
+        for stride, layer in ((4, self.attention1), (8, self.attention2)):
+            tokens = checkpoint(layer, tokens, use_reentrant=False) if recompute else layer(tokens)
+            tokens = _split(tokens, side // stride)
         out: Tensor = self.project(tokens)
         return out
 
@@ -157,7 +164,8 @@ class T2TViT(TokenTransformer):
         token_dropout: dropout inside the Performer layers.
         attention_scale: None for 1 / sqrt(width / heads). The T2T authors' own weights were trained with
             1 / sqrt(width) and need that value here.
-        stochastic_depth: rate of the last block; grows linearly from 0 in the first.
+        stochastic_depth: rate of the last block.
+        stochastic_depth_rule: `linear` (grows from 0 in the first block) or `fixed` (the same in every block).
         token_score_weight: share of the best token logit in eval mode.
 
     Raises:
@@ -177,28 +185,31 @@ class T2TViT(TokenTransformer):
         token_dropout: float,
         attention_scale: float | None,
         stochastic_depth: float,
+        stochastic_depth_rule: str,
         token_score_weight: float,
     ) -> None:
-        if image_px < 1 or image_px % TOTAL_STRIDE:
-            raise ConfigError(f"image_px is {image_px}; it must be a multiple of {TOTAL_STRIDE}")
         if token_module not in TOKEN_MODULES:
             raise unknown_name("token_module", token_module, TOKEN_MODULES)
-        side = image_px // TOTAL_STRIDE
-        super().__init__(num_classes, image_px, (side, side), width, token_score_weight=token_score_weight)
-        self.register_buffer("pos_embed", sinusoid_positions(1 + side * side, width))
+        super().__init__(num_classes, image_px, TOTAL_STRIDE, width, token_score_weight=token_score_weight)
+        self.register_buffer("pos_embed", sinusoid_positions(1 + self.grid[0] * self.grid[1], width))
         self.tokens_to_token = TokensToToken(width, token_module, token_dropout)
         self.add_encoder(
             depth=depth,
             heads=heads,
             mlp_ratio=mlp_ratio,
             stochastic_depth=stochastic_depth,
+            stochastic_depth_rule=stochastic_depth_rule,
             attention_scale=attention_scale,
         )
 
     def embed_patches(self, images: Tensor) -> Tensor:
         """(batch, 3, image_px, image_px) -> (batch, tokens, width), row by row."""
-        tokens: Tensor = self.tokens_to_token(images)
+        tokens: Tensor = self.tokens_to_token(images, self.recomputes)
         return tokens
+
+    def resize_positions(self) -> None:
+        """Computes the sinusoid anew; it is not learned."""
+        self.pos_embed = sinusoid_positions(1 + self.grid[0] * self.grid[1], self.width).to(self.pos_embed)
 
 
 def sinusoid_positions(count: int, width: int) -> Tensor:

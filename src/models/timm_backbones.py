@@ -1,58 +1,40 @@
 """Any timm classifier with a token grid or a feature map as a TokenModel: timm's own head, and a linear token head.
 
 Guarantees that weights are never downloaded and that the token grid is measured, not guessed. Made by `registry` for
-the names "timm/<name>". Source: paper appendix B.2 (ResNeSt, Mixer) and Table 11.
+the names "timm/<name>". MixToken swaps what the backbone's patch embedding gives; a network without one (a CNN, or a
+stem of convolutions) sees mixed images instead, cut along the same box scaled to pixels, as CutMix and the paper's
+ReLabel do. Source: paper appendix B.2 (ResNeSt, Mixer) and Table 11.
 """
 
 from __future__ import annotations
 
 import contextlib
-import difflib
+import copy
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..core.errors import ConfigError
-from .tokens import IMAGENET_MEAN, IMAGENET_STD, MixBox, TokenModel, mix_tokens
-from .transformer import initialise_linear
+from .timm_layouts import TokenLayout, measure_layouts, patch_embedding, timm_says
+from .timm_names import TIMM_PREFIX, check_timm_name
+from .tokens import IMAGENET_MEAN, IMAGENET_STD, MixBox, TokenModel
+from .transformer import initialise_linear, interpolate_position_embedding
 
-TIMM_PREFIX = "timm/"
+__all__ = ["TIMM_PREFIX", "TIMM_SETTINGS", "TimmTokenModel"]
+
 TIMM_SETTINGS: Mapping[str, Any] = MappingProxyType({"stochastic_depth": 0.0, "token_score_weight": 0.5})
-
-
-@dataclass(frozen=True)
-class _Layout:
-    """Where the tokens lie in a tensor: kind "tokens" (batch, prefix + n, c), "nchw" or "nhwc"; and their grid."""
-
-    kind: str
-    grid: tuple[int, int]
-    prefix: int = 0
-
-    def flatten(self, features: Tensor) -> Tensor:
-        """(batch, tokens, channels), row by row, without prefix tokens."""
-        if self.kind == "tokens":
-            return features[:, self.prefix :]
-        return features.flatten(2).transpose(1, 2) if self.kind == "nchw" else features.flatten(1, 2)
-
-    def mix(self, features: Tensor, box: MixBox) -> Tensor:
-        """Replaces what lies inside the box by the partner's, in a tensor of this layout without prefix tokens."""
-        mixed = mix_tokens(self.flatten(features), box.scaled(self.grid))
-        return (mixed.transpose(1, 2) if self.kind == "nchw" else mixed).reshape(features.shape)
 
 
 class TimmTokenModel(TokenModel):
     """A timm classifier with a token head.
 
-    MixToken mixes what the backbone's patch embedding gives. Where there is none (CNNs) or its grid is no multiple of
-    the token grid, the images are mixed, with the box scaled to pixels.
-
     Args:
-        name: timm's name without the prefix "timm/".
+        name: timm's name without the prefix "timm/", with or without a weights tag (which chooses `mean` and `std`).
         num_classes: classes of both heads.
         image_px: side of the images.
         stochastic_depth: timm's drop_path_rate.
@@ -68,9 +50,8 @@ class TimmTokenModel(TokenModel):
         self, name: str, num_classes: int, image_px: int, *, stochastic_depth: float, token_score_weight: float
     ) -> None:
         backbone = _make_backbone(name, num_classes, image_px, stochastic_depth)
-        features, embedded = _probe(name, backbone, image_px)
-        layout = _feature_layout(name, backbone, features)
-        cfg = getattr(backbone, "pretrained_cfg", None) or {}
+        layout, embedding_layout, channels = measure_layouts(TIMM_PREFIX + name, backbone, image_px)
+        cfg = backbone.pretrained_cfg
         super().__init__(
             num_classes,
             image_px,
@@ -79,41 +60,130 @@ class TimmTokenModel(TokenModel):
             mean=tuple(cfg.get("mean") or IMAGENET_MEAN),
             std=tuple(cfg.get("std") or IMAGENET_STD),
         )
+        self.architecture = name
+        self.stochastic_depth = stochastic_depth
         self.layout = layout
-        self.embedding_layout = _embedding_layout(embedded, layout.grid)
+        self.embedding_layout = embedding_layout  # None: images are mixed
         self.backbone = backbone
-        channels = features.shape[1] if layout.kind == "nchw" else features.shape[-1]
-        self.token_head = nn.Linear(channels, num_classes, device=features.device)
+        self.token_head = nn.Linear(channels, num_classes, device=next(backbone.parameters()).device)
         initialise_linear(self.token_head)
-        classifier = cfg.get("classifier") or ()
-        names = (classifier,) if isinstance(classifier, str) else tuple(classifier)
-        present = {name for name, _ in backbone.named_modules()}
-        self.head_names = (*(f"backbone.{part}" for part in names if part in present), "token_head")
+        present = {part for part, _ in backbone.named_modules()}
+        self.head_names = (*(f"backbone.{part}" for part in _classifiers(cfg) if part in present), "token_head")
+        self.num_features = backbone.num_features  # what timm's own code asks of a model
+        self.head_hidden_size = getattr(backbone, "head_hidden_size", backbone.num_features)
 
     def encode(self, images: Tensor, mix: MixBox | None) -> tuple[Tensor, Tensor]:
         """See `TokenModel.encode`."""
+        features = self.forward_features(images, mix)
+        return self._classify(features), self.token_head(self.layout.flatten(features))
+
+    def forward_features(self, images: Tensor, mix: MixBox | None = None) -> Tensor:
+        """The backbone's features in timm's own shape: (batch, prefix + tokens, channels) or a map.
+
+        Args:
+            images: (batch, 3, image_px, image_px), normalised.
+            mix: see `TokenModel.encode`.
+        """
         if mix is not None and self.embedding_layout is None:
-            images = _Layout("nchw", (self.image_px, self.image_px)).mix(images, mix)
+            images = TokenLayout("NCHW", (self.image_px, self.image_px)).mix(images, mix)
         with self._mixing(mix):
-            features = self.backbone.forward_features(images)
-        class_logits = self.backbone.forward_head(features)
-        if isinstance(class_logits, tuple):  # distilled models answer per head
-            class_logits = torch.stack(class_logits).mean(0)
-        return class_logits, self.token_head(self.layout.flatten(features))
+            features: Tensor = self.backbone.forward_features(images)
+        return features
+
+    def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
+        """Class logits (batch, classes) of features by the rule of eval mode; with `pre_logits` the pooled features."""
+        if pre_logits:
+            pooled: Tensor = self.backbone.forward_head(features, pre_logits=True)
+            return pooled
+        best_token = self.token_head(self.layout.flatten(features)).max(dim=1).values
+        logits: Tensor = self._classify(features) + self.token_score_weight * best_token
+        return logits
+
+    def get_classifier(self) -> Any:
+        """Timm's class head; a tuple where a distilled model has two."""
+        return self.backbone.get_classifier()
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replaces all heads by new ones, drawn at random.
+
+        Args:
+            num_classes: of each, at least 1.
+            global_pool: timm's, where the backbone knows it; None leaves it.
+
+        Raises:
+            ConfigError: num_classes is below 1.
+        """
+        _check_classes(num_classes)
+        self.backbone.reset_classifier(num_classes, **({} if global_pool is None else {"global_pool": global_pool}))
+        self.num_classes = num_classes
+        self.token_head = nn.Linear(self.token_head.in_features, num_classes).to(self.token_head.weight)
+        initialise_linear(self.token_head)
+
+    def set_image_px(self, image_px: int) -> None:
+        """Makes the model take images of another size; positions are interpolated. Before an optimiser is made.
+
+        Raises:
+            ConfigError: the network takes no such images, or its weights belong to one size (Mixer); nothing changed.
+        """
+        if image_px == self.image_px:
+            return
+        name = TIMM_PREFIX + self.architecture
+        if hasattr(self.backbone, "set_input_size"):
+            backbone = copy.deepcopy(self.backbone)
+            with timm_says(f"{name} does not take images of {image_px} px"):
+                backbone.set_input_size(img_size=(image_px, image_px))
+        elif self.backbone.pretrained_cfg.get("fixed_input_size"):
+            backbone = self._rebuilt(image_px)
+        else:
+            backbone = self.backbone
+        layout, embedding_layout, _ = measure_layouts(name, backbone, image_px)
+        self.backbone, self.layout, self.embedding_layout = backbone, layout, embedding_layout
+        self.image_px, self.grid = image_px, layout.grid
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Timm's own: activations inside blocks are computed again in the backward pass.
+
+        Raises:
+            ConfigError: the backbone cannot.
+        """
+        with timm_says(f"{TIMM_PREFIX}{self.architecture} has no gradient checkpointing"):
+            self.backbone.set_grad_checkpointing(enable)
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that timm's optimiser factory keeps free of weight decay."""
         names = self.backbone.no_weight_decay() if hasattr(self.backbone, "no_weight_decay") else ()
         return {f"backbone.{name}" for name in names}
 
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Timm's patterns of parameter names by depth, for layer-wise learning rates; heads match none, hence last."""
+
+        def ours(pattern: Any) -> Any:
+            if isinstance(pattern, str):
+                return rf"^backbone\.(?:{pattern.replace('^', '')})"  # timm matches from the start anyway
+            if isinstance(pattern, (tuple, list)):
+                return [(ours(part), suffix) for part, suffix in pattern]
+            return pattern
+
+        groups = self.backbone.group_matcher(coarse=coarse)
+        return {group: ours(pattern) for group, pattern in groups.items()}
+
     def adapt_names(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Accepts timm's own state dicts; the token head that VOLO already has becomes ours."""
-        if any(name.startswith("backbone.") for name in state):
-            return dict(state)
-        return {
-            name.replace("aux_head.", "token_head.", 1) if name.startswith("aux_head.") else f"backbone.{name}": value
-            for name, value in state.items()
-        }
+        """Accepts timm's own state dicts; the token head that VOLO already has becomes ours, at any image size."""
+        state = dict(state)
+        if not any(name.startswith("backbone.") for name in state):
+            state = {
+                name.replace("aux_head.", "token_head.", 1) if name.startswith("aux_head.") else f"backbone.{name}": v
+                for name, v in state.items()
+            }
+        positions = state.get(self.position_name)
+        if positions is not None and positions.ndim == 4:  # VOLO's; (1, tokens, width) is interpolated by the reader
+            state[self.position_name] = _resample(positions, self.state_dict()[self.position_name])
+        return state
+
+    def _classify(self, features: Tensor) -> Tensor:
+        logits: Any = self.backbone.forward_head(features)
+        # distilled models answer per head in training
+        return torch.stack(logits).mean(0) if isinstance(logits, tuple) else logits
 
     @contextlib.contextmanager
     def _mixing(self, mix: MixBox | None) -> Iterator[None]:
@@ -122,111 +192,81 @@ class TimmTokenModel(TokenModel):
         The hook lives for one forward on this replica: nothing is left in the module that copies, pickles or
         DistributedDataParallel would see.
         """
-        layout, module = self.embedding_layout, _patch_embedding(self.backbone)
+        layout, module = self.embedding_layout, patch_embedding(self.backbone)
         if mix is None or layout is None or module is None:
             yield
             return
-        handle = module.register_forward_hook(lambda _module, _inputs, out: layout.mix(out, mix))
+
+        def swap(_module: nn.Module, _inputs: Any, out: Any) -> Any:
+            return (layout.mix(out[0], mix), *out[1:]) if isinstance(out, tuple) else layout.mix(out, mix)
+
+        handle = module.register_forward_hook(swap)
         try:
             yield
         finally:
             handle.remove()
 
+    def _rebuilt(self, image_px: int) -> Any:
+        """The same network made anew for another size, where timm cannot change it in place."""
+        fresh = _make_backbone(self.architecture, self.num_classes, image_px, self.stochastic_depth)
+        state, learnt = fresh.state_dict(), {name for name, _ in fresh.named_parameters()}
+        for name, value in self.backbone.state_dict().items():
+            if value.shape == state[name].shape:
+                state[name] = value
+            elif name == "pos_embed":
+                state[name] = _resample(value, state[name])
+            elif name in learnt:
+                raise ConfigError(
+                    f"{TIMM_PREFIX}{self.architecture}: {name} belongs to images of {self.image_px} px and cannot be "
+                    f"interpolated to {image_px} px. Make a new model for that size."
+                )
+        fresh.load_state_dict(state)
+        return fresh.to(self.token_head.weight).train(self.training)
+
 
 def _make_backbone(name: str, num_classes: int, image_px: int, stochastic_depth: float) -> Any:
-    try:
-        import timm
-    except ImportError as error:
-        raise ConfigError(f"model {TIMM_PREFIX}{name} needs timm: pip install 'tokenlabel[study]'") from error
-    if not timm.is_model(name):
-        close = difflib.get_close_matches(name, timm.list_models(), n=5)
-        hint = f"Close names: {', '.join(TIMM_PREFIX + other for other in close)}" if close else "timm.list_models()"
-        raise ConfigError(f"unknown model {TIMM_PREFIX + name!r}: timm {timm.__version__} has none such. {hint}")
+    _check_classes(num_classes)
+    check_timm_name(name)
+    import timm
+
     options: dict[str, Any] = {}
     if stochastic_depth:
         options["drop_path_rate"] = stochastic_depth
     cfg = timm.get_pretrained_cfg(name)
     if cfg is not None and cfg.fixed_input_size and cfg.input_size[-1] != image_px:
         options["img_size"] = image_px
-    try:
-        backbone: Any = timm.create_model(name, pretrained=False, num_classes=num_classes, **options)
-    except (TypeError, AssertionError, ValueError) as error:
-        raise ConfigError(f"timm refuses {name} with {options}: {error}") from error
+    no_depth = ConfigError(f"{TIMM_PREFIX}{name} has no stochastic depth in timm. Set stochastic_depth to 0.")
+    own_px = f" (its own size is {cfg.input_size[-1]} px)" if "img_size" in options else ""
+    with timm_says(f"timm refuses {name} with {options or 'its own settings'}{own_px}"):
+        try:
+            backbone: Any = timm.create_model(name, pretrained=False, num_classes=num_classes, **options)
+        except TypeError as error:
+            raise no_depth if "drop_path_rate" in str(error) else error from None
+    if stochastic_depth and not any(getattr(module, "drop_prob", None) for module in backbone.modules()):
+        raise no_depth  # taken, and used nowhere
     if getattr(backbone, "aux_head", None) is not None:
-        backbone.aux_head = None  # VOLO adds its own token head's scores in forward_head; ours would count twice
+        # VOLO adds its own token head's scores in forward_head; ours takes its place, so they would count twice
+        backbone.aux_head, backbone.use_aux_head = None, False
     return backbone
 
 
-def _patch_embedding(backbone: Any) -> nn.Module | None:
-    """The module after which tokens exist; the MLP family calls it `stem`, a name that CNNs use for convolutions."""
-    from timm.layers.patch_embed import PatchEmbed
-
-    module = getattr(backbone, "patch_embed", None)
-    if module is None and isinstance(getattr(backbone, "stem", None), PatchEmbed):
-        module = backbone.stem
-    return module if isinstance(module, nn.Module) else None
+def _check_classes(num_classes: int) -> None:
+    if num_classes < 1:
+        raise ConfigError(f"num_classes is {num_classes}; a classifier needs at least 1 (features: forward_features)")
 
 
-def _probe(name: str, backbone: Any, image_px: int) -> tuple[Tensor, Tensor | None]:
-    """Runs one blank image; returns the features and what `patch_embed` gave, if that is a tensor."""
-    embedded: list[Any] = []
-    patch_embed = _patch_embedding(backbone)
-    handle = None
-    if patch_embed is not None:
-        handle = patch_embed.register_forward_hook(lambda _module, _inputs, out: embedded.append(out))
-    device = next(backbone.parameters()).device
-    backbone.eval()
-    try:
-        with torch.no_grad():
-            features = backbone.forward_features(torch.zeros(1, 3, image_px, image_px, device=device))
-    except (AssertionError, AttributeError, RuntimeError) as error:
-        raise ConfigError(f"{TIMM_PREFIX}{name} does not run on images of {image_px} px: {error}") from error
-    finally:
-        backbone.train()
-        if handle is not None:
-            handle.remove()
-    if not isinstance(features, Tensor):
-        raise ConfigError(
-            f"{TIMM_PREFIX}{name} gives {type(features).__name__} as features; a token model needs a tensor"
-        )
-    single = embedded[0] if len(embedded) == 1 and isinstance(embedded[0], Tensor) else None
-    return features, single
+def _classifiers(cfg: Mapping[str, Any]) -> tuple[str, ...]:
+    names = cfg.get("classifier") or ()
+    return (names,) if isinstance(names, str) else tuple(names)
 
 
-def _feature_layout(name: str, backbone: Any, features: Tensor) -> _Layout:
-    if features.ndim == 4:
-        return _map_layout(features, getattr(backbone, "num_features", None))
-    if features.ndim == 3:
-        length = features.shape[1]
-        declared = getattr(backbone, "num_prefix_tokens", None)
-        for prefix in (0, 1) if declared is None else (declared,):
-            side = math.isqrt(length - prefix)
-            if side and side * side == length - prefix:
-                return _Layout("tokens", (side, side), prefix)
-    raise ConfigError(
-        f"{TIMM_PREFIX}{name} gives features of shape {tuple(features.shape)}; expected (batch, tokens, channels) with "
-        "a square number of tokens, or a feature map"
-    )
-
-
-def _map_layout(features: Tensor, channels: int | None) -> _Layout:
-    """Square images give square maps, so the odd axis out is that of the channels."""
-    _, second, third, last = features.shape
-    if second == third and (third != last or channels == last) and not (second == channels != last):
-        return _Layout("nhwc", (second, third))
-    return _Layout("nchw", (third, last))
-
-
-def _embedding_layout(embedded: Tensor | None, grid: tuple[int, int]) -> _Layout | None:
-    """The layout of the patch embedding, or None where tokens cannot be mixed in it."""
-    if embedded is None or embedded.ndim not in (3, 4):
-        return None
-    if embedded.ndim == 4:
-        layout = _map_layout(embedded, None)
-    else:
-        side = math.isqrt(embedded.shape[1])
-        if side * side != embedded.shape[1]:
-            return None
-        layout = _Layout("tokens", (side, side))
-    fits = all(fine % coarse == 0 for fine, coarse in zip(layout.grid, grid, strict=True))
-    return layout if fits else None
+def _resample(positions: Tensor, like: Tensor) -> Tensor:
+    """Interpolates (1, rows, cols, width) or (1, prefix + tokens, width) to the shape of `like`."""
+    if positions.shape == like.shape:
+        return positions
+    if positions.ndim == 4:
+        resized = F.interpolate(positions.permute(0, 3, 1, 2).float(), size=like.shape[1:3], mode="bicubic")
+        return resized.permute(0, 2, 3, 1).to(positions.dtype)
+    side = math.isqrt(like.shape[1])
+    name, prefix = "pos_embed", like.shape[1] - side * side
+    return interpolate_position_embedding({name: positions}, (side, side), name=name, prefix_tokens=prefix)[name]

@@ -249,12 +249,16 @@ class TokenModel(nn.Module, ABC):
         """Translates the names of a foreign checkpoint of this architecture to this model's; ours stay as they are."""
         return dict(state)
 
-    def _outputs(self, images: Tensor, mix: MixBox | None) -> TokenOutput:
+    def check_images(self, images: Tensor) -> None:
+        """Refuses images of another shape than (batch, 3, image_px, image_px) with a ValueError."""
         if images.ndim != 4 or tuple(images.shape[1:]) != (3, self.image_px, self.image_px):
             raise ValueError(
                 f"images (batch, channels, height, width) are {tuple(images.shape)}; this model takes (batch, 3, "
                 f"{self.image_px}, {self.image_px}): three channels (RGB), resized or with set_image_px for another side"
             )
+
+    def _outputs(self, images: Tensor, mix: MixBox | None) -> TokenOutput:
+        self.check_images(images)
         if mix is not None and mix.grid != self.grid:
             raise ValueError(f"MixBox (rows, cols) is on a grid {mix.grid}; this model's tokens form {self.grid}")
         class_logits, token_logits = self.encode(images, mix)

@@ -9,14 +9,17 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
-from ..core.errors import CheckpointError, ConfigError
+from ..core.errors import CheckpointError, ConfigError, unknown_name
 from .tokens import MixBox, TokenModel, mix_tokens
 
+STOCHASTIC_DEPTH_RULES = ("linear", "fixed")  # the released code's drop_path_decay: linear, fix
 INIT_STD = 0.02  # of every linear layer and the class token, as in DeiT and the released code
 
 
@@ -39,8 +42,8 @@ class Attention(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """(batch, tokens, width) -> the same shape."""
         batch, length, width = tokens.shape
-        qkv = self.qkv(tokens).view(batch, length, 3, self.heads, width // self.heads)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (batch, heads, tokens, width / heads)
+        parts = self.qkv(tokens).view(batch, length, 3, self.heads, width // self.heads).unbind(2)
+        query, key, value = (part.transpose(1, 2) for part in parts)  # each (batch, heads, tokens, width / heads)
         mixed = F.scaled_dot_product_attention(query, key, value, scale=self.scale)
         out: Tensor = self.proj(mixed.transpose(1, 2).reshape(batch, length, width))
         return out
@@ -119,10 +122,13 @@ class TokenTransformer(TokenModel):
     pos_embed: Tensor
 
     def __init__(
-        self, num_classes: int, image_px: int, grid: tuple[int, int], width: int, *, token_score_weight: float
+        self, num_classes: int, image_px: int, token_px: int, width: int, *, token_score_weight: float
     ) -> None:
-        super().__init__(num_classes, image_px, grid, token_score_weight=token_score_weight)
-        self.width = width
+        side = tokens_per_side(image_px, token_px)
+        super().__init__(num_classes, image_px, (side, side), token_score_weight=token_score_weight)
+        self.token_px = token_px
+        self.width = self.num_features = self.head_hidden_size = width  # the last two are timm's names
+        self.grad_checkpointing = False
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
 
     def add_encoder(
@@ -132,6 +138,7 @@ class TokenTransformer(TokenModel):
         heads: int,
         mlp_ratio: float,
         stochastic_depth: float,
+        stochastic_depth_rule: str,
         residual_scale: float = 1.0,
         attention_scale: float | None = None,
     ) -> None:
@@ -146,19 +153,22 @@ class TokenTransformer(TokenModel):
             raise ConfigError(f"width {self.width} cannot be divided among heads {heads}; choose a divisor")
         if not 0.0 <= stochastic_depth < 1.0:
             raise ConfigError(f"stochastic_depth is {stochastic_depth}; legal is 0 to below 1")
+        if stochastic_depth_rule not in STOCHASTIC_DEPTH_RULES:
+            raise unknown_name("stochastic_depth_rule", stochastic_depth_rule, STOCHASTIC_DEPTH_RULES)
         if residual_scale <= 0:
             raise ConfigError(f"residual_scale is {residual_scale}; it divides the residual branch, so above 0")
+        shares = [index / max(depth - 1, 1) for index in range(depth)]  # linear: 0 in the first block, full in the last
         self.blocks = nn.Sequential(
             *(
                 Block(
                     self.width,
                     heads,
                     int(self.width * mlp_ratio),
-                    drop_rate=stochastic_depth * index / max(depth - 1, 1),  # 0 in the first block, full in the last
+                    drop_rate=stochastic_depth * (share if stochastic_depth_rule == "linear" else 1.0),
                     residual_scale=residual_scale,
                     attention_scale=attention_scale,
                 )
-                for index in range(depth)
+                for share in shares
             )
         )
         self.norm = nn.LayerNorm(self.width)
@@ -171,15 +181,118 @@ class TokenTransformer(TokenModel):
     def embed_patches(self, images: Tensor) -> Tensor:
         """(batch, 3, image_px, image_px) -> (batch, tokens, width), row by row."""
 
+    @abstractmethod
+    def resize_positions(self) -> None:
+        """Makes `pos_embed` fit `grid`."""
+
     def encode(self, images: Tensor, mix: MixBox | None) -> tuple[Tensor, Tensor]:
-        """See `TokenModel.encode`. Positions are added after mixing, so they are those of the mixed sequence."""
+        """See `TokenModel.encode`."""
+        features = self.forward_features(images, mix)
+        return self.head(features[:, 0]), self.aux_head(features[:, 1:])
+
+    def forward_features(self, images: Tensor, mix: MixBox | None = None) -> Tensor:
+        """What both heads read; timm's name for it.
+
+        Args:
+            images: (batch, 3, image_px, image_px), normalised.
+            mix: see `TokenModel.encode`. Positions are added after mixing, so they are those of the mixed sequence.
+
+        Returns:
+            (batch, 1 + tokens, width) after the final norm, the class token first.
+
+        Raises:
+            ValueError: images of another size.
+        """
+        self.check_images(images)
         tokens = self.embed_patches(images)
         if mix is not None:
             tokens = mix_tokens(tokens, mix)
         class_token = self.cls_token.expand(tokens.shape[0], -1, -1)
         tokens = torch.cat((class_token, tokens), dim=1) + self.pos_embed  # (batch, 1 + tokens, width)
-        tokens = self.norm(self.blocks(tokens))
-        return self.head(tokens[:, 0]), self.aux_head(tokens[:, 1:])
+        if self.recomputes:
+            for block in self.blocks:
+                tokens = checkpoint(block, tokens, use_reentrant=False)
+        else:
+            tokens = self.blocks(tokens)
+        out: Tensor = self.norm(tokens)
+        return out
+
+    def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
+        """(batch, 1 + tokens, width) -> class logits (batch, classes) by the rule of eval mode; timm's name for it.
+
+        With `pre_logits` the class token, (batch, width).
+        """
+        if pre_logits:
+            return features[:, 0]
+        best_token: Tensor = self.aux_head(features[:, 1:]).max(dim=1).values
+        class_logits: Tensor = self.head(features[:, 0])
+        return class_logits + self.token_score_weight * best_token
+
+    def get_classifier(self) -> nn.Module:
+        """The head on the class token."""
+        return self.head
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replaces both heads by new ones, drawn at random.
+
+        Args:
+            num_classes: of both, at least 1.
+            global_pool: timm passes it; there is a class token, so nothing is pooled.
+
+        Raises:
+            ConfigError: num_classes is below 1.
+        """
+        if num_classes < 1:
+            raise ConfigError(
+                f"num_classes is {num_classes}; a classifier needs at least 1 (features: forward_features)"
+            )
+        self.num_classes = num_classes
+        for name in self.head_names:
+            head = nn.Linear(self.width, num_classes).to(self.cls_token)
+            initialise_linear(head)
+            setattr(self, name, head)
+
+    def set_image_px(self, image_px: int) -> None:
+        """Makes the model take images of another size; positions follow.
+
+        Raises:
+            ConfigError: no multiple of the side of a token.
+        """
+        side = tokens_per_side(image_px, self.token_px)
+        self.image_px, self.grid = image_px, (side, side)
+        self.resize_positions()
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Keeps no activations inside blocks in training: computed again in the backward pass, gradients unchanged."""
+        self.grad_checkpointing = enable
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Timm's patterns of parameter names by depth, for layer-wise learning rates; heads match none, hence last."""
+        blocks = r"^blocks\.(\d+)"
+        return {
+            "stem": r"^(?:cls_token|pos_embed|patch_embed|tokens_to_token)",
+            "blocks": blocks if coarse else [(blocks, None), (r"^norm", (99999,))],  # 99999: with the last block
+        }
+
+    @property
+    def recomputes(self) -> bool:
+        """Whether this forward should save memory rather than time."""
+        return self.grad_checkpointing and self.training and torch.is_grad_enabled()
+
+
+def tokens_per_side(image_px: int, token_px: int) -> int:
+    """Tokens along a side of the image.
+
+    Raises:
+        ConfigError: image_px is no multiple of token_px; the message names the nearest legal sides.
+    """
+    if image_px > 0 and image_px % token_px == 0:
+        return image_px // token_px
+    below = image_px // token_px * token_px
+    nearest = f"{below} or {below + token_px}" if below > 0 else f"{token_px}"
+    raise ConfigError(
+        f"image_px is {image_px}; it must be a multiple of the token size {token_px} px. Nearest: {nearest}"
+    )
 
 
 def initialise_linear(module: nn.Module) -> None:

@@ -69,7 +69,7 @@ MISTAKES: list[tuple[str, Callable[[Raw], Any], list[str]]] = [
     (
         "a resolution between two token grids",
         lambda c: c["experiments"]["main"]["rows"][0]["set"].update(image_px=230),
-        ["experiments.main.rows.lvvit_t.set", "230", "multiple of the token size, 16"],
+        ["experiments.main.rows.lvvit_t.set", "230", "multiple of the token size, 16 px; nearest: 224 or 240"],
     ),
     (
         "a fine-tuning resolution between two token grids",
@@ -90,6 +90,11 @@ MISTAKES: list[tuple[str, Callable[[Raw], Any], list[str]]] = [
         "heads that do not divide the width",
         lambda c: c["experiments"]["main"]["rows"][0]["set"].update({"architecture.width": 385}),
         ["architecture", "width 385", "heads"],
+    ),
+    (
+        "an unknown rule of stochastic depth",
+        lambda c: c["experiments"]["main"]["rows"][0]["set"].update({"architecture.stochastic_depth_rule": "fix"}),
+        ["architecture.stochastic_depth_rule", "'fix'", "Did you mean 'fixed'", "linear"],
     ),
     (
         "a stem of unequal lengths",

@@ -30,13 +30,13 @@ from tokenlabel.eval.drawing import (
     choose_colours,
     class_shares,
     covered_box,
+    draw_class_map,
     draw_label,
     draw_page,
     overlay,
     readable_class,
     spread_evenly,
 )
-from tokenlabel.eval.predict_command import _save_maps
 from tokenlabel.labels import LabelStore
 from tokenlabel.labels.store import Label
 
@@ -310,12 +310,15 @@ def test_what_cannot_be_shown_is_said_in_its_place(tmp_path: Path, monkeypatch: 
         draw_page([Subject("unknown", 5, lambda: b"")], [store], str, tmp_path / "page.png")
 
 
-def test_a_prediction_is_drawn_over_what_the_model_looked_at(tmp_path: Path) -> None:
-    logits = torch.zeros(2, 3, 8)
-    logits[0, 2, 5] = 50.0
-    _save_maps(tmp_path / "a.jpg", Image.new("RGB", (120, 90), (10, 20, 30)), logits, crop=1.0)
-    with Image.open(tmp_path / "a.jpg.png") as drawn:
-        pixels = np.array(drawn, dtype=np.float64)
-    assert pixels.shape == (90, 90, 3)
-    change = np.abs(pixels - (10, 20, 30)).sum(-1)
-    assert change[:45, 60:].min() > 5 * change[45:].max()  # one sure token at the upper right; all others at 1 in 8
+def test_a_class_map_is_drawn_over_what_the_model_looked_at() -> None:
+    seen = Image.new("RGB", (240, 240), (10, 20, 30))
+    best_class, probability = np.zeros((2, 3), dtype=np.int64), np.full((2, 3), 0.1, dtype=np.float32)
+    best_class[0, 2], probability[0, 2] = 5, 1.0
+    picture = draw_class_map(seen, best_class, probability, lambda index: f"class {index}")
+    pixels = np.array(picture, dtype=np.float64)
+    assert pixels.shape == (240 + 2 * 28, 240, 3)  # two classes named below
+    change = np.abs(pixels[:240] - (10, 20, 30)).sum(-1)
+    assert change[:120, 160:].min() > 5 * change[120:].max()  # one sure token at the upper right; the others faint
+    swatches = pixels[240 + 14, 14], pixels[240 + 28 + 14, 14]
+    assert [tuple(int(value) for value in swatch) for swatch in swatches] == [(230, 159, 0), (86, 180, 233)]
+    assert (pixels[240:, 28:] < 100).any()  # words

@@ -5,10 +5,13 @@ import torch
 
 from tokenlabel.core.errors import ConfigError
 from tokenlabel.models import create_model, model_names
+from tokenlabel.models.lvvit import LVVIT_PRESETS
+from tokenlabel.models.t2t import T2T_PRESETS
 
 
 def test_names() -> None:
-    assert model_names() == ["lvvit_t", "lvvit_s", "lvvit_m", "lvvit_l", "t2t_vit_14", "t2t_vit_19", "t2t_vit_24"]
+    assert set(model_names()) >= {"lvvit_t", "lvvit_s", "lvvit_m", "lvvit_l", "t2t_vit_14", "t2t_vit_19", "t2t_vit_24"}
+    assert model_names() == [*LVVIT_PRESETS, *T2T_PRESETS]
     for name in model_names():
         with torch.device("meta"):
             model = create_model(name, 3, 32)
@@ -16,9 +19,23 @@ def test_names() -> None:
         assert model.training
 
 
-def test_unknown_name_is_refused_with_the_legal_ones() -> None:
-    with pytest.raises(ConfigError, match=r"unknown model 'lvvit_x'.*lvvit_s.*timm/<name>"):
-        create_model("lvvit_x")
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        (
+            "lvvit_x",
+            r"unknown model 'lvvit_x'. Did you mean 'lvvit_.' or .* Legal: lvvit_t, .*t2t_vit_14.*, timm/<name>",
+        ),
+        ("deit_small_patch16_224", "it is one of timm's. Write 'timm/deit_small_patch16_224'."),
+        ("deit_small_patch16_224.fb_in1k", "Write 'timm/deit_small_patch16_224.fb_in1k'."),
+        ("deit_smal_patch16_224", "Did you mean 'timm/deit_small_patch16_224' or .* Legal: lvvit_t"),
+        ("", "unknown model ''. Legal: lvvit_t"),
+    ],
+)
+def test_unknown_name_is_refused_with_the_nearest_legal_ones(name: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words) as caught:
+        create_model(name)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["lvvit_s", "t2t_vit_14", "timm/resnet18"])
