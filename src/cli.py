@@ -32,6 +32,7 @@ VERBS = {
     "draw": ("eval.draw_command", "draw label maps over photographs"),
     "report": ("eval.report_command", "make the HTML report of what exists"),
     "predict": ("eval.predict_command", "classify a folder of photographs with a checkpoint"),
+    "export": ("models.export_command", "write a checkpoint as a folder that timm loads, and as ONNX"),
     "visualise": ("eval.visualise_command", "draw what a checkpoint sees in photographs, and what its classes rest on"),
     "init": ("start.command", "look at a folder of photographs and write a study file for it"),
     "demo": ("demo.command", "make the demo's data set from the package foolbox"),

@@ -10,6 +10,7 @@ import glob
 import hashlib
 import json
 import os
+import shutil
 import socket
 import threading
 import time
@@ -46,6 +47,32 @@ def atomic_path(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def staged_folder(folder: Path) -> Iterator[Path]:
+    """Yields a new folder beside `folder`; on success it takes its place (what was there is removed), else it is removed.
+
+    Raises:
+        OutputError: it cannot be made or put in place.
+    """
+    own = f"{folder.name}.{socket.gethostname()}.{os.getpid()}"
+    staged, old = folder.with_name(f".{own}.tmp"), folder.with_name(f".{own}.old")
+    try:
+        staged.mkdir(parents=True)
+        yield staged
+        if folder.exists():
+            folder.rename(old)
+        staged.rename(folder)
+    except OSError as error:
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        raise OutputError(
+            f"{folder}: cannot be written ({_reason(error)}). Free space or permission is needed there."
+        ) from error
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def _reason(error: OSError) -> str:

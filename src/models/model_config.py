@@ -64,8 +64,7 @@ class ModelConfig:
         Raises:
             ConfigError: a setting that this version does not take.
         """
-        settings = {key: tuple(value) if isinstance(value, list) else value for key, value in self.settings.items()}
-        model = create_model(self.architecture, self.num_classes, self.image_px, **settings)
+        model = create_model(self.architecture, self.num_classes, self.image_px, **self.settings)
         model.mean, model.std = self.mean, self.std
         return model
 
@@ -130,7 +129,7 @@ def settings_of_spec(spec: Mapping[str, Any]) -> dict[str, Any]:
     recipe, settings = spec["recipe"], dict(spec["model"]["settings"])
     if recipe["supervision"] != "token" or recipe["token_weight"] == 0:
         settings["token_score_weight"] = 0.0
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
+    return _with_tuples(settings)
 
 
 def write_model_config(folder: Path, config: ModelConfig) -> None:
@@ -172,7 +171,10 @@ def _parse(document: Any) -> ModelConfig:
     if architecture == TIMM_ENTRY:
         architecture = TIMM_PREFIX + settings.pop("backbone")
     elif architecture not in model_names():
-        raise ValueError(f"architecture {architecture!r}; legal are {', '.join([*model_names(), TIMM_ENTRY])}")
+        raise ValueError(
+            f"architecture {architecture!r}, legal are {', '.join([*model_names(), TIMM_ENTRY])}; a folder of timm's own is "
+            f"read as architecture {TIMM_PREFIX}{architecture}"
+        )
     config = _READER.validate_python(
         {
             "architecture": architecture,
@@ -184,7 +186,7 @@ def _parse(document: Any) -> ModelConfig:
             "interpolation": cfg["interpolation"],
             "mean": cfg["mean"],
             "std": cfg["std"],
-            "settings": settings,
+            "settings": _with_tuples(settings),
             "heads": cfg["classifier"],
             "num_features": document["num_features"],
         }
@@ -192,6 +194,11 @@ def _parse(document: Any) -> ModelConfig:
     if len(config.classes) != config.num_classes:
         raise ValueError(f"{len(config.classes)} label_names for {config.num_classes} classes")
     return config
+
+
+def _with_tuples(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON has lists where settings are tuples."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
 
 
 def _three(values: tuple[float, ...]) -> tuple[float, float, float]:

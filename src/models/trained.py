@@ -66,7 +66,7 @@ def load_model(
     """
     file = checkpoint_file(path, use_ema=use_ema)
     checkpoint = read_checkpoint(file, use_ema=use_ema)
-    config = own = _own_config(file)
+    config = own = _own_config(file, architecture)
     if config is None:
         config = _published_config(checkpoint, architecture, image_px)
     elif architecture not in (None, config.architecture):
@@ -78,21 +78,26 @@ def load_model(
     if num_classes is not None and adapted:
         names = tuple(str(index) for index in range(num_classes))
         config = replace(config, num_classes=num_classes, classes=names, descriptions={})
-    config = replace(config, image_px=image_px or config.image_px)
+    if image_px is not None:
+        config = replace(config, image_px=image_px)
     model = config.create()
-    report = load_checkpoint(
-        model, checkpoint, reset_heads=adapted or own is None
-    )  # a plain classifier has no token head
+    # a published plain classifier lacks the token head; a file of ours lacks nothing
+    report = load_checkpoint(model, checkpoint, reset_heads=adapted or own is None)
     return LoadedModel(model.eval(), _names_to_show(config), config, report)
 
 
-def _own_config(file: Path) -> ModelConfig | None:
+def _own_config(file: Path, architecture: str | None) -> ModelConfig | None:
     """The description beside or inside a file of ours; None for a published one."""
     if file.suffix != ".safetensors":
         return None
     metadata = read_metadata(file)
     if (file.parent / CONFIG_FILE).exists() or ("spec" in metadata and "classes" not in metadata):
-        return read_model_config(file.parent)
+        try:
+            return read_model_config(file.parent)
+        except CheckpointError:
+            if architecture is None or "spec" in metadata:
+                raise
+            return None  # a folder of timm's hub, whose architecture the caller knows
     if "spec" not in metadata:
         return None
     spec = json.loads(metadata["spec"])  # a run from before runs had a config.json
@@ -122,7 +127,8 @@ def _published_config(checkpoint: Checkpoint, architecture: str | None, image_px
             settings["token_score_weight"] = 0.0  # a token head drawn at random must have no say
             if architecture in T2T_PRESETS:
                 settings["attention_scale"] = T2T_PRESETS[architecture]["width"] ** -0.5  # as its authors trained it
-        model = create_model(architecture, num_classes, image_px or _image_px(model, state), **settings)
+        side = _image_px(model, state) if image_px is None else image_px
+        model = create_model(architecture, num_classes, side, **settings)
     classes, descriptions = _imagenet_names() if num_classes == 1000 else ([str(i) for i in range(num_classes)], {})
     return describe_model(
         model, architecture, settings, classes, crop=crop, interpolation=interpolation, descriptions=descriptions

@@ -62,6 +62,7 @@ def small_study(photographs: Path) -> dict[str, Any]:
     study["select"] = {"annotators": ["lite0"], "experiments": ["main", "ablation_annotators"]}
     study["defaults"]["annotator"] = "lite0"
     study["machine"].update(validate_every_epochs=1)
+    study["models"]["lvvit_small"]["eval_crop"] = 0.95  # not the training's validation_crop
     study["caps"] = {"epochs": 2, "images": 24, "depth": 2, "width": 48, "image_px": 64, "finetune_px": 80}
     return study
 

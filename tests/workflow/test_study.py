@@ -78,6 +78,9 @@ def test_specs_lie_beside_the_outputs_and_say_what_was_run(finished_study: Path)
         spec = read_json(run / "spec.json")
         assert spec["recipe"]["epochs"] == 2
         assert read_json(run / "seed0" / "done.json")["digest"] == run.name.rsplit("-", 1)[1]
+        config = read_json(run / "seed0" / "config.json")
+        assert config["model_args"]["img_size"] == spec["image_px"]
+        assert config["pretrained_cfg"]["crop_pct"] == 0.95
 
 
 def test_a_second_call_does_nothing(finished_study: Path, overlay: Overlay) -> None:

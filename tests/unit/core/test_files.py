@@ -18,6 +18,7 @@ from tokenlabel.core.files import (
     atomic_path,
     read_json,
     remove_leftovers,
+    staged_folder,
     write_json,
     write_json_if_changed,
 )
@@ -137,3 +138,20 @@ def test_what_killed_writers_left_is_removed_but_not_this_ones(tmp_path: Path) -
     (tmp_path / "y.lease.stale.node7.3").touch()
     with Lease(tmp_path / "y.lease"):
         assert not list(tmp_path.glob("*.stale.*"))
+
+
+def test_a_staged_folder_takes_the_place_of_the_old_one_whole_or_not_at_all(tmp_path: Path) -> None:
+    place = tmp_path / "out"
+    with staged_folder(place) as staged:
+        (staged / "a").write_text("1")
+    assert [path.name for path in place.iterdir()] == ["a"]
+    with pytest.raises(ZeroDivisionError), staged_folder(place) as staged:
+        (staged / "b").write_text("2")
+        raise ZeroDivisionError
+    assert [path.name for path in place.iterdir()] == ["a"]
+    with staged_folder(place) as staged:
+        (staged / "c").write_text("3")
+    assert [path.name for path in place.iterdir()] == ["c"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    with pytest.raises(OutputError, match="cannot be written"), staged_folder(place / "c" / "below"):
+        raise AssertionError("nothing is made below a file")
