@@ -143,11 +143,6 @@ class LVViT(TokenTransformer):
         tokens: Tensor = self.patch_embed(images)
         return tokens
 
-    def resize_positions(self) -> None:
-        """Interpolates the learned positions (paper appendix B.1)."""
-        resized = interpolate_position_embedding({"pos_embed": self.pos_embed.detach()}, self.grid)["pos_embed"]
-        self.pos_embed = nn.Parameter(resized, requires_grad=self.pos_embed.requires_grad)
-
 
 def _padding(kernel: int, stride: int) -> int:
     """The least padding with which the convolution divides a side (a multiple of stride) by stride exactly."""

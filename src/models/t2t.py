@@ -208,10 +208,6 @@ class T2TViT(TokenTransformer):
         tokens: Tensor = self.tokens_to_token(images, self.recomputes)
         return tokens
 
-    def resize_positions(self) -> None:
-        """Computes the sinusoid anew; it is not learned."""
-        self.pos_embed = sinusoid_positions(1 + self.grid[0] * self.grid[1], self.width).to(self.pos_embed)
-
 
 def sinusoid_positions(count: int, width: int) -> Tensor:
     """Float (1, count, width): sines in even and cosines in odd channels, wavelengths 2 pi to 10,000 * 2 pi."""

@@ -94,10 +94,6 @@ class TokenTransformer(TokenModel):
     def embed_patches(self, images: Tensor) -> Tensor:
         """(batch, 3, image_px, image_px) -> (batch, tokens, width), row by row."""
 
-    @abstractmethod
-    def resize_positions(self) -> None:
-        """Makes `pos_embed` fit `grid`."""
-
     def encode(self, images: Tensor, mix: MixBox | None) -> tuple[Tensor, Tensor]:
         """See `TokenModel.encode`."""
         features = self.forward_features(images, mix)
@@ -166,14 +162,18 @@ class TokenTransformer(TokenModel):
             setattr(self, name, head)
 
     def set_image_px(self, image_px: int) -> None:
-        """Makes the model take images of another size; positions follow.
+        """Makes the model take images of another size; positions are interpolated. Call it before making an optimiser.
 
         Raises:
             ConfigError: no multiple of the side of a token.
         """
         side = tokens_per_side(image_px, self.token_px)
         self.image_px, self.grid = image_px, (side, side)
-        self.resize_positions()
+        positions = self.pos_embed
+        # T2T-ViT's fixed positions too: its weights know a place by the sinusoid of the grid they were trained on
+        resized = interpolate_position_embedding({"pos_embed": positions.detach()}, self.grid)["pos_embed"]
+        learned = isinstance(positions, nn.Parameter)
+        self.pos_embed = nn.Parameter(resized, requires_grad=positions.requires_grad) if learned else resized
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Keeps no activations inside blocks in training: computed again in the backward pass, gradients unchanged."""

@@ -295,13 +295,20 @@ def test_an_interrupted_study_completes_at_the_next_call(small_study: Overlay, t
 
 
 def test_the_readmes_python_runs_as_it_stands(finished_study: Path) -> None:
-    (block,) = re.findall(
+    models, block = re.findall(
         r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL
     )
     (folder,) = (finished_study / "results" / "labels").iterdir()
     (data,) = (finished_study / "results" / "data").iterdir()
     code = block.replace("results/labels/nfnet_f6-1a2b3c4d", str(folder))
     code = code.replace("n01440764/a.JPEG", load_manifest(data, "train").path(0)) + "\nprint(float(loss))\n"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
-    assert found.returncode == 0, found.stderr
-    assert 1 < float(found.stdout) < 20
+    models += "\nprint(tuple(output.token_logits.shape), output.grid, tuple(logits.shape), tuple(maps.shape))\n"
+    answers = []
+    for program in (models, code):
+        found = subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False
+        )
+        assert found.returncode == 0, found.stderr
+        answers.append(found.stdout.strip())
+    assert answers[0] == "(4, 16, 20) (4, 4) (4, 20) (4, 20, 4, 4)"
+    assert 1 < float(answers[1]) < 20

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenlabel.core.errors import ConfigError
-from tokenlabel.models import MixBox, TokenModel, create_model, draw_mix_box, save_weights
+from tokenlabel.models import MixBox, TokenModel, create_model, draw_mix_box, load_checkpoint, save_weights
 from tokenlabel.models.blocks import StochasticDepth
 from tokenlabel.models.transformer import TokenTransformer, tokens_per_side
 
@@ -97,10 +97,12 @@ def test_another_resolution_interpolates_learned_positions(tiny: Make) -> None:
     assert (rows == rows[:, :1]).all()
 
 
-def test_another_resolution_computes_the_sinusoid_anew(tiny: Make) -> None:
+def test_fixed_positions_follow_as_if_loaded_at_the_other_size(tiny: Make) -> None:
     model, larger = tiny("t2t_vit_14"), tiny("t2t_vit_14", image_px=96)
+    load_checkpoint(larger, model.state_dict())
     model.to(torch.float64).set_image_px(96)
     assert model.pos_embed.dtype == torch.float64
+    assert "pos_embed" in dict(model.named_buffers())  # still not learned
     torch.testing.assert_close(model.pos_embed.float(), larger.pos_embed)
 
 
