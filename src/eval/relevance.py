@@ -71,6 +71,7 @@ def relevance_maps(model: TokenModel, images: Tensor, classes: Tensor) -> Tensor
         # Quotients by sums that cancel amplify rounding: in float32 a deep model's map depends on the machine. The copy
         # takes the hooks with it, and its mode.
         twin = copy.deepcopy(model).to("cpu" if images.device.type == "mps" else images.device, torch.float64).eval()
+        twin.set_grad_checkpointing(False)  # the hooks want each activation, once
         encoder = _encoder_of(twin)
         seen = _record(encoder)
         output = twin.forward_tokens(images.detach().to(next(twin.parameters())).clone().requires_grad_())

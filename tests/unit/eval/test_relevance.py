@@ -136,6 +136,15 @@ def test_model_is_left_as_it_was_even_in_inference_mode_and_frozen() -> None:
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+@pytest.mark.parametrize("build", [small_lvvit, deit_tiny])
+def test_gradient_checkpointing_changes_nothing(build: Callable[[], TokenModel]) -> None:
+    model = build()
+    images = torch.randn(1, 3, model.image_px, model.image_px)
+    plain = relevance_maps(model, images, torch.tensor([[0]]))
+    model.set_grad_checkpointing()
+    torch.testing.assert_close(relevance_maps(model.train(), images, torch.tensor([[0]])), plain)
+
+
 @pytest.mark.parametrize("name", ["timm/deit_tiny_distilled_patch16_224", "timm/deit3_small_patch16_224", "t2t_vit_14"])
 def test_relatives_have_maps_too(name: str) -> None:
     model = create_model(name, 3, 64, **({"depth": 2} if name.startswith("t2t") else {}))
