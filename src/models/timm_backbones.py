@@ -128,7 +128,9 @@ class TimmTokenModel(TokenModel):
         if image_px == self.image_px:
             return
         name = TIMM_PREFIX + self.architecture
-        if hasattr(self.backbone, "set_input_size"):
+        # Swin's set_input_size changes its windows too: a checkpoint would then be of no model that create_model makes
+        windows_change = type(self.backbone).__module__.startswith("timm.models.swin_transformer")
+        if hasattr(self.backbone, "set_input_size") and not windows_change:
             backbone = copy.deepcopy(self.backbone)
             with timm_says(f"{name} does not take images of {image_px} px"):
                 backbone.set_input_size(img_size=(image_px, image_px))
@@ -221,6 +223,8 @@ class TimmTokenModel(TokenModel):
                     f"interpolated to {image_px} px. Make a new model for that size."
                 )
         fresh.load_state_dict(state)
+        for name, parameter in self.backbone.named_parameters():
+            fresh.get_parameter(name).requires_grad_(parameter.requires_grad)
         if getattr(self.backbone, "grad_checkpointing", False):
             fresh.set_grad_checkpointing()
         return fresh.to(self.token_head.weight).train(self.training)
