@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..core.errors import unknown_name
 from .blocks import FeedForward
-from .transformer import TokenTransformer
+from .transformer import TokenTransformer, interpolate_position_embedding
 
 _COMMON: dict[str, Any] = {
     "mlp_ratio": 3.0,
@@ -209,8 +209,8 @@ class T2TViT(TokenTransformer):
         return tokens
 
     def resize_positions(self) -> None:
-        """Computes the sinusoid anew; it is not learned."""
-        self.pos_embed = sinusoid_positions(1 + self.grid[0] * self.grid[1], self.width).to(self.pos_embed)
+        """Interpolates the sinusoid as `load_checkpoint` does: computed anew, a row's tokens would have other positions."""
+        self.pos_embed = interpolate_position_embedding({"pos_embed": self.pos_embed}, self.grid)["pos_embed"]
 
 
 def sinusoid_positions(count: int, width: int) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenlabel.core.errors import ConfigError
-from tokenlabel.models import MixBox, TokenModel, create_model, draw_mix_box, save_weights
+from tokenlabel.models import MixBox, TokenModel, create_model, draw_mix_box, load_checkpoint, save_weights
 from tokenlabel.models.blocks import StochasticDepth
 from tokenlabel.models.transformer import TokenTransformer, tokens_per_side
 
@@ -97,8 +97,10 @@ def test_another_resolution_interpolates_learned_positions(tiny: Make) -> None:
     assert (rows == rows[:, :1]).all()
 
 
-def test_another_resolution_computes_the_sinusoid_anew(tiny: Make) -> None:
-    model, larger = tiny("t2t_vit_14"), tiny("t2t_vit_14", image_px=96)
+@pytest.mark.parametrize("name", NAMES)
+def test_another_resolution_in_place_or_by_a_checkpoint_is_the_same(name: str, tiny: Make) -> None:
+    model, larger = tiny(name), tiny(name, image_px=96)
+    load_checkpoint(larger, model.state_dict())
     model.to(torch.float64).set_image_px(96)
     assert model.pos_embed.dtype == torch.float64
     torch.testing.assert_close(model.pos_embed.float(), larger.pos_embed)
