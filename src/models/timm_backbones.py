@@ -211,6 +211,9 @@ class TimmTokenModel(TokenModel):
     def _rebuilt(self, image_px: int) -> Any:
         """The same network made anew for another size, where timm cannot change it in place."""
         fresh = _make_backbone(self.architecture, self.num_classes, image_px, self.stochastic_depth)
+        pool = getattr(self.backbone, "global_pool", None)  # reset_classifier may have changed it
+        if pool is not None and pool != fresh.global_pool:
+            fresh.reset_classifier(self.num_classes, global_pool=pool)
         state, learnt = fresh.state_dict(), {name for name, _ in fresh.named_parameters()}
         for name, value in self.backbone.state_dict().items():
             if value.shape == state[name].shape:

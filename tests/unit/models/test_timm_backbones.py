@@ -231,6 +231,15 @@ def test_another_image_size_keeps_what_is_frozen_and_the_precision(name: str) ->
     assert {value.dtype for value in model.parameters()} == {torch.bfloat16}
 
 
+@pytest.mark.parametrize("name", ["deit_tiny_patch16_224", "cait_xxs24_224"])
+def test_another_image_size_keeps_the_pooling(name: str) -> None:
+    model = make(name, 64)
+    model.reset_classifier(3, "avg")
+    model.set_image_px(96)
+    assert (model.backbone.global_pool, model.num_classes) == ("avg", 3)
+    assert model.eval()(torch.zeros(1, 3, 96, 96)).shape == (1, 3)
+
+
 def test_image_size_that_does_not_fit_changes_nothing() -> None:
     with torch.device("meta"):
         model, mixer = make("deit_tiny_patch16_224", 64), make("mixer_s16_224", 64)
