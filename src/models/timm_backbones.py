@@ -128,7 +128,9 @@ class TimmTokenModel(TokenModel):
         if image_px == self.image_px:
             return
         name = TIMM_PREFIX + self.architecture
-        if hasattr(self.backbone, "set_input_size"):
+        # Swin's set_input_size changes its windows too: a checkpoint would then be of no model that create_model makes
+        windows_change = type(self.backbone).__module__.startswith("timm.models.swin_transformer")
+        if hasattr(self.backbone, "set_input_size") and not windows_change:
             backbone = copy.deepcopy(self.backbone)
             with timm_says(f"{name} does not take images of {image_px} px"):
                 backbone.set_input_size(img_size=(image_px, image_px))
@@ -209,6 +211,9 @@ class TimmTokenModel(TokenModel):
     def _rebuilt(self, image_px: int) -> Any:
         """The same network made anew for another size, where timm cannot change it in place."""
         fresh = _make_backbone(self.architecture, self.num_classes, image_px, self.stochastic_depth)
+        pool = getattr(self.backbone, "global_pool", None)  # reset_classifier may have changed it
+        if pool is not None and pool != fresh.global_pool:
+            fresh.reset_classifier(self.num_classes, global_pool=pool)
         state, learnt = fresh.state_dict(), {name for name, _ in fresh.named_parameters()}
         for name, value in self.backbone.state_dict().items():
             if value.shape == state[name].shape:
@@ -221,6 +226,8 @@ class TimmTokenModel(TokenModel):
                     f"interpolated to {image_px} px. Make a new model for that size."
                 )
         fresh.load_state_dict(state)
+        for name, parameter in self.backbone.named_parameters():
+            fresh.get_parameter(name).requires_grad_(parameter.requires_grad)
         if getattr(self.backbone, "grad_checkpointing", False):
             fresh.set_grad_checkpointing()
         return fresh.to(self.token_head.weight).train(self.training)

@@ -108,7 +108,8 @@ def _run(name: str, backbone: Any, image_px: int) -> tuple[Any, TokenLayout | No
     embedded: list[Any] = []
     module = patch_embedding(backbone)
     handle = module.register_forward_hook(lambda _module, _inputs, out: embedded.append(out)) if module else None
-    image = torch.zeros(1, 3, image_px, image_px, device=next(backbone.parameters()).device)
+    anchor = next(backbone.parameters())
+    image = torch.zeros(1, 3, image_px, image_px, device=anchor.device, dtype=anchor.dtype)
     training = backbone.training
     backbone.eval()
     try:

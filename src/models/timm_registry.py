@@ -126,6 +126,10 @@ def _build(variant: str, architecture: str, pretrained: bool, **arguments: Any) 
             settings["stochastic_depth"] = drop_path_rate
         return create_model(architecture, num_classes, height, **settings)
 
+    if arguments.get("features_only"):
+        raise ConfigError(
+            f"{variant}: features_only is not offered. Use forward_features or forward_tokens of the model."
+        )
     sources: dict[str, Any] = {}
     for record in (arguments.get("pretrained_cfg"), arguments.get("pretrained_cfg_overlay")):
         sources |= record if isinstance(record, Mapping) else {}

@@ -82,11 +82,11 @@ def draw_mix_box(grid: tuple[int, int], alpha: float, rng: random.Random) -> Mix
         rng: the only source of randomness.
 
     Raises:
-        ConfigError: alpha is not positive.
+        ConfigError: alpha is not positive and finite.
 
     Source: Yun et al. 2019 (CutMix), as paper section 3.3 prescribes; rounding of the released code.
     """
-    if alpha <= 0:
+    if not 0 < alpha < math.inf:  # Beta's sampler never ends with others
         raise ConfigError(f"mix_token alpha is {alpha}; it must be above 0 (leave MixToken off to mix nothing)")
     side = math.sqrt(1.0 - rng.betavariate(alpha, alpha))
 

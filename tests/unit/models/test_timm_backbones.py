@@ -204,6 +204,42 @@ def test_image_size_changes_and_positions_follow(name: str, grid: tuple[int, int
         assert state["backbone.pos_embed"].shape == model.backbone.pos_embed.shape
 
 
+@pytest.mark.parametrize(
+    ("name", "own_px", "image_px"), [("swin_tiny_patch4_window7_224", 224, 448), ("swinv2_tiny_window8_256", 256, 320)]
+)
+def test_another_image_size_is_the_network_made_for_that_size(name: str, own_px: int, image_px: int) -> None:
+    """So that its checkpoint loads: timm's own set_input_size would change Swin's windows."""
+    model, larger = make(name, own_px).eval(), make(name, image_px).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)  # norms of zero would hide the windows
+    model.set_image_px(image_px)
+    larger.load_state_dict(model.state_dict())
+    images = torch.randn(1, 3, image_px, image_px)
+    with torch.no_grad():
+        torch.testing.assert_close(model(images), larger(images))
+
+
+@pytest.mark.parametrize("name", ["deit_tiny_patch16_224", "cait_xxs24_224"])
+def test_another_image_size_keeps_what_is_frozen_and_the_precision(name: str) -> None:
+    model = make(name, 64).to(torch.bfloat16)
+    model.backbone.requires_grad_(False)
+    model.set_image_px(96)
+    assert {key for key, value in model.named_parameters() if value.requires_grad} == {
+        "token_head.weight",
+        "token_head.bias",
+    }
+    assert {value.dtype for value in model.parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("name", ["deit_tiny_patch16_224", "cait_xxs24_224"])
+def test_another_image_size_keeps_the_pooling(name: str) -> None:
+    model = make(name, 64)
+    model.reset_classifier(3, "avg")
+    model.set_image_px(96)
+    assert (model.backbone.global_pool, model.num_classes) == ("avg", 3)
+    assert model.eval()(torch.zeros(1, 3, 96, 96)).shape == (1, 3)
+
+
 def test_image_size_that_does_not_fit_changes_nothing() -> None:
     with torch.device("meta"):
         model, mixer = make("deit_tiny_patch16_224", 64), make("mixer_s16_224", 64)

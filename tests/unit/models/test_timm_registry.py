@@ -151,6 +151,7 @@ def test_what_does_not_fit_is_one_line() -> None:
         "lvvit_t: img_size is 64 x 96; a token model takes square images": {"img_size": (64, 96)},
         "lvvit_t: drop_rate is 0.1": {"drop_rate": 0.1},
         "lvvit_t: global_pool is 'avg'": {"global_pool": "avg"},
+        "lvvit_t: features_only is not offered": {"features_only": True},
         "image_px is 100": {"img_size": 100},
         "model lvvit_t: unknown setting 'dept'": {"dept": 3},
         "num_classes is 0": {"num_classes": 0},

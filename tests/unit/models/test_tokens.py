@@ -117,9 +117,11 @@ def test_the_law_of_the_boxes_is_the_released_one(grid: tuple[int, int], alpha: 
     assert np.mean([1 - box.kept for box in drawn]) == pytest.approx(area.mean(), abs=0.01)
 
 
-def test_alpha_must_be_positive() -> None:
-    with pytest.raises(ConfigError, match="alpha is 0"):
-        draw_mix_box((4, 4), 0, random.Random(0))
+@pytest.mark.parametrize("alpha", [0.0, -1.0, float("nan"), float("inf")])
+def test_alpha_must_be_positive_and_finite(alpha: float) -> None:
+    """Python's sampler never ends with the last two."""
+    with pytest.raises(ConfigError, match=f"alpha is {alpha}"):
+        draw_mix_box((4, 4), alpha, random.Random(0))
 
 
 def test_partner_is_the_reversed_batch() -> None:
