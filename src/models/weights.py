@@ -112,7 +112,10 @@ def save_weights(
     own = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in state.items()}
     with atomic_path(Path(path)) as temporary:
         try:
+            temporary.touch()
+            mode = temporary.stat().st_mode  # by the umask; safetensors makes files that only their owner reads
             save_file(own, temporary, dict(metadata))
+            temporary.chmod(mode)
         except SafetensorError as error:  # its own writer reports a full disk this way
             raise OutputError(f"{path}: the weights cannot be written ({error}).") from error
 
@@ -149,6 +152,8 @@ def _read(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if isinstance(error, pickle.UnpicklingError):  # torch's words ask for weights_only=False, which executes the file
+            reason = "no file of torch.save, or one with other objects than tensors and plain values"
         raise CheckpointError(
             f"checkpoint {path}: damaged, or holds more than weights (expected tensors in a dictionary): {reason}"
         ) from error
