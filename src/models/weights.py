@@ -152,7 +152,7 @@ def _read(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if isinstance(error, pickle.UnpicklingError):  # torch's words ask for weights_only=False, which executes the file
+        if isinstance(error, pickle.UnpicklingError):  # torch's own words ask for weights_only=False
             reason = "no file of torch.save, or one with other objects than tensors and plain values"
         raise CheckpointError(
             f"checkpoint {path}: damaged, or holds more than weights (expected tensors in a dictionary): {reason}"
