@@ -73,6 +73,8 @@ def checkpoint_file(path: str | Path, *, use_ema: bool = True) -> Path:
     for name in (AVERAGED_FILE, WEIGHTS_FILE) if use_ema else (WEIGHTS_FILE,):
         if (path / name).is_file():
             return path / name
+    if seeds := sorted(found.parent.name for found in path.glob(f"seed*/{WEIGHTS_FILE}")):
+        raise CheckpointError(f"{path}: a run with a folder for each seed; give one of them, e.g. {path / seeds[0]}")
     raise CheckpointError(
         f"{path / WEIGHTS_FILE}: no such file; the folder holds no weights. Where it is a run's, delete its done.json and "
         "run snakemake."

@@ -111,3 +111,9 @@ def test_nobody_is_told_to_execute_a_checkpoint(tmp_path: Path) -> None:
         read_state_dict(tmp_path / "page.pth")
     assert "weights_only" not in str(error.value)
     assert "no file of torch.save" in str(error.value)
+
+
+def test_a_runs_folder_points_to_its_seeds(tmp_path: Path) -> None:
+    save_weights({"a": torch.zeros(1)}, tmp_path / "seed3" / "model.safetensors", {})
+    with pytest.raises(CheckpointError, match=r"folder for each seed; give one of them, e\.g\. .*seed3$"):
+        read_checkpoint(tmp_path)
