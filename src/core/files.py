@@ -60,6 +60,7 @@ def staged_folder(folder: Path) -> Iterator[Path]:
     staged, old = folder.with_name(f".{own}.tmp"), folder.with_name(f".{own}.old")
     try:
         staged.mkdir(parents=True)
+        _remove_staged_by_the_dead(folder)
         yield staged
         if folder.exists():
             folder.rename(old)
@@ -73,6 +74,25 @@ def staged_folder(folder: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(staged, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _remove_staged_by_the_dead(folder: Path) -> None:
+    """Removes what killed processes of this host staged for `folder`."""
+    start = f".{folder.name}.{socket.gethostname()}."
+    for left in folder.parent.glob(f"{glob.escape(start)}*.tmp"):
+        pid = left.name.removeprefix(start).removesuffix(".tmp")
+        if pid.isdigit() and not _is_alive(int(pid)):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _reason(error: OSError) -> str:
@@ -211,13 +231,7 @@ class Lease:
             return False
         if held["pid"] == self._owner["pid"]:
             return True  # this process's own earlier lease, left by an exception during acquisition
-        try:
-            os.kill(held["pid"], 0)
-        except ProcessLookupError:
-            return True
-        except PermissionError:
-            return False
-        return False
+        return not _is_alive(held["pid"])
 
     def _wait_until_stale_or_gone(self) -> None:
         last: dict[str, Any] | None = None

@@ -12,6 +12,7 @@ import csv
 import os
 import sys
 from contextlib import ExitStack
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -78,6 +79,8 @@ def run(args: argparse.Namespace) -> int:
     from .prediction import Preprocessing, Unreadable, predict_photographs
 
     loaded = load_model(args.checkpoint, architecture=args.architecture, image_px=args.image_px)
+    if args.maps is not None and loaded.model.token_score_weight == 0:
+        logger.warning("the token head has no say in the class, so it may be untrained and its class maps mean nothing")
     classes = list(loaded.classes)
     device = choose_device(args.device)
     results = predict_photographs(
@@ -127,11 +130,13 @@ def _photographs(folder: Path) -> tuple[Path, list[Path]]:
 
 
 def _open_csv(stack: ExitStack, out: Path | None) -> TextIO:
-    """Standard output, or a file that appears whole at the end."""
+    """Standard output, or a file that appears whole at the end; names that are no text keep their bytes."""
     if out is None:
+        if isinstance(sys.stdout, TextIOWrapper):
+            sys.stdout.reconfigure(errors="surrogateescape")
         return sys.stdout
     temporary = stack.enter_context(atomic_path(out))
-    return stack.enter_context(open(temporary, "w", newline="", encoding="utf-8"))
+    return stack.enter_context(open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape"))
 
 
 def _save_maps(stem: Path, prediction: Prediction, classes: list[str]) -> None:

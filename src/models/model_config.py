@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, TypeAdapter, ValidationError
 
@@ -162,6 +162,38 @@ def read_model_config(folder: Path) -> ModelConfig:
     raise CheckpointError(
         f"{path}: describes no model of this package ({reason}). Expected one that training or `tokenlabel export` wrote."
     )
+
+
+def with_timm_record(config: ModelConfig, folder: Path) -> ModelConfig:
+    """A published file's description with the class names and the preprocessing of timm's config.json beside it.
+
+    Raises:
+        CheckpointError: it is damaged or contradicts the weights.
+    """
+    path = folder / CONFIG_FILE
+    try:
+        document = read_json(path)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: damaged ({error}). Fetch the folder again, or take the weights out of it."
+        ) from None
+    name = config.architecture.removeprefix(TIMM_PREFIX).partition(".")[0]
+    if not isinstance(document, dict) or document.get("architecture") != name:
+        return config  # of something else that lies there
+    cfg = document.get("pretrained_cfg") or {}
+    found = {"classes": document.get("label_names"), "descriptions": document.get("label_descriptions")}
+    found |= {"crop": cfg.get("crop_pct"), "mean": cfg.get("mean"), "std": cfg.get("std")}
+    if cfg.get("interpolation") in get_args(Interpolation):
+        found["interpolation"] = cfg["interpolation"]
+    try:
+        known = {item.name: getattr(config, item.name) for item in fields(config)}
+        described = _READER.validate_python(known | {key: value for key, value in found.items() if value})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise CheckpointError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    if len(described.classes) != config.num_classes:
+        raise CheckpointError(f"{path}: {len(described.classes)} label_names for {config.num_classes} classes")
+    return described
 
 
 def _parse(document: Any) -> ModelConfig:

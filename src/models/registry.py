@@ -6,6 +6,8 @@ An unknown name or setting is refused with the nearest legal ones. Defaults live
 from __future__ import annotations
 
 import difflib
+import math
+from numbers import Integral, Real
 from typing import Any
 
 from ..core.errors import ConfigError, unknown_name
@@ -34,6 +36,9 @@ def create_model(name: str, num_classes: int = 1000, image_px: int = 224, **sett
     Raises:
         ConfigError: unknown name or setting, or a value that does not fit.
     """
+    for what, value in (("num_classes", num_classes), ("image_px", image_px)):
+        if not _like(value, 1):
+            raise ConfigError(f"model {name}: {what} is {value!r}; it must be an integer")
     if name in LVVIT_PRESETS:
         return LVViT(num_classes, image_px, **_merge(name, LVVIT_PRESETS[name], settings))
     if name in T2T_PRESETS:
@@ -53,7 +58,23 @@ def _unknown_model(name: str) -> ConfigError:
 
 
 def _merge(name: str, preset: Any, settings: dict[str, Any]) -> dict[str, Any]:
-    for setting in settings:
+    for setting, value in settings.items():
         if setting not in preset:
             raise unknown_name("setting", setting, preset, where=f"model {name}")
+        if not _like(value, preset[setting]):
+            raise ConfigError(
+                f"model {name}: {setting} is {value!r}; expected a value like the preset's, {preset[setting]!r}"
+            )
     return {**preset, **settings}
+
+
+def _like(value: Any, example: Any) -> bool:
+    """Whether a setting is of the kind that its preset is; ranges are the model's own business."""
+    if isinstance(example, tuple):
+        return isinstance(value, (tuple, list)) and all(_like(item, 1) for item in value)
+    if isinstance(example, str):
+        return isinstance(value, str)
+    if isinstance(example, int):
+        return isinstance(value, Integral) and not isinstance(value, bool)
+    is_number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    return is_number or (example is None and value is None)

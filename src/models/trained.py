@@ -18,7 +18,15 @@ from torch import Tensor
 
 from ..core.errors import CheckpointError
 from .checkpoints import LoadReport, classes_of_heads, load_checkpoint
-from .model_config import CONFIG_FILE, CROP, ModelConfig, describe_model, read_model_config, settings_of_spec
+from .model_config import (
+    CONFIG_FILE,
+    CROP,
+    ModelConfig,
+    describe_model,
+    read_model_config,
+    settings_of_spec,
+    with_timm_record,
+)
 from .registry import create_model, model_names
 from .t2t import T2T_PRESETS
 from .timm_backbones import TIMM_PREFIX
@@ -69,6 +77,8 @@ def load_model(
     config = own = _own_config(file, architecture)
     if config is None:
         config = _published_config(checkpoint, architecture, image_px)
+        if (file.parent / CONFIG_FILE).is_file():
+            config = with_timm_record(config, file.parent)
     elif architecture not in (None, config.architecture):
         raise CheckpointError(
             f"checkpoint {file}: its {CONFIG_FILE} says {config.architecture}, asked for was {architecture}. Leave the "

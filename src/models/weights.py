@@ -73,6 +73,8 @@ def checkpoint_file(path: str | Path, *, use_ema: bool = True) -> Path:
     for name in (AVERAGED_FILE, WEIGHTS_FILE) if use_ema else (WEIGHTS_FILE,):
         if (path / name).is_file():
             return path / name
+    if seeds := sorted(found.parent.name for found in path.glob(f"seed*/{WEIGHTS_FILE}")):
+        raise CheckpointError(f"{path}: a run with a folder for each seed; give one of them, e.g. {path / seeds[0]}")
     raise CheckpointError(
         f"{path / WEIGHTS_FILE}: no such file; the folder holds no weights. Where it is a run's, delete its done.json and "
         "run snakemake."
@@ -112,7 +114,10 @@ def save_weights(
     own = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in state.items()}
     with atomic_path(Path(path)) as temporary:
         try:
+            temporary.touch()
+            mode = temporary.stat().st_mode  # by the umask; safetensors makes files that only their owner reads
             save_file(own, temporary, dict(metadata))
+            temporary.chmod(mode)
         except SafetensorError as error:  # its own writer reports a full disk this way
             raise OutputError(f"{path}: the weights cannot be written ({error}).") from error
 
@@ -149,6 +154,8 @@ def _read(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if isinstance(error, pickle.UnpicklingError):  # torch's own words ask for weights_only=False
+            reason = "no file of torch.save, or one with other objects than tensors and plain values"
         raise CheckpointError(
             f"checkpoint {path}: damaged, or holds more than weights (expected tensors in a dictionary): {reason}"
         ) from error

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import signal
+import socket
 import threading
 import time
 from pathlib import Path
@@ -155,3 +156,16 @@ def test_a_staged_folder_takes_the_place_of_the_old_one_whole_or_not_at_all(tmp_
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     with pytest.raises(OutputError, match="cannot be written"), staged_folder(place / "c" / "below"):
         raise AssertionError("nothing is made below a file")
+
+
+def test_what_a_killed_process_staged_is_removed_by_the_next(tmp_path: Path) -> None:
+    dead = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(0,))
+    dead.start()
+    dead.join()
+    left, living = (tmp_path / f".out.{socket.gethostname()}.{pid}.tmp" for pid in (dead.pid, os.getppid()))
+    for folder in (left, living):
+        folder.mkdir()
+        (folder / "half").write_text("x")
+    with staged_folder(tmp_path / "out") as staged:
+        (staged / "whole").write_text("y")
+    assert sorted(os.listdir(tmp_path)) == sorted([living.name, "out"])

