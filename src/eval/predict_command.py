@@ -74,6 +74,10 @@ def run(args: argparse.Namespace) -> int:
             f"--maps {args.maps}: lies within {args.folder}, where the next call would take its pictures for photographs. "
             "Choose a folder elsewhere."
         )
+    if args.maps is not None and args.maps.exists() and not args.maps.is_dir():
+        raise DataError(f"--maps {args.maps}: is a file; a folder is expected.")
+    if args.out is not None and args.out.is_dir():
+        raise DataError(f"--out {args.out}: is a folder; a CSV file is expected.")
     from ..engine.device import choose_device, choose_precision
     from ..models import load_model
     from .prediction import Preprocessing, Unreadable, predict_photographs

@@ -54,6 +54,8 @@ def run(args: argparse.Namespace) -> int:
             raise DataError(f"--{name} {getattr(args, name)}: must be at least 1.")
     if args.crop is not None and not 0 < args.crop <= 1:
         raise DataError(f"--crop {args.crop}: must be above 0 and at most 1.")
+    if args.out.suffix.lower() != ".png":
+        raise DataError(f"--out {args.out}: must end in .png.")
     paths = _chosen(args.photographs, args.count)
     from ..engine.device import choose_device
     from ..models import load_model

@@ -176,6 +176,10 @@ def _readme(loaded: LoadedModel, name: str, onnx: bool) -> str:
         "With timm:\n\n```python\nimport timm\nimport tokenlabel.models  # registers the architecture\n\n"
         'model = timm.create_model("local-dir:THIS_FOLDER", pretrained=True).eval()\n```',
     ]
+    if loaded.model.token_score_weight == 0:
+        sections.append(
+            "**The token head has no say in the class logits, so it may be untrained; its token logits mean nothing then.**"
+        )
     if onnx:
         sections.append(
             "With onnxruntime, any batch size; class names and preprocessing are in the file's metadata too:\n\n"

@@ -33,6 +33,10 @@ def run(args: argparse.Namespace) -> int:
     from .trained import load_model
 
     loaded = load_model(args.checkpoint, architecture=args.architecture, image_px=args.image_px, use_ema=args.use_ema)
+    if loaded.model.token_score_weight == 0:
+        logger.warning(
+            "the token head has no say in the class, so it may be untrained and its token logits mean nothing"
+        )
     export_model(loaded, args.out, onnx=args.onnx)
     config = loaded.config
     logger.info("%s: %s, %d classes, %d px", args.out, config.architecture, config.num_classes, config.image_px)

@@ -56,6 +56,8 @@ class ConvolutionalStem(nn.Module):
 
     def __init__(self, width: int, kernels: Sequence[int], strides: Sequence[int], channels: int) -> None:
         super().__init__()
+        if channels < 1:
+            raise ConfigError(f"stem_channels is {channels}; it must be at least 1")
         if not kernels or len(kernels) != len(strides):
             raise ConfigError(f"stem_kernels {list(kernels)} and stem_strides {list(strides)} must be equally long")
         for kernel, stride in zip(kernels, strides, strict=True):

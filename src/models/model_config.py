@@ -25,6 +25,7 @@ CONFIG_FILE = "config.json"
 TIMM_ENTRY = "token_model"  # timm's name for a backbone of its own with our token head; `backbone` says which
 CROP = 0.9  # of LV-ViT-T and -S in the released code; where a file says nothing
 
+_Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Interpolation = Literal["bilinear", "bicubic"]
 
 
@@ -52,7 +53,7 @@ class ModelConfig:
     crop: Annotated[float, Field(gt=0, le=1)]
     interpolation: Interpolation
     mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    std: tuple[_Positive, _Positive, _Positive]
     settings: dict[str, Any]
     descriptions: dict[str, str] = field(default_factory=dict)
     heads: tuple[str, ...] = ()
@@ -66,6 +67,7 @@ class ModelConfig:
         """
         model = create_model(self.architecture, self.num_classes, self.image_px, **self.settings)
         model.mean, model.std = self.mean, self.std
+        model.describe_input()
         return model
 
     def document(self) -> dict[str, Any]:

@@ -16,12 +16,15 @@ from .lvvit import LVVIT_PRESETS, LVViT
 from .t2t import T2T_PRESETS, T2TViT
 from .timm_backbones import TIMM_SETTINGS, TimmTokenModel
 from .timm_names import TIMM_PREFIX, quote_nearest
-from .tokens import TokenModel
+from .tokens import EVALUATION_CROP, TokenModel
 
 
 def model_names() -> list[str]:
     """Names that `create_model` takes, besides "timm/<name>"."""
     return [*LVVIT_PRESETS, *T2T_PRESETS]
+
+
+EVALUATION_CROPS = {"lvvit_m": 1.0, "lvvit_l": 1.0}  # released models' own, as in config.yaml
 
 
 def create_model(name: str, num_classes: int = 1000, image_px: int = 224, **settings: Any) -> TokenModel:
@@ -40,7 +43,9 @@ def create_model(name: str, num_classes: int = 1000, image_px: int = 224, **sett
         if not _like(value, 1):
             raise ConfigError(f"model {name}: {what} is {value!r}; it must be an integer")
     if name in LVVIT_PRESETS:
-        return LVViT(num_classes, image_px, **_merge(name, LVVIT_PRESETS[name], settings))
+        model = LVViT(num_classes, image_px, **_merge(name, LVVIT_PRESETS[name], settings))
+        model.pretrained_cfg["crop_pct"] = EVALUATION_CROPS.get(name, EVALUATION_CROP)
+        return model
     if name in T2T_PRESETS:
         return T2TViT(num_classes, image_px, **_merge(name, T2T_PRESETS[name], settings))
     if name.startswith(TIMM_PREFIX):

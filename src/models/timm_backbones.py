@@ -60,6 +60,7 @@ class TimmTokenModel(TokenModel):
             mean=tuple(cfg.get("mean") or IMAGENET_MEAN),
             std=tuple(cfg.get("std") or IMAGENET_STD),
         )
+        self.pretrained_cfg |= {key: cfg[key] for key in ("crop_pct", "interpolation") if cfg.get(key)}
         self.architecture = name
         self.stochastic_depth = stochastic_depth
         self.layout = layout
@@ -141,6 +142,7 @@ class TimmTokenModel(TokenModel):
         layout, embedding_layout, _ = measure_layouts(name, backbone, image_px)
         self.backbone, self.layout, self.embedding_layout = backbone, layout, embedding_layout
         self.image_px, self.grid = image_px, layout.grid
+        self.describe_input()
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Timm's own: activations inside blocks are computed again in the backward pass.

@@ -15,17 +15,15 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import Tensor
 
 from ..core.errors import ConfigError
-from .registry import create_model, model_names
+from .registry import EVALUATION_CROPS, create_model, model_names
 from .timm_backbones import classifier_names
 from .timm_names import TIMM_PREFIX, check_timm_name
-from .tokens import IMAGENET_MEAN, IMAGENET_STD, TokenModel
+from .tokens import EVALUATION_CROP, IMAGENET_MEAN, IMAGENET_STD, TokenModel
 from .transformer import interpolate_position_embedding
 
 TOKEN_MODEL = "token_model"
-# As in config.yaml: the released models' own evaluation crops and sizes.
-CROPS = {"lvvit_m": 1.0, "lvvit_l": 1.0}
-SIDES_PX = {"lvvit_l": 288}
-DEFAULT_CROP, DEFAULT_PX = 0.9, 224
+SIDES_PX = {"lvvit_l": 288}  # as in config.yaml, the released model's own
+DEFAULT_PX = 224
 
 
 def _config(name: str) -> dict[str, Any]:
@@ -33,7 +31,7 @@ def _config(name: str) -> dict[str, Any]:
     return {
         "input_size": (3, side, side),
         "fixed_input_size": True,
-        "crop_pct": CROPS.get(name, DEFAULT_CROP),
+        "crop_pct": EVALUATION_CROPS.get(name, EVALUATION_CROP),
         "interpolation": "bicubic",
         "mean": IMAGENET_MEAN,
         "std": IMAGENET_STD,
@@ -143,6 +141,7 @@ def _build(variant: str, architecture: str, pretrained: bool, **arguments: Any) 
     )
     cfg: Any = model.pretrained_cfg
     model.mean, model.std = tuple(cfg["mean"]), tuple(cfg["std"])
+    model.describe_input()
     return model
 
 

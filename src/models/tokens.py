@@ -13,7 +13,7 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from ..core.errors import ConfigError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+EVALUATION_CROP = 0.9  # share of the shorter side; the released LV-ViT-T and -S, DeiT, T2T-ViT
 
 
 @dataclass(frozen=True)
@@ -139,6 +140,7 @@ class TokenModel(nn.Module, ABC):
         grid: rows and columns of its tokens.
         token_score_weight: share of the best token logit in the class logits of eval mode.
         mean, std: per channel, of RGB in [0, 1]; images are given as (image - mean) / std.
+        pretrained_cfg: input_size, mean, std, crop_pct and interpolation, as timm's functions read them.
         head_names: sub-modules whose size depends on num_classes.
         position_name: entry of the state dict that holds the position embedding, or "" where it has none.
     """
@@ -159,12 +161,21 @@ class TokenModel(nn.Module, ABC):
         super().__init__()
         if num_classes < 1:
             raise ConfigError(f"num_classes is {num_classes}; a classifier needs at least 1")
+        if not math.isfinite(token_score_weight) or token_score_weight < 0:
+            raise ConfigError(f"token_score_weight is {token_score_weight}; it must be finite and at least 0")
         self.num_classes = num_classes
         self.image_px = image_px
         self.grid = grid
         self.token_score_weight = token_score_weight
         self.mean = mean
         self.std = std
+        self.pretrained_cfg: dict[str, Any] = {"crop_pct": EVALUATION_CROP, "interpolation": "bicubic"}
+        self.describe_input()
+
+    def describe_input(self) -> None:
+        """Brings `pretrained_cfg` up to date: where timm's functions look for the preprocessing."""
+        size = (3, self.image_px, self.image_px)
+        self.pretrained_cfg |= {"input_size": size, "mean": self.mean, "std": self.std}
 
     @abstractmethod
     def encode(self, images: Tensor, mix: MixBox | None) -> tuple[Tensor, Tensor]:

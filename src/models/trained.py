@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,6 +33,8 @@ from .t2t import T2T_PRESETS
 from .timm_backbones import TIMM_PREFIX
 from .tokens import TokenModel
 from .weights import Checkpoint, checkpoint_file, read_checkpoint, read_metadata
+
+_WORDNET_ID = re.compile(r"n\d{8}")
 
 
 @dataclass(frozen=True)
@@ -197,7 +200,10 @@ def _imagenet_names() -> tuple[list[str], dict[str, str]]:
 
 def _names_to_show(config: ModelConfig) -> tuple[str, ...]:
     """The first of a class's words; with its id where two classes share that word, as ImageNet's two cranes do."""
-    words = [config.descriptions.get(name, name).split(",")[0] for name in config.classes]
+    descriptions = config.descriptions
+    if not descriptions and all(_WORDNET_ID.fullmatch(name) for name in config.classes):
+        descriptions = _imagenet_names()[1]
+    words = [descriptions.get(name, name).split(",")[0] for name in config.classes]
     return tuple(
         f"{word} ({name})" if words.count(word) > 1 else word for word, name in zip(words, config.classes, strict=True)
     )

@@ -37,6 +37,8 @@ class TokenTransformer(TokenModel):
     def __init__(
         self, num_classes: int, image_px: int, token_px: int, width: int, *, token_score_weight: float
     ) -> None:
+        if width < 1:
+            raise ConfigError(f"width is {width}; a token needs at least 1 channel")
         side = tokens_per_side(image_px, token_px)
         super().__init__(num_classes, image_px, (side, side), token_score_weight=token_score_weight)
         self.token_px = token_px
@@ -68,7 +70,9 @@ class TokenTransformer(TokenModel):
             raise ConfigError(f"stochastic_depth is {stochastic_depth}; legal is 0 to below 1")
         if stochastic_depth_rule not in STOCHASTIC_DEPTH_RULES:
             raise unknown_name("stochastic_depth_rule", stochastic_depth_rule, STOCHASTIC_DEPTH_RULES)
-        if residual_scale <= 0:
+        if int(self.width * mlp_ratio) < 1:
+            raise ConfigError(f"mlp_ratio is {mlp_ratio}; it must be above 0")
+        if not 0 < residual_scale < math.inf:
             raise ConfigError(f"residual_scale is {residual_scale}; it divides the residual branch, so above 0")
         shares = [index / max(depth - 1, 1) for index in range(depth)]  # linear: 0 in the first block, full in the last
         self.blocks = nn.Sequential(
@@ -169,6 +173,7 @@ class TokenTransformer(TokenModel):
         """
         side = tokens_per_side(image_px, self.token_px)
         self.image_px, self.grid = image_px, (side, side)
+        self.describe_input()
         positions = self.pos_embed
         # T2T-ViT's fixed positions too: its weights know a place by the sinusoid of the grid they were trained on
         resized = interpolate_position_embedding({"pos_embed": positions.detach()}, self.grid)["pos_embed"]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import pickle
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ from ..core.errors import CheckpointError, OutputError
 from ..core.files import atomic_path
 
 PLAIN, AVERAGED = ("state_dict", "model"), ("state_dict_ema", "model_ema")  # where training programs keep weights
+HUB_FILE = "pytorch_model.bin"  # of older folders of timm's hub
+_PREFIXES = re.compile(r"^(module\.|_orig_mod\.)+")  # of DataParallel and torch.compile
 WEIGHTS_FILE, AVERAGED_FILE = "model.safetensors", "model_ema.safetensors"  # of a run's folder
 LISTED = 10  # names of each kind that an error shows
 
@@ -70,7 +73,7 @@ def checkpoint_file(path: str | Path, *, use_ema: bool = True) -> Path:
     path = Path(path)
     if not path.is_dir():
         return path
-    for name in (AVERAGED_FILE, WEIGHTS_FILE) if use_ema else (WEIGHTS_FILE,):
+    for name in (AVERAGED_FILE, WEIGHTS_FILE, HUB_FILE) if use_ema else (WEIGHTS_FILE, HUB_FILE):
         if (path / name).is_file():
             return path / name
     if seeds := sorted(found.parent.name for found in path.glob(f"seed*/{WEIGHTS_FILE}")):
@@ -175,7 +178,7 @@ def _unwrap(where: str, content: Any, wrappers: tuple[str, ...]) -> tuple[str, d
         raise CheckpointError(
             f"checkpoint {where}: expected a state dict (name -> tensor), plain or under {', '.join(wrappers)}{hint}"
         )
-    return wrapper, {name.removeprefix("module."): value for name, value in content.items()}
+    return wrapper, {_PREFIXES.sub("", name): value for name, value in content.items()}
 
 
 def _at_least_single(value: Tensor) -> Tensor:

@@ -288,3 +288,33 @@ def test_misuse_is_refused(tiny: Callable[..., TokenModel]) -> None:
         model.train()(torch.zeros(2, 3, 64, 64), MixBox((0, 1), (0, 1), (2, 2)))
     with pytest.raises(ValueError, match="eval mode"):
         model.eval()(torch.zeros(2, 3, 64, 64), MixBox((0, 1), (0, 1), (4, 4)))
+
+
+@pytest.mark.parametrize(
+    ("name", "mean", "crop"),
+    [
+        ("lvvit_s", 0.485, 0.9),
+        ("lvvit_m", 0.485, 1.0),
+        ("timm/vit_tiny_patch16_224", 0.5, 0.9),
+        ("timm/resnest50d", 0.485, 0.875),
+    ],
+)
+def test_timms_functions_find_the_preprocessing(name: str, mean: float, crop: float) -> None:
+    from timm.data import resolve_model_data_config
+
+    model = create_model(name, 3, 64, **({"depth": 1} if "lvvit" in name else {}))
+    config = resolve_model_data_config(model)
+    assert (config["input_size"], config["mean"][0], config["crop_pct"]) == ((3, 64, 64), mean, crop)
+    model.set_image_px(96)
+    assert resolve_model_data_config(model)["input_size"] == (3, 96, 96)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"token_score_weight": float("nan")}, {"token_score_weight": -1.0}, {"residual_scale": float("nan")}, {"width": 0},
+     {"mlp_ratio": 0.0}, {"stem_channels": 0}],
+    ids=lambda value: next(iter(value)),
+)  # fmt: skip
+def test_numbers_that_make_no_network_are_refused(settings: dict[str, float], tiny: Callable[..., TokenModel]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(settings))):
+        tiny(**settings)
