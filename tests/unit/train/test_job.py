@@ -193,7 +193,8 @@ def test_a_runs_weights_say_what_they_are_and_can_be_measured(spec: Spec, workpl
     loaded = load_model(tmp_path, use_ema=True)
     assert loaded.report.averaged
     assert json.loads(read_metadata(tmp_path / "model_ema.safetensors")["spec"]) == spec
-    assert loaded.classes == workplace.manifests["train"].classes
+    assert loaded.config.classes == workplace.manifests["train"].classes
+    assert loaded.classes[0] == "tench"  # in words, where the folder is called n01440764
     assert (loaded.config.settings["depth"], loaded.config.crop) == (2, workplace.machine["validation_crop"])
     assert loaded.model.token_score_weight == 0.5
     evaluation = {"crop": 0.9, "interpolation": "bicubic", "use_ema": True}
