@@ -93,14 +93,25 @@ def resize(picture: Image.Image, width: int, height: int, interpolation: str) ->
     return picture.resize((width, height), RESAMPLING[interpolation])
 
 
+def centre_square(size: tuple[int, int], crop: float) -> tuple[float, float, float, float]:
+    """Left, top, right and bottom in px of the central square that spans `crop` of the shorter side.
+
+    Args:
+        size: width and height in px.
+        crop: in (0, 1].
+    """
+    width, height = size
+    side = min(size) * crop
+    left, top = (width - side) / 2, (height - side) / 2
+    return left, top, left + side, top + side
+
+
 def resize_and_centre_crop(picture: Image.Image, image_px: int, crop: float, interpolation: str) -> Image.Image:
     """Evaluation's view: the central square that spans `crop` of the shorter side, at image_px x image_px.
 
     Source: the resize-then-crop of timm's validation, done in one resampling.
     """
-    side = min(picture.size) * crop
-    left, top = (picture.width - side) / 2, (picture.height - side) / 2
-    return picture.resize((image_px, image_px), RESAMPLING[interpolation], box=(left, top, left + side, top + side))
+    return picture.resize((image_px, image_px), RESAMPLING[interpolation], box=centre_square(picture.size, crop))
 
 
 def to_tensor(picture: Image.Image, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:

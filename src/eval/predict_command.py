@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, TextIO
 from ..core.errors import DataError
 from ..core.files import atomic_path
 from ..core.log import logger
+from .checkpoint_arguments import add_checkpoint_arguments, check_arguments, open_checkpoint, warn_of_untrained_head
 
 if TYPE_CHECKING:
     from .prediction import Prediction
@@ -26,11 +27,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments of a prediction."""
-    parser.add_argument(
-        "checkpoint",
-        type=Path,
-        help="a run's seed folder, an exported folder, or a weights file (.safetensors, .pth.tar)",
-    )
+    add_checkpoint_arguments(parser)
     parser.add_argument("folder", type=Path, help="photographs, subfolders too; or one photograph")
     parser.add_argument("--out", type=Path, default=None, help="CSV file to write (default: standard output)")
     parser.add_argument(
@@ -39,21 +36,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--top", type=int, default=5, help="classes per photograph and per token (default: %(default)s)"
     )
-    parser.add_argument(
-        "--crop",
-        type=float,
-        default=None,
-        help="share of the shorter side that is looked at (default: the checkpoint's)",
-    )
-    parser.add_argument("--architecture", default=None, help="of a published weights file: lvvit_s, timm/<name>, ...")
-    parser.add_argument(
-        "--image-px", type=int, default=None, help="side of the network's input (default: the checkpoint's)"
-    )
     parser.add_argument("--batch", type=int, default=8, help="photographs at a time (default: %(default)s)")
     parser.add_argument(
         "--workers", type=int, default=os.cpu_count() or 1, help="decoding threads (default: %(default)s)"
     )
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="default: %(default)s")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -63,11 +49,7 @@ def run(args: argparse.Namespace) -> int:
         DataError: no photographs, or an argument out of range.
         CheckpointError: the checkpoint is missing, damaged or unknown.
     """
-    for name, least in (("top", 1), ("batch", 1), ("workers", 1)):
-        if getattr(args, name) < least:
-            raise DataError(f"--{name} {getattr(args, name)}: must be at least {least}.")
-    if args.crop is not None and not 0 < args.crop <= 1:
-        raise DataError(f"--crop {args.crop}: must be above 0 and at most 1.")
+    check_arguments(args, ("top", "batch", "workers"))
     root, paths = _photographs(args.folder)
     if args.maps is not None and args.maps.resolve().is_relative_to(root.resolve()) and args.folder.is_dir():
         raise DataError(
@@ -79,18 +61,17 @@ def run(args: argparse.Namespace) -> int:
     if args.out is not None and args.out.is_dir():
         raise DataError(f"--out {args.out}: is a folder; a CSV file is expected.")
     from ..engine.device import choose_device, choose_precision
-    from ..models import load_model
-    from .prediction import Preprocessing, Unreadable, predict_photographs
+    from .prediction import Unreadable, predict_photographs
 
-    loaded = load_model(args.checkpoint, architecture=args.architecture, image_px=args.image_px)
-    if args.maps is not None and loaded.model.token_score_weight == 0:
-        logger.warning("the token head has no say in the class, so it may be untrained and its class maps mean nothing")
+    loaded, preprocessing = open_checkpoint(args)
+    if args.maps is not None:
+        warn_of_untrained_head(loaded)
     classes = list(loaded.classes)
     device = choose_device(args.device)
     results = predict_photographs(
         loaded.model,
         paths,
-        Preprocessing(args.crop or loaded.config.crop, loaded.config.interpolation),
+        preprocessing,
         top=args.top,
         batch_size=args.batch,
         workers=args.workers,
@@ -149,13 +130,12 @@ def _save_maps(stem: Path, prediction: Prediction, classes: list[str]) -> None:
 
     from .drawing import draw_class_map, readable_class
 
-    names = np.array(classes)
     with atomic_path(stem.with_name(stem.name + ".npz")) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(
             file,
             classes=prediction.token_classes.astype(np.uint32),
             probabilities=prediction.token_probability.astype(np.float16),
-            class_names=names,
+            class_names=np.array(classes),
             box=np.array(prediction.box),
         )
     picture = draw_class_map(

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..data.images import UnreadableImageError, decode_image, resize_and_centre_crop, to_tensor
+from ..data.images import UnreadableImageError, centre_square, decode_image, resize_and_centre_crop, to_tensor
 from ..engine.device import autocast
 from ..models import TokenModel
 
@@ -47,6 +47,7 @@ class Prediction:
         probability: float32 (classes,), by the model's eval rule.
         token_probability: float32 (rows, cols, k), of the k best classes of each token, best first.
         token_classes: int64 of the same shape.
+        image: float32 (3, image_px, image_px), what the network was given.
         seen: the part that was looked at, 256 to 448 px wide.
         box: that part in the upright photograph: x0, y0, x1, y1 in [0, 1].
     """
@@ -55,6 +56,7 @@ class Prediction:
     probability: NDArray[np.float32]
     token_probability: NDArray[np.float32]
     token_classes: NDArray[np.int64]
+    image: torch.Tensor
     seen: Image.Image
     box: tuple[float, float, float, float]
 
@@ -120,10 +122,8 @@ def _read(
     except (UnreadableImageError, OSError) as error:
         return str(error)
     square = resize_and_centre_crop(picture, image_px, preprocessing.crop, preprocessing.interpolation)
-    side = min(picture.size) * preprocessing.crop
-    left, top = (picture.width - side) / 2, (picture.height - side) / 2
-    edges = (left, top, left + side, top + side)
-    shown = min(max(SEEN_PX[0], round(side)), SEEN_PX[1])
+    edges = centre_square(picture.size, preprocessing.crop)
+    shown = min(max(SEEN_PX[0], round(edges[2] - edges[0])), SEEN_PX[1])
     box = tuple(edge / size for edge, size in zip(edges, picture.size * 2, strict=True))
     return _View(to_tensor(square, mean, std), picture.resize((shown, shown), box=edges), box)  # type: ignore[arg-type]
 
@@ -142,7 +142,7 @@ def _classify(
     if readable:
         with autocast(device, precision):
             output = model.forward_tokens(torch.stack([view.tensor for view in readable]).to(device))
-        logits = output.class_logits.float() + model.token_score_weight * output.token_logits.float().amax(1)
+        logits = model.score_classes(output.class_logits.float(), output.token_logits.float())
         best = output.token_logits.float().softmax(-1).topk(top)  # (batch, tokens, top)
         shape = (len(readable), *output.grid, top)
         answers = zip(
@@ -155,4 +155,4 @@ def _classify(
         if isinstance(view, str):
             yield Unreadable(path, view)
         else:
-            yield Prediction(path, *next(answers), view.seen, view.box)
+            yield Prediction(path, *next(answers), view.tensor, view.seen, view.box)

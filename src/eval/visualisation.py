@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 
 from ..core.errors import DataError
 from ..core.files import atomic_path
-from ..data.images import decode_image, resize_and_centre_crop, to_tensor
 from ..models import TokenModel
 from .drawing import (
     HEAT,
@@ -89,9 +88,7 @@ def look_at(
         best = (-result.probability).argsort(kind="stable")[:count]
         relevance = None
         if with_relevance:
-            picture = decode_image(result.path.read_bytes())
-            square = resize_and_centre_crop(picture, model.image_px, preprocessing.crop, preprocessing.interpolation)
-            images = to_tensor(square, model.mean, model.std)[None].to(device)
+            images = result.image[None].to(device)
             relevance = relevance_maps(model, images, torch.from_numpy(best)[None])[0].cpu().numpy()
         sights.append(Sight(result, best, relevance))
     return sights

@@ -12,15 +12,12 @@ from pathlib import Path
 
 from ..core.errors import DataError
 from ..core.log import logger
+from .checkpoint_arguments import add_checkpoint_arguments, check_arguments, open_checkpoint, warn_of_untrained_head
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments of a visualisation."""
-    parser.add_argument(
-        "checkpoint",
-        type=Path,
-        help="a run's seed folder, an exported folder, or a weights file (.safetensors, .pth.tar)",
-    )
+    add_checkpoint_arguments(parser)
     parser.add_argument("photographs", type=Path, nargs="+", metavar="PHOTO", help="photographs, or folders of them")
     parser.add_argument("--out", type=Path, required=True, help="PNG file to write")
     parser.add_argument(
@@ -29,17 +26,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--count", type=int, default=6, help="photographs taken from each folder, evenly spread (default: %(default)s)"
     )
-    parser.add_argument(
-        "--crop",
-        type=float,
-        default=None,
-        help="share of the shorter side that is looked at (default: the checkpoint's)",
-    )
-    parser.add_argument("--architecture", default=None, help="of a published weights file: lvvit_s, timm/<name>, ...")
-    parser.add_argument(
-        "--image-px", type=int, default=None, help="side of the network's input (default: the checkpoint's)"
-    )
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="default: %(default)s")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -49,35 +35,26 @@ def run(args: argparse.Namespace) -> int:
         DataError: no photographs, one that cannot be decoded, or an argument out of range.
         CheckpointError: the checkpoint is missing, damaged or unknown.
     """
-    for name in ("classes", "count"):
-        if getattr(args, name) < 1:
-            raise DataError(f"--{name} {getattr(args, name)}: must be at least 1.")
-    if args.crop is not None and not 0 < args.crop <= 1:
-        raise DataError(f"--crop {args.crop}: must be above 0 and at most 1.")
+    check_arguments(args, ("classes", "count"))
     if args.out.suffix.lower() != ".png":
         raise DataError(f"--out {args.out}: must end in .png.")
     paths = _chosen(args.photographs, args.count)
     from ..engine.device import choose_device
-    from ..models import load_model
     from .drawing import readable_class
-    from .prediction import Preprocessing
     from .relevance import why_unsupported
     from .visualisation import draw_sights, look_at
 
-    loaded = load_model(args.checkpoint, architecture=args.architecture, image_px=args.image_px)
+    loaded, preprocessing = open_checkpoint(args)
     reason = why_unsupported(loaded.model)
     if reason is not None:
         logger.warning("no relevance maps of this model: %s; the class maps are drawn alone", reason)
     map_title = "class of each token"
-    if (
-        loaded.model.token_score_weight == 0
-    ):  # that of a training without token loss, and of a plain classifier's weights
+    if warn_of_untrained_head(loaded):
         map_title += " (by an untrained head?)"
-        logger.warning("the token head has no say in the class, so it may be untrained and its class maps mean nothing")
     sights = look_at(
         loaded.model,
         paths,
-        Preprocessing(args.crop or loaded.config.crop, loaded.config.interpolation),
+        preprocessing,
         count=args.classes,
         with_relevance=reason is None,
         device=choose_device(args.device),

@@ -69,7 +69,7 @@ def load_checkpoint(
     expected = model.state_dict()
     classes_found = classes_of_heads(model, state)
 
-    state, interpolated = _fit_positions(model, state, expected)
+    state, interpolated = fit_positions(model, state, expected)
     state, reset = _fit_heads(found.where, model, state, expected, reset_heads)
     for name, value in expected.items():
         if name.endswith("num_batches_tracked"):
@@ -106,9 +106,10 @@ def _log(report: LoadReport, model: TokenModel) -> None:
             )  # fmt: skip
 
 
-def _fit_positions(
+def fit_positions(
     model: TokenModel, state: dict[str, Tensor], expected: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """A state dict in the model's names with positions on the model's grid, and the entries that were resampled."""
     name = model.position_name
     if name not in state or name not in expected or state[name].shape == expected[name].shape:
         return state, ()

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from .tokens import eval_mode
+
 
 def count_parameters(model: nn.Module) -> int:
     """Number of learnable values, both heads included; buffers (batch statistics, fixed positions) are not counted."""
@@ -34,20 +36,14 @@ def count_multiply_adds(model: nn.Module, image_px: int) -> int:
             value.zero_()  # whatever lay in that memory may be denormal and slow
     anchor = next(model.parameters())
     image = torch.zeros(1, 3, image_px, image_px, device=anchor.device, dtype=anchor.dtype)
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")
-            from fvcore.nn import FlopCountAnalysis  # its import warns too
+    with eval_mode(model), warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        from fvcore.nn import FlopCountAnalysis  # its import warns too
 
-            analysis = FlopCountAnalysis(model, image)
-            analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
-            analysis.set_op_handle("aten::scaled_dot_product_attention", _count_attention)
-            return int(analysis.total())
-    finally:
-        for module, training in modes:
-            module.training = training
+        analysis = FlopCountAnalysis(model, image)
+        analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
+        analysis.set_op_handle("aten::scaled_dot_product_attention", _count_attention)
+        return int(analysis.total())
 
 
 def _count_attention(inputs: Sequence[Any], _outputs: Sequence[Any]) -> int:

@@ -72,7 +72,7 @@ class _Logits(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(batch, 3, image_px, image_px) -> (batch, classes), (batch, tokens, classes)."""
         output = self.model.forward_tokens(images)
-        return output.class_logits + self.model.token_score_weight * output.token_logits.amax(1), output.token_logits
+        return self.model.score_classes(output.class_logits, output.token_logits), output.token_logits
 
 
 def _write_onnx(model: TokenModel, config: ModelConfig, path: Path) -> None:

@@ -23,7 +23,6 @@ from .tokens import TokenModel
 
 CONFIG_FILE = "config.json"
 TIMM_ENTRY = "token_model"  # timm's name for a backbone of its own with our token head; `backbone` says which
-CROP = 0.9  # of LV-ViT-T and -S in the released code; where a file says nothing
 
 _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Interpolation = Literal["bilinear", "bicubic"]

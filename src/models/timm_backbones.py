@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from ..core.errors import ConfigError
 from .timm_layouts import TokenLayout, measure_layouts, patch_embedding, timm_says
 from .timm_names import TIMM_PREFIX, check_timm_name
-from .tokens import IMAGENET_MEAN, IMAGENET_STD, MixBox, TokenModel
+from .tokens import IMAGENET_MEAN, IMAGENET_STD, MixBox, TokenModel, check_num_classes
 from .transformer import initialise_linear, interpolate_position_embedding
 
 __all__ = ["TIMM_PREFIX", "TIMM_SETTINGS", "TimmTokenModel", "classifier_names"]
@@ -96,9 +96,7 @@ class TimmTokenModel(TokenModel):
         if pre_logits:
             pooled: Tensor = self.backbone.forward_head(features, pre_logits=True)
             return pooled
-        best_token = self.token_head(self.layout.flatten(features)).max(dim=1).values
-        logits: Tensor = self._classify(features) + self.token_score_weight * best_token
-        return logits
+        return self.score_classes(self._classify(features), self.token_head(self.layout.flatten(features)))
 
     def get_classifier(self) -> Any:
         """Timm's class head; a tuple where a distilled model has two."""
@@ -114,7 +112,7 @@ class TimmTokenModel(TokenModel):
         Raises:
             ConfigError: num_classes is below 1.
         """
-        _check_classes(num_classes)
+        check_num_classes(num_classes)
         self.backbone.reset_classifier(num_classes, **({} if global_pool is None else {"global_pool": global_pool}))
         self.num_classes = num_classes
         self.token_head = nn.Linear(self.token_head.in_features, num_classes).to(self.token_head.weight)
@@ -236,7 +234,7 @@ class TimmTokenModel(TokenModel):
 
 
 def _make_backbone(name: str, num_classes: int, image_px: int, stochastic_depth: float) -> Any:
-    _check_classes(num_classes)
+    check_num_classes(num_classes)
     check_timm_name(name)
     import timm
 
@@ -260,11 +258,6 @@ def _make_backbone(name: str, num_classes: int, image_px: int, stochastic_depth:
         # VOLO adds its own token head's scores in forward_head; ours takes its place, so they would count twice
         backbone.aux_head, backbone.use_aux_head = None, False
     return backbone
-
-
-def _check_classes(num_classes: int) -> None:
-    if num_classes < 1:
-        raise ConfigError(f"num_classes is {num_classes}; a classifier needs at least 1 (features: forward_features)")
 
 
 def classifier_names(cfg: Mapping[str, Any]) -> tuple[str, ...]:

@@ -15,13 +15,13 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import Tensor
 
 from ..core.errors import ConfigError
+from .checkpoints import fit_positions
+from .model_config import TIMM_ENTRY
 from .registry import EVALUATION_CROPS, create_model, model_names
 from .timm_backbones import classifier_names
 from .timm_names import TIMM_PREFIX, check_timm_name
 from .tokens import EVALUATION_CROP, IMAGENET_MEAN, IMAGENET_STD, TokenModel
-from .transformer import interpolate_position_embedding
 
-TOKEN_MODEL = "token_model"
 SIDES_PX = {"lvvit_l": 288}  # as in config.yaml, the released model's own
 DEFAULT_PX = 224
 
@@ -65,11 +65,11 @@ def token_model(
         ConfigError: no such backbone, or a setting that does not fit.
     """
     if not backbone:
-        raise ConfigError(f"{TOKEN_MODEL} needs the name of its backbone, e.g. backbone='deit_small_patch16_224'")
+        raise ConfigError(f"{TIMM_ENTRY} needs the name of its backbone, e.g. backbone='deit_small_patch16_224'")
     check_timm_name(backbone)
     own = timm.get_pretrained_cfg(backbone).to_dict(remove_source=True)
     overlay = {
-        "architecture": TOKEN_MODEL,
+        "architecture": TIMM_ENTRY,
         "classifier": (*(f"backbone.{name}" for name in classifier_names(own)), "token_head"),
         "first_conv": None,  # only 3 channels are taken, so it is never adapted
         "fixed_input_size": True,  # a TokenModel takes one size
@@ -77,7 +77,7 @@ def token_model(
         **(pretrained_cfg_overlay or {}),
     }
     return _build(
-        TOKEN_MODEL,
+        TIMM_ENTRY,
         TIMM_PREFIX + backbone,
         pretrained,
         pretrained_cfg=pretrained_cfg or own,
@@ -147,16 +147,10 @@ def _build(variant: str, architecture: str, pretrained: bool, **arguments: Any) 
 
 def _fit_state(state: Mapping[str, Tensor], model: TokenModel) -> dict[str, Tensor]:
     """Our names and, where the folder was written for another image size, interpolated positions."""
-    fitted = model.adapt_names(state)
-    name = model.position_name
-    positions, expected = fitted.get(name), model.state_dict().get(name)
-    if positions is None or expected is None or positions.shape == expected.shape or positions.ndim != 3:
-        return fitted
-    prefix = expected.shape[1] - model.grid[0] * model.grid[1]
-    return interpolate_position_embedding(fitted, model.grid, name=name, prefix_tokens=prefix)
+    return fit_positions(model, model.adapt_names(state), model.state_dict())[0]
 
 
-default_cfgs.update(generate_default_cfgs({TOKEN_MODEL: {**_config(TOKEN_MODEL), "first_conv": None}}))
+default_cfgs.update(generate_default_cfgs({TIMM_ENTRY: {**_config(TIMM_ENTRY), "first_conv": None}}))
 register_model(token_model)
 for _name in model_names():
     globals()[_name] = register_model(_entry(_name))

@@ -8,10 +8,11 @@ here (as in the released code) the token logits inside the box are swapped back,
 
 from __future__ import annotations
 
+import contextlib
 import math
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -131,6 +132,24 @@ class TokenOutput(NamedTuple):
     grid: tuple[int, int]
 
 
+def check_num_classes(num_classes: int) -> None:
+    """Refuses a classifier without classes with a ConfigError."""
+    if num_classes < 1:
+        raise ConfigError(f"num_classes is {num_classes}; a classifier needs at least 1 (features: forward_features)")
+
+
+@contextlib.contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """A model in eval mode; afterwards each of its modules has the mode that it had."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
 class TokenModel(nn.Module, ABC):
     """A classifier with logits for the image and for every token.
 
@@ -159,8 +178,7 @@ class TokenModel(nn.Module, ABC):
         std: tuple[float, ...] = IMAGENET_STD,
     ) -> None:
         super().__init__()
-        if num_classes < 1:
-            raise ConfigError(f"num_classes is {num_classes}; a classifier needs at least 1")
+        check_num_classes(num_classes)
         if not math.isfinite(token_score_weight) or token_score_weight < 0:
             raise ConfigError(f"token_score_weight is {token_score_weight}; it must be finite and at least 0")
         self.num_classes = num_classes
@@ -205,7 +223,16 @@ class TokenModel(nn.Module, ABC):
         if mix is not None:
             raise ValueError("a MixBox was given in eval mode; tokens are mixed in training only")
         output = self._outputs(images, None)
-        return output.class_logits + self.token_score_weight * output.token_logits.max(dim=1).values
+        return self.score_classes(output.class_logits, output.token_logits)
+
+    def score_classes(self, class_logits: Tensor, token_logits: Tensor) -> Tensor:
+        """The rule of eval mode: class logits (batch, classes) plus `token_score_weight` times the largest token logit.
+
+        Args:
+            class_logits: (batch, classes).
+            token_logits: (batch, tokens, classes).
+        """
+        return class_logits + self.token_score_weight * token_logits.amax(dim=1)
 
     def forward_tokens(self, images: Tensor) -> TokenOutput:
         """Class and token logits in either mode, without mixing and without adding one to the other."""
@@ -224,13 +251,8 @@ class TokenModel(nn.Module, ABC):
         Raises:
             ValueError: images of another size.
         """
-        modes = [(module, module.training) for module in self.modules()]
-        self.eval()
-        try:
+        with eval_mode(self):
             output = self._outputs(images, None)
-        finally:
-            for module, training in modes:
-                module.training = training
         maps = output.token_logits.float().softmax(dim=-1).transpose(1, 2)  # (batch, classes, tokens)
         return maps.reshape(*maps.shape[:2], *output.grid)
 

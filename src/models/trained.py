@@ -21,7 +21,6 @@ from ..core.errors import CheckpointError
 from .checkpoints import LoadReport, classes_of_heads, load_checkpoint
 from .model_config import (
     CONFIG_FILE,
-    CROP,
     ModelConfig,
     describe_model,
     read_model_config,
@@ -31,7 +30,7 @@ from .model_config import (
 from .registry import create_model, model_names
 from .t2t import T2T_PRESETS
 from .timm_backbones import TIMM_PREFIX
-from .tokens import TokenModel
+from .tokens import EVALUATION_CROP, TokenModel
 from .weights import Checkpoint, checkpoint_file, read_checkpoint, read_metadata
 
 _WORDNET_ID = re.compile(r"n\d{8}")
@@ -119,7 +118,7 @@ def _own_config(file: Path, architecture: str | None) -> ModelConfig | None:
     architecture, settings = spec["model"]["architecture"], settings_of_spec(spec)
     with torch.device("meta"):
         model = create_model(architecture, spec["dataset"]["num_classes"], spec["image_px"], **settings)
-    return describe_model(model, architecture, settings, json.loads(metadata["classes"]), crop=CROP)
+    return describe_model(model, architecture, settings, json.loads(metadata["classes"]), crop=EVALUATION_CROP)
 
 
 def _published_config(checkpoint: Checkpoint, architecture: str | None, image_px: int | None) -> ModelConfig:
@@ -185,7 +184,7 @@ def _records(architecture: str) -> tuple[int, float, Any]:
 
     cfg = timm.get_pretrained_cfg(architecture.removeprefix(TIMM_PREFIX))
     if cfg is None:
-        return 224, CROP, "bicubic"
+        return 224, EVALUATION_CROP, "bicubic"
     interpolation = cfg.interpolation if cfg.interpolation in ("bilinear", "bicubic") else "bicubic"
     return cfg.input_size[-1], cfg.crop_pct, interpolation
 

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..core.errors import CheckpointError, ConfigError, unknown_name
 from .blocks import Block
-from .tokens import MixBox, TokenModel, mix_tokens
+from .tokens import MixBox, TokenModel, check_num_classes, mix_tokens
 
 STOCHASTIC_DEPTH_RULES = ("linear", "fixed")  # the released code's drop_path_decay: linear, fix
 INIT_STD = 0.02  # of every linear layer and the class token, as in DeiT and the released code
@@ -137,9 +137,7 @@ class TokenTransformer(TokenModel):
         """
         if pre_logits:
             return features[:, 0]
-        best_token: Tensor = self.aux_head(features[:, 1:]).max(dim=1).values
-        class_logits: Tensor = self.head(features[:, 0])
-        return class_logits + self.token_score_weight * best_token
+        return self.score_classes(self.head(features[:, 0]), self.aux_head(features[:, 1:]))
 
     def get_classifier(self) -> nn.Module:
         """The head on the class token."""
@@ -155,10 +153,7 @@ class TokenTransformer(TokenModel):
         Raises:
             ConfigError: num_classes is below 1.
         """
-        if num_classes < 1:
-            raise ConfigError(
-                f"num_classes is {num_classes}; a classifier needs at least 1 (features: forward_features)"
-            )
+        check_num_classes(num_classes)
         self.num_classes = num_classes
         for name in self.head_names:
             head = nn.Linear(self.width, num_classes).to(self.cls_token)

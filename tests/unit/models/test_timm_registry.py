@@ -19,7 +19,7 @@ from timm.utils import accuracy, get_state_dict
 from tokenlabel.core.errors import ConfigError
 from tokenlabel.demo.photographs import write_crops
 from tokenlabel.models import TokenModel, TokenOutput, create_model, model_names, save_weights
-from tokenlabel.models.timm_registry import TOKEN_MODEL
+from tokenlabel.models.model_config import TIMM_ENTRY
 
 TINY = {"depth": 2, "width": 24, "heads": 2}
 
@@ -48,7 +48,7 @@ def write_folder(folder: Path, architecture: str, model: TokenModel, image_px: i
 
 
 def test_every_model_is_registered_with_the_study_s_sizes_and_crops(raw_config: dict[str, Any]) -> None:
-    assert set(timm.list_models(module="timm_registry")) == {*model_names(), TOKEN_MODEL}
+    assert set(timm.list_models(module="timm_registry")) == {*model_names(), TIMM_ENTRY}
     entries = raw_config["models"].values()
     for entry in entries:
         if entry["architecture"] in model_names():
@@ -75,26 +75,26 @@ def test_timm_makes_the_same_model(name: str) -> None:
 
 
 def test_a_timm_backbone_with_our_token_head() -> None:
-    model = timm.create_model(TOKEN_MODEL, backbone="mixer_s16_224", num_classes=5, img_size=64)
+    model = timm.create_model(TIMM_ENTRY, backbone="mixer_s16_224", num_classes=5, img_size=64)
     config = resolve_input_data_config(model)
     assert (config["input_size"], config["mean"], model.image_px) == ((3, 64, 64), (0.5, 0.5, 0.5), 64)
     assert model.pretrained_cfg["classifier"] == model.head_names == ("backbone.head", "token_head")
-    own = timm.create_model(TOKEN_MODEL, backbone="resnet18")
+    own = timm.create_model(TIMM_ENTRY, backbone="resnet18")
     assert (own.image_px, own.num_classes) == (224, 1000)
     assert "hf_hub_id" not in own.pretrained_cfg
     with pytest.raises(ConfigError, match="needs the name of its backbone"):
-        timm.create_model(TOKEN_MODEL)
+        timm.create_model(TIMM_ENTRY)
     with pytest.raises(ConfigError, match="Did you mean 'timm/resnet18'"):
-        timm.create_model(TOKEN_MODEL, backbone="resnett18")
+        timm.create_model(TIMM_ENTRY, backbone="resnett18")
 
 
 @pytest.mark.parametrize(
     ("architecture", "name", "settings"),
     [
         ("lvvit_s", "lvvit_s", {**TINY, "stem_kernels": [16], "stem_strides": [16], "token_score_weight": 0.25}),
-        (TOKEN_MODEL, "timm/deit_tiny_distilled_patch16_224", {"token_score_weight": 0.25}),
-        (TOKEN_MODEL, "timm/volo_d1_224", {}),
-        (TOKEN_MODEL, "timm/resnet18", {}),
+        (TIMM_ENTRY, "timm/deit_tiny_distilled_patch16_224", {"token_score_weight": 0.25}),
+        (TIMM_ENTRY, "timm/volo_d1_224", {}),
+        (TIMM_ENTRY, "timm/resnet18", {}),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -103,7 +103,7 @@ def test_a_folder_loads_whole_at_another_size_and_with_other_classes(
 ) -> None:
     torch.manual_seed(0)
     model = create_model(name, 5, 64, **settings).eval()
-    backbone = {"backbone": name.removeprefix("timm/")} if architecture == TOKEN_MODEL else {}
+    backbone = {"backbone": name.removeprefix("timm/")} if architecture == TIMM_ENTRY else {}
     source = write_folder(tmp_path, architecture, model, 64, **backbone, **settings)
     loaded = timm.create_model(source, pretrained=True).eval()
     images = torch.randn(2, 3, 64, 64)
