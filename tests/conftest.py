@@ -39,6 +39,9 @@ def machine_settings(data_root: Path, **changes: Any) -> dict[str, Any]:
         "threads": 1, "workers": 0, "annotate_batch": 12, "annotate_compile": False,
         "micro_batch": 12, "part_seconds": 60.0, "label_storage": "compact",
         "validate_every_epochs": 0, "validation_crop": 0.9,
+        "processes": 1, "sharding": "none", "compile": False, "grad_checkpointing": False, "channels_last": False,
+        "tf32": True, "leg_epochs": None, "checkpoint_seconds": 600.0, "min_label_coverage": 1.0, "log_every_steps": 1,
+        "tensorboard": False, "wandb_project": None, "prefetch_batches": 2, "decode_cache": None, "augment_on_gpu": False,
         "dataset": {"format": "folder", "train": "train", "val": "val", "on_unreadable": "record", "max_unreadable_fraction": 0.5},
     }  # fmt: skip
     return settings | changes

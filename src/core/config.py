@@ -215,6 +215,9 @@ class Recipe(Frozen):
     randaugment_operations: tuple[RandAugmentOperation, ...]
     erasing_probability: Fraction
     erasing_mode: Literal["pixel", "const"]
+    read_order: Literal["shuffled", "sequential"]
+    shuffle_buffer: Positive
+    cache_short_side_px: Pixels | None
 
     @pydantic.model_validator(mode="after")
     def _values_fit_together(self) -> Recipe:
@@ -324,6 +327,21 @@ class Machine(Frozen):
     label_storage: Literal["compact", "fast"]
     validate_every_epochs: Annotated[int, Field(ge=0)]
     validation_crop: Annotated[float, Field(gt=0, le=1)]
+    processes: Positive
+    sharding: Literal["none", "fsdp"]
+    compile: bool
+    grad_checkpointing: bool
+    channels_last: bool
+    tf32: bool
+    leg_epochs: Positive | None
+    checkpoint_seconds: Annotated[float, Field(gt=0)]
+    min_label_coverage: Fraction
+    log_every_steps: Positive
+    tensorboard: bool
+    wandb_project: str | None
+    prefetch_batches: Positive
+    decode_cache: str | None
+    augment_on_gpu: bool
 
 
 class Config(Frozen):
