@@ -6,7 +6,7 @@ A step's photographs are cut into micro-batches for the device; unreadable photo
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from ..core.log import logger
 from ..core.seeds import derived_seed
 from ..data.images import UnreadableImageError, decode_image
 from ..data.manifest import Manifest
+from ..engine.processes import ALONE, Processes
 from ..labels import LabelStore, map_affine
 from ..labels.shards import STATUS_OK
 from .augment import Augmentation
@@ -42,6 +43,8 @@ class MicroBatch:
     classes: torch.Tensor | None
     tail: torch.Tensor | None
     skipped: int
+    sample_ids: np.ndarray[Any, Any]
+    index: int = 0
 
     @property
     def images_count(self) -> int:
@@ -62,10 +65,12 @@ class MicroBatch:
             classes=moved(self.classes),
             tail=moved(self.tail),
             skipped=self.skipped,
+            sample_ids=self.sample_ids,
+            index=self.index,
         )
 
 
-Item = tuple[torch.Tensor, int, torch.Tensor, Any] | None
+Item = tuple[torch.Tensor, int, torch.Tensor, Any, int] | None
 
 
 class TrainingSet(Dataset[Item]):
@@ -108,15 +113,15 @@ class TrainingSet(Dataset[Item]):
         view = self._augmentation(picture, derived_seed("augment", self._seed, epoch, identifier))
         class_index = int(self._manifest.class_index[row])
         if self._store is None:
-            return view.image, class_index, view.affine, None
+            return view.image, class_index, view.affine, None, identifier
         size = np.array([[picture.height, picture.width]])
         affine = map_affine(self._maps_view, size, view.affine[None])[0]
-        return view.image, class_index, affine, self._store[identifier]
+        return view.image, class_index, affine, self._store[identifier], identifier
 
 
 def _collate(items: list[Item]) -> MicroBatch:
     read = [item for item in items if item is not None]
-    labels = [label for *_, label in read if label is not None]
+    labels = [label for *_, label, _ in read if label is not None]
 
     def stacked(name: str) -> torch.Tensor | None:
         arrays = [getattr(label, name) for label in labels]
@@ -129,11 +134,12 @@ def _collate(items: list[Item]) -> MicroBatch:
     return MicroBatch(
         images=torch.stack([image for image, *_ in read]) if read else torch.empty(0),
         class_index=torch.tensor([index for _, index, *_ in read], dtype=torch.long),
-        affine=torch.stack([affine for _, _, affine, _ in read]) if read else torch.empty(0, 2, 3),
+        affine=torch.stack([affine for _, _, affine, *_ in read]) if read else torch.empty(0, 2, 3),
         scores=stacked("scores"),
         classes=stacked("classes"),
         tail=stacked("tail"),
         skipped=len(items) - len(read),
+        sample_ids=np.array([item[-1] for item in read], dtype=np.uint64),
     )
 
 
@@ -144,7 +150,7 @@ class Batches:
     unless the data set is smaller than one batch. The last micro-batch of a step may be smaller.
     """
 
-    def __init__(self, dataset: TrainingSet, *, batch_size: int, micro_batch: int, workers: int, seed: int) -> None:
+    def __init__(self, dataset: TrainingSet, *, batch_size: int, micro_batch: int, workers: int, seed: int, processes: Processes = ALONE) -> None:
         if not len(dataset):
             raise DataError("the training split has no readable photograph; nothing can be trained.")
         self._dataset, self._seed, self._workers = dataset, seed, workers
@@ -152,8 +158,8 @@ class Batches:
         self.micro_batch = min(micro_batch, self.batch_size)
         self.steps_per_epoch = len(dataset) // self.batch_size
 
-    def __call__(self, epoch: int, first_step: int) -> Iterator[list[tuple[MicroBatch, float]]]:
-        """Yields the steps of an epoch from `first_step` on, each a list of (micro-batch, weight)."""
+    def __call__(self, epoch: int, first_step: int) -> Iterator[list[MicroBatch]]:
+        """Yields the steps of an epoch from `first_step` on, each a list of micro-batches."""
         plan = self._plan(epoch)[first_step:]
         flat = [micro for step in plan for micro in step]
         loader = DataLoader(
@@ -165,9 +171,7 @@ class Batches:
         )
         loaded = iter(loader)
         for step in plan:
-            batches = [next(loaded) for _ in step]
-            read = sum(batch.images_count for batch in batches)
-            yield [(batch, batch.images_count / max(read, 1)) for batch in batches]
+            yield [replace(next(loaded), index=index) for index in range(len(step))]
 
     def _plan(self, epoch: int) -> list[list[list[tuple[int, int]]]]:
         generator = np.random.default_rng(derived_seed("order", self._seed, epoch))

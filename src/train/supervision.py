@@ -39,8 +39,11 @@ class MixDraw:
 class Supervision:
     """A recipe's loss on a model's outputs."""
 
-    def __init__(self, recipe: dict[str, Any], num_classes: int, seed: int) -> None:
+    def __init__(
+        self, recipe: dict[str, Any], num_classes: int, grid: tuple[int, int], image_px: int, seed: int
+    ) -> None:
         self._recipe, self._num_classes, self._seed = recipe, num_classes, seed
+        self._grid, self._image_px = grid, image_px
 
     def loss(
         self, model: nn.Module, batch: MicroBatch, epoch: int, step: int
@@ -57,11 +60,9 @@ class Supervision:
             the loss, and by name its parts and `unlabeled`, the number of photographs without any token target.
         """
         recipe = self._recipe
-        device = next(model.parameters()).device
-        batch = batch.to(device)
-        rng = random.Random(derived_seed("mix", self._seed, epoch, step))
-        grid: tuple[int, int] = model.grid  # type: ignore[assignment]
-        draw = draw_mix(recipe, grid, batch.images.shape[-1], rng)
+        device = batch.images.device
+        rng = random.Random(derived_seed("mix", self._seed, epoch, step, batch.index))
+        draw = draw_mix(recipe, self._grid, self._image_px, rng)
         images = mix_pixels(batch.images, draw)
         output = model(images, draw.token_box)
 
