@@ -5,6 +5,8 @@ Called by the loop, the batches and the validation. Started by torchrun or by Sl
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,3 +49,9 @@ class Processes:
 
 
 ALONE = Processes()
+
+
+@contextlib.contextmanager
+def join_processes(device_name: str) -> Iterator[Processes]:
+    """Within the block this process is one of its training's."""
+    yield ALONE

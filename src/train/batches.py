@@ -19,6 +19,7 @@ from ..core.seeds import derived_seed
 from ..data.images import UnreadableImageError, decode_image
 from ..data.manifest import Manifest
 from ..engine.processes import ALONE, Processes
+from ..engine.stopping import leave_signals_to_parent
 from ..labels import LabelStore, map_affine
 from ..labels.shards import STATUS_OK
 from .augment import Augmentation
@@ -150,7 +151,16 @@ class Batches:
     unless the data set is smaller than one batch. The last micro-batch of a step may be smaller.
     """
 
-    def __init__(self, dataset: TrainingSet, *, batch_size: int, micro_batch: int, workers: int, seed: int, processes: Processes = ALONE) -> None:
+    def __init__(
+        self,
+        dataset: TrainingSet,
+        *,
+        batch_size: int,
+        micro_batch: int,
+        workers: int,
+        seed: int,
+        processes: Processes = ALONE,
+    ) -> None:
         if not len(dataset):
             raise DataError("the training split has no readable photograph; nothing can be trained.")
         self._dataset, self._seed, self._workers = dataset, seed, workers
@@ -168,6 +178,7 @@ class Batches:
             collate_fn=_collate,
             num_workers=self._workers,
             pin_memory=torch.cuda.is_available(),
+            worker_init_fn=leave_signals_to_parent,
         )
         loaded = iter(loader)
         for step in plan:

@@ -1,35 +1,44 @@
 """One run: builds model, data and loss from a spec, trains or continues, and leaves weights and a marker.
 
 Called by the command. Writes model.safetensors (and model_ema.safetensors where the recipe averages) with the spec in
-their metadata, and config.json, which says what the model is: `load_model` and timm read the folder.
+their metadata, and config.json, which says what the model is: `load_model` and timm read the folder. A leg of a long run
+leaves its checkpoint and a marker of its own instead.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
+import pydantic
 
-from ..core.config import Recipe
-from ..core.errors import CheckpointError, LabelError
-from ..core.files import Lease, sha256_of, write_json
+from ..core.config import Recipe, describe_problems
+from ..core.errors import CheckpointError, ConfigError, LabelError
+from ..core.files import Lease, read_json, sha256_of, write_json
 from ..core.identity import digest_of
 from ..core.log import logger
-from ..core.seeds import derived_seed
 from ..data.manifest import Manifest
+from ..engine.checkpoints import Checkpoints
 from ..engine.device import choose_device, choose_precision, set_threads
-from ..engine.loop import Optimisation, Task, fit
-from ..engine.run_model import model_of_spec
+from ..engine.loop import FitResult, Task, fit
+from ..engine.optimisation import Optimisation
+from ..engine.processes import Processes, join_processes
+from ..engine.reporting import Reporter
+from ..engine.stopping import Stop, find_deadline, stopping_after_step
 from ..engine.validation import CenterCrops, measure_accuracy
 from ..labels import LabelStore
-from ..models import TokenModel, describe_model, load_checkpoint, save_weights, settings_of_spec, write_model_config
-from ..models.pretrained import load_pretrained
+from ..models import TokenModel, describe_model, save_weights, settings_of_spec, write_model_config
 from .augment import Augmentation
 from .batches import Batches, TrainingSet
+from .preflight import check_before_training
+from .start import build_model
 from .supervision import Supervision
+
+DONE = "done.json"
 
 
 def train_run(
@@ -42,8 +51,11 @@ def train_run(
     seed: int,
     done: Path,
     eval_crop: float | None = None,
+    until_epoch: int | None = None,
+    deadline_s: float | None = None,
+    allow_changed: bool = False,
 ) -> dict[str, Any]:
-    """Trains one run and writes its marker.
+    """Trains one run, or a leg of it, and writes its marker.
 
     Args:
         spec: the run's spec (stage train or finetune).
@@ -52,111 +64,182 @@ def train_run(
         labels_folder: of the annotator's shards, None for hard labels.
         start_folder: seed folder of the run that fine-tuning starts from.
         seed: of the run.
-        done: the marker; weights and metrics lie beside it.
+        done: the marker; weights, checkpoints and metrics lie beside it.
         eval_crop: share of the shorter side that evaluation keeps, for config.json; None: the machine's validation_crop.
+        until_epoch: a leg ends when so many epochs of the run are done; None: the whole run.
+        deadline_s: seconds from now at which the job will be ended; None: Slurm's end time, if any.
+        allow_changed: whether to continue a run that another spec began.
 
     Returns:
         what the marker says.
+
+    Raises:
+        StoppedError: a signal or the deadline came; the state is saved, its exit_code is for the process.
     """
     started = time.monotonic()
     folder = done.parent
-    folder.mkdir(parents=True, exist_ok=True)
-    recipe = Recipe.model_validate(spec["recipe"])
+    recipe = _recipe_of(spec)
+    with (
+        join_processes(machine["device"]) as processes,
+        _lease(folder, processes) as release,
+        stopping_after_step(release, find_deadline(deadline_s)) as stop,
+    ):
+        marker = {"digest": digest_of(spec), "seed": seed}
+        if until_epoch is not None and _is_finished(folder, marker):
+            logger.info("%s: the run is finished; nothing is left for this leg", folder)
+            marker |= {"epochs": until_epoch}
+        else:
+            marker |= _train(
+                spec, machine, recipe, manifests, labels_folder, start_folder, seed, folder, eval_crop, until_epoch,
+                allow_changed, processes, stop,
+            )  # fmt: skip
+        marker["seconds"] = round(time.monotonic() - started, 3)
+        if processes.is_main:
+            write_json(done, marker)
+            if "weights_sha256" in marker:
+                Checkpoints(folder, "", {}, processes).remove()
+    return marker
+
+
+def _train(
+    spec: dict[str, Any], machine: dict[str, Any], recipe: Recipe, manifests: dict[str, Manifest], labels_folder: Path | None,
+    start_folder: Path | None, seed: int, folder: Path, eval_crop: float | None, until_epoch: int | None, allow_changed: bool,
+    processes: Processes, stop: Stop,
+) -> dict[str, Any]:  # fmt: skip
+    """Trains; returns what the marker shall say of it."""
     device = choose_device(machine["device"])
     precision = choose_precision(machine["precision"], device)
     set_threads(machine["threads"])
     logger.info("device %s, precision %s, micro-batch %d", device, precision, machine["micro_batch"])
-
-    with Lease(folder / "run.lease"):
-        model = build_model(spec, start_folder, seed, Path(machine["weights_root"]))
-        store = _open_labels(labels_folder, spec, manifests["train"])
-        dataset = TrainingSet(
-            manifests["train"],
-            machine,
-            Augmentation(spec["recipe"], spec["image_px"], model.mean, model.std),
-            store,
-            seed,
-        )
-        if dataset.unreadable:
-            logger.warning("%d photographs are unreadable and take no part in the training", dataset.unreadable)
-        batches = Batches(
-            dataset,
-            batch_size=recipe.batch_size,
-            micro_batch=machine["micro_batch"],
-            workers=machine["workers"],
-            seed=seed,
-        )
-        if batches.batch_size < recipe.batch_size:
-            logger.warning("batch_size %d: only %d photographs", recipe.batch_size, batches.batch_size)
-        crops = CenterCrops(
-            manifests["val"], machine, spec["image_px"], machine["validation_crop"], "bicubic", model.mean, model.std
-        )
-        supervision = Supervision(spec["recipe"], model.num_classes, seed)
+    manifest = manifests["train"]
+    model = build_model(spec, start_folder, seed, Path(machine["weights_root"]))
+    if machine["grad_checkpointing"]:
+        model.set_grad_checkpointing()
+    store = _open_labels(labels_folder, spec, manifest)
+    augmentation = Augmentation(spec["recipe"], spec["image_px"], model.mean, model.std)
+    dataset = TrainingSet(manifest, machine, augmentation, store, seed)
+    if dataset.unreadable:
+        logger.warning("%d photographs are unreadable and take no part in the training", dataset.unreadable)
+    batches = Batches(
+        dataset,
+        batch_size=recipe.batch_size,
+        micro_batch=machine["micro_batch"],
+        workers=machine["workers"],
+        seed=seed,
+        processes=processes,
+    )
+    if batches.batch_size < recipe.batch_size:
+        logger.warning("batch_size %d: only %d photographs", recipe.batch_size, batches.batch_size)
+    check_before_training(
+        spec=spec, machine=machine, recipe=recipe, manifest=manifest, store=store, batches_size=batches.batch_size,
+        processes_count=processes.count, classes=manifest.classes,
+    )  # fmt: skip
+    optimisation = _optimisation(recipe, batches.batch_size)
+    reporter = Reporter(
+        folder, epochs=optimisation.total_epochs, steps_per_epoch=batches.steps_per_epoch, machine=machine,
+        title=f"{folder.parent.name} seed {seed}", main=processes.is_main,
+    )  # fmt: skip
+    summary = None
+    try:
         result = fit(
             model,
-            Task(
-                batches=batches,
-                steps_per_epoch=batches.steps_per_epoch,
-                loss=supervision.loss,
-                validate=lambda measured: measure_accuracy(
-                    measured, crops, machine, num_classes=model.num_classes, device=device, precision=precision
-                ),
-                validate_every_epochs=machine["validate_every_epochs"],
-            ),
-            _optimisation(recipe, batches.batch_size),
+            _task(spec, machine, batches, model, manifests, seed, device, precision, processes),
+            optimisation,
             folder,
             digest=f"{digest_of(spec)}-seed{seed}",
+            settings={**spec, "seed": seed},
             seed=seed,
             device=device,
             precision=precision,
+            machine=machine,
+            reporter=reporter,
+            processes=processes,
+            stop=stop,
+            until_epoch=until_epoch,
+            allow_changed=allow_changed,
         )
-        config = describe_model(
-            model,
-            spec["model"]["architecture"],
-            settings_of_spec(spec),
-            manifests["train"].classes,
-            crop=eval_crop or machine["validation_crop"],
-        )
-        write_model_config(folder, config)
-        metadata = {"spec": json.dumps(spec), "seed": str(seed)}
-        save_weights(result.model, folder / "model.safetensors", metadata)
-        if result.averaged is not None:
-            save_weights(result.averaged, folder / "model_ema.safetensors", metadata)
         marker = {
-            "digest": digest_of(spec),
-            "seed": seed,
-            "epochs": recipe.epochs + recipe.cooldown_epochs,
+            "epochs": result.epochs,
             "steps_per_epoch": batches.steps_per_epoch,
             "micro_batch": batches.micro_batch,
+            "processes": processes.count,
             "images": result.images,
-            "skipped": result.skipped + dataset.unreadable * (recipe.epochs + recipe.cooldown_epochs),
+            "skipped": result.skipped + dataset.unreadable * result.epochs,
             "unreadable": dataset.unreadable,
-            "weights_sha256": sha256_of(folder / "model.safetensors"),
-            "seconds": round(time.monotonic() - started, 3),
+            **({"changed": result.changed} if result.changed else {}),
         }
-        write_json(done, marker)
-        (folder / "checkpoint.pt").unlink(missing_ok=True)  # the optimiser's state is twice the weights
+        if until_epoch is None:
+            if processes.is_main:
+                config = describe_model(
+                    model,
+                    spec["model"]["architecture"],
+                    settings_of_spec(spec),
+                    manifest.classes,
+                    crop=eval_crop or machine["validation_crop"],
+                )
+                write_model_config(folder, config)
+                marker["weights_sha256"] = _save_weights(result, folder, spec, seed)
+            summary = {**marker, **(reporter.lines()[-1] if processes.is_main else {})}
+    finally:
+        reporter.close(summary)
     return marker
 
 
-def build_model(spec: dict[str, Any], start_folder: Path | None, seed: int, weights_root: Path = Path()) -> TokenModel:
-    """The model of a spec in its starting weights: drawn from the seed, pretrained, or the weights of the run before.
+def _task(
+    spec: dict[str, Any], machine: dict[str, Any], batches: Batches, model: TokenModel, manifests: dict[str, Manifest], seed: int,
+    device: Any, precision: Any, processes: Processes,
+) -> Task:  # fmt: skip
+    train, num_classes = manifests["train"], model.num_classes
+    crops = CenterCrops(
+        manifests["val"], machine, spec["image_px"], machine["validation_crop"], "bicubic", model.mean, model.std
+    )
+    rows = {int(identifier): row for row, identifier in enumerate(train.sample_id)}
+    return Task(
+        batches=batches,
+        steps_per_epoch=batches.steps_per_epoch,
+        loss=Supervision(spec["recipe"], num_classes, model.grid, spec["image_px"], seed).loss,
+        validate=lambda measured: measure_accuracy(
+            measured, crops, machine, num_classes=num_classes, device=device, precision=precision
+        ),
+        validate_every_epochs=machine["validate_every_epochs"],
+        describe=lambda sample_ids: [train.path(rows[int(identifier)]) for identifier in sample_ids],
+    )
 
-    Raises:
-        CheckpointError: the run before has no weights.
-    """
-    torch.manual_seed(derived_seed("initialise", seed))
-    model = model_of_spec(spec)
-    if spec["model"].get("weights") is not None and spec["start"] is None:
-        source = spec["model"] | {"architecture": spec["model"]["architecture"].removeprefix("timm/")}
-        pretrained = load_pretrained(source, weights_root)
-        logger.info("starting from %s", pretrained.origin)
-        load_checkpoint(model, pretrained.state)
-    if spec["start"] is not None:
-        if start_folder is None:
-            raise CheckpointError("this run continues another one; give --start, the seed folder of that run.")
-        load_checkpoint(model, start_folder, reset_heads=False)
-    return model
+
+def _save_weights(result: FitResult, folder: Path, spec: dict[str, Any], seed: int) -> str:
+    """Writes what the run is for; returns the digest of the last weights."""
+    metadata = {"spec": json.dumps(spec), "seed": str(seed)}
+    save_weights(result.model, folder / "model.safetensors", metadata)
+    if result.averaged is not None:
+        save_weights(result.averaged, folder / "model_ema.safetensors", metadata)
+    return sha256_of(folder / "model.safetensors")
+
+
+def _recipe_of(spec: dict[str, Any]) -> Recipe:
+    try:
+        return Recipe.model_validate(spec["recipe"])
+    except pydantic.ValidationError as error:  # a spec by hand; the workflow's own is validated when it is planned
+        problems = describe_problems(error).replace("configuration key ", "recipe.")
+        raise ConfigError(f"spec.json: {problems}. Mend it, or let snakemake write it.") from None
+
+
+@contextlib.contextmanager
+def _lease(folder: Path, processes: Processes) -> Iterator[Callable[[], None]]:
+    """Holds the run's lease, in one process for all; yields what gives it back."""
+    if not processes.is_main:
+        yield lambda: None
+        return
+    with Lease(folder / "run.lease") as lease:
+        yield lease.release
+
+
+def _is_finished(folder: Path, marker: dict[str, Any]) -> bool:
+    """Whether the whole run is done already."""
+    try:
+        said = read_json(folder / DONE)
+    except (OSError, ValueError):
+        return False
+    return isinstance(said, dict) and marker.items() <= said.items()
 
 
 def _open_labels(folder: Path | None, spec: dict[str, Any], manifest: Manifest) -> LabelStore | None:

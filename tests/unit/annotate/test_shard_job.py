@@ -253,7 +253,7 @@ def test_a_forward_pass_that_never_returns_does_not_hold_the_job_back(tmp_path: 
     """The main thread sits in C code; Python's own handler would wait for it."""
     script = f"""
 import hashlib, pathlib, sys
-from tokenlabel.annotate.stopping import stopping_by_signal
+from tokenlabel.engine.stopping import stopping_by_signal
 def finish(name):
     pathlib.Path({str(tmp_path / "saved")!r}).write_text(name)
     return "saved"

@@ -17,12 +17,14 @@ from safetensors.torch import load_file
 
 from tokenlabel.core.errors import CheckpointError, LabelError
 from tokenlabel.core.files import read_json, write_json
-from tokenlabel.engine.loop import MetricsFile, TrainingError
+from tokenlabel.engine.failures import TrainingError
+from tokenlabel.engine.reporting import MetricsFile
 from tokenlabel.eval.evaluation import evaluate_run
 from tokenlabel.labels import SparseTargets
 from tokenlabel.models import load_model, read_metadata
 from tokenlabel.train import supervision
-from tokenlabel.train.job import build_model, train_run
+from tokenlabel.train.job import train_run
+from tokenlabel.train.start import build_model
 
 from .conftest import Workplace
 
