@@ -103,6 +103,8 @@ wildcard_constraints:
     total=r"\d{5}",
     evaluation=r"[0-9a-f]{8}",
     fidelity=r"[0-9a-f]{8}",
+    leg=r"\d{2,}",
+    legs=r"\d{2,}",
     experiment="|".join(STUDY.tables),
 
 
@@ -234,6 +236,28 @@ def start_of_run(wildcards):
     return [ancient(start.done(wildcards.seed))] if start else []
 
 
+def leg_before(wildcards):
+    """Marker of the leg that a leg continues; none for a first leg and for a run in one piece.
+
+    Snakemake runs a job again whose inputs are others than its records say. So a finished run lists the leg that it was
+    finished from, whatever `machine.leg_epochs` says now.
+    """
+    run, seed = run_of(wildcards), wildcards.seed
+    if "leg" in wildcards.keys():
+        leg, legs = int(wildcards.leg), int(wildcards.legs)
+    elif Path(run.done(seed)).exists():
+        return [ancient(marker) for marker in last_leg_before(run, seed)]
+    else:
+        leg = legs = run.legs(SETTINGS.leg_epochs)
+    return [ancient(run.leg_done(seed, leg - 1, legs))] if leg > 1 else []
+
+
+def last_leg_before(run, seed):
+    """Marker of the last leg but one of a finished run; none where it ran in one piece."""
+    legs = read_json(Path(run.done(seed))).get("legs", 1)
+    return [run.leg_done(seed, legs - 1, legs)] if legs > 1 else []
+
+
 def manifest_folder(wildcards):
     """Folder of the data set's manifest."""
     return STUDY.data.folder
@@ -252,6 +276,8 @@ def run_arguments(wildcards):
         arguments += ["--labels", run.labels.folder]
     if run.start:
         arguments += ["--start", str(Path(run.start.done(wildcards.seed)).parent)]
+    if "leg" in wildcards.keys():
+        arguments += ["--until-epoch", str(int(wildcards.leg) * SETTINGS.leg_epochs)]
     return " ".join(map(shlex.quote, arguments))
 
 
@@ -279,8 +305,7 @@ def fidelity_runtime(wildcards, attempt):
 def train_runtime(wildcards, attempt):
     """Minutes that a run may take; a run that is cut off continues from its checkpoint at the next attempt."""
     run = run_of(wildcards)
-    recipe = run.spec["recipe"]
-    epochs = recipe["epochs"] + recipe["cooldown_epochs"]
+    epochs = min(run.epochs, SETTINGS.leg_epochs or run.epochs)
     return attempt * cost.train_minutes(STUDY.train_images, epochs, STUDY.gmacs(run), SETTINGS.gpu_tflops)
 
 

@@ -1,9 +1,10 @@
 rule train_run:
-    """Stage 2 or a fine-tuning: one run of one seed, continued from its checkpoint where it was interrupted."""
+    """Stage 2 or a fine-tuning: one run of one seed, or its last leg, continued from its checkpoint where it was interrupted."""
     input:
         manifest=manifest_after_spec(lambda wildcards: run_of(wildcards).document),
         labels=labels_of_run,
         start=start_of_run,
+        before=leg_before,
     output:
         done="results/runs/{run}/seed{seed}/done.json",
     log:
@@ -26,3 +27,12 @@ rule train_run:
     shell:
         "{params.python} -m tokenlabel.train --spec {params.spec} --machine {params.machine} --manifest {params.manifest}"
         " {params.arguments} --seed {wildcards.seed} --done {output.done} --log {log}"
+
+
+use rule train_run as train_leg with:
+    output:
+        done="results/runs/{run}/seed{seed}/leg-{leg}-of-{legs}.done",
+    log:
+        "logs/runs/{run}/seed{seed}/leg-{leg}-of-{legs}.log",
+    benchmark:
+        "benchmarks/runs/{run}/seed{seed}/leg-{leg}-of-{legs}.tsv"

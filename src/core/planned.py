@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, ClassVar
@@ -99,6 +100,19 @@ class Run(Planned):
         """Path of the marker that says the run is finished."""
         return f"{self.folder}/seed{seed}/done.json"
 
+    @property
+    def epochs(self) -> int:
+        """Epochs with the cool-down's."""
+        return int(self.spec["recipe"]["epochs"] + self.spec["recipe"]["cooldown_epochs"])
+
+    def legs(self, leg_epochs: int | None) -> int:
+        """How many jobs in a row the run is, when one does at most so many epochs; None: one."""
+        return math.ceil(self.epochs / leg_epochs) if leg_epochs else 1
+
+    def leg_done(self, seed: int, leg: int, legs: int) -> str:
+        """Path of the marker that says leg `leg`, from 1, of the run is finished; the last leg finishes the run."""
+        return f"{self.folder}/seed{seed}/leg-{leg:02d}-of-{legs:02d}.done"
+
     def result(self, seed: int) -> str:
         """Path of the run's evaluation."""
         return f"{self.folder}/seed{seed}/evaluation-{self.evaluation}.json"
@@ -172,7 +186,4 @@ class Table:
 
 
 def _epochs(run: Run | AnnotatorJob) -> int:
-    if isinstance(run, AnnotatorJob):
-        return 0
-    recipe = run.spec["recipe"]
-    return int(recipe["epochs"] + recipe["cooldown_epochs"])
+    return 0 if isinstance(run, AnnotatorJob) else run.epochs

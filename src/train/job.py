@@ -8,7 +8,9 @@ leaves its checkpoint and a marker of its own instead.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +19,7 @@ from typing import Any
 import pydantic
 
 from ..core.config import Recipe, describe_problems
-from ..core.errors import CheckpointError, ConfigError, LabelError
+from ..core.errors import CheckpointError, ConfigError, LabelError, OutputError
 from ..core.files import Lease, read_json, sha256_of, write_json
 from ..core.identity import digest_of
 from ..core.log import logger
@@ -167,6 +169,7 @@ def _train(
             "skipped": result.skipped + dataset.unreadable * result.epochs,
             "unreadable": dataset.unreadable,
             **({"changed": result.changed} if result.changed else {}),
+            **({"legs": math.ceil(optimisation.total_epochs / machine["leg_epochs"])} if machine["leg_epochs"] else {}),
         }
         if until_epoch is None:
             if processes.is_main:
@@ -180,8 +183,15 @@ def _train(
                 write_model_config(folder, config)
                 marker["weights_sha256"] = _save_weights(result, folder, spec, seed)
             summary = {**marker, **(reporter.lines()[-1] if processes.is_main else {})}
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise
+        raise OutputError(
+            f"{folder}: cannot be written ({error.strerror}). Free space or permission is needed there; the last checkpoint stays."
+        ) from error
     finally:
-        reporter.close(summary)
+        with contextlib.suppress(OSError):
+            reporter.close(summary)
     return marker
 
 
