@@ -103,8 +103,8 @@ wildcard_constraints:
     total=r"\d{5}",
     evaluation=r"[0-9a-f]{8}",
     fidelity=r"[0-9a-f]{8}",
-    leg=r"\d{2,}",
-    legs=r"\d{2,}",
+    leg=r"\d\d+",
+    legs=r"\d\d+",
     experiment="|".join(STUDY.tables),
 
 
