@@ -6,7 +6,6 @@ on (seed, epoch, step) alone. timm's optimiser, schedule and weight averaging ar
 
 from __future__ import annotations
 
-import json
 import math
 import signal
 import time
@@ -24,17 +23,14 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from ..core.errors import TokenLabelError
-from ..core.files import write_text
 from ..core.log import logger
 from ..core.seeds import derived_seed
 from .checkpoints import Progress, load_training_state, save_training_state
 from .device import autocast
+from .failures import TrainingError
+from .reporting import MetricsFile
 
 CHECKPOINT_SECONDS = 600.0  # within an epoch; at each epoch's end there is one anyway
-
-
-class TrainingError(TokenLabelError):
-    """A training that cannot go on."""
 
 
 class InterruptedTrainingError(TokenLabelError):
@@ -164,7 +160,7 @@ def fit(
         if averaged is not None:
             averaged.module.load_state_dict(saved["averaged"])
         logger.info("resuming at epoch %d, step %d", progress.epoch, progress.step)
-    metrics.keep_epochs_before(progress.epoch)
+    metrics.keep_before(progress.epoch)
 
     last_epoch = optimisation.epochs + optimisation.cooldown_epochs
     with _stop_signals() as stop:
@@ -201,7 +197,7 @@ def fit(
             logger.info("epoch %s", " ".join(f"{k} {v:.4g}" for k, v in line.items()))
             progress = Progress(epoch + 1, 0, {})
             save_training_state(checkpoint, digest, progress, states())
-    images, skipped = metrics.sum_of("images"), metrics.sum_of("skipped")
+    images, skipped = (sum(line.get(name, 0.0) for line in metrics.lines()) for name in ("images", "skipped"))
     return FitResult(model, averaged.module if averaged else None, int(images), int(skipped))
 
 
@@ -260,38 +256,6 @@ class _Totals:
         """Losses as means over photographs, counters as sums."""
         images = max(self.sums.get("images", 0.0), 1.0)
         return {name: value if name in self.COUNTERS else value / images for name, value in self.sums.items()}
-
-
-class MetricsFile:
-    """metrics.jsonl: one JSON line per finished epoch."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def lines(self) -> list[dict[str, float]]:
-        """All whole lines; one cut off by a kill is ignored."""
-        found = []
-        if self.path.exists():
-            for text in self.path.read_text(encoding="utf-8").splitlines():
-                try:
-                    found.append(json.loads(text))
-                except ValueError:
-                    continue
-        return found
-
-    def keep_epochs_before(self, epoch: int) -> None:
-        """Drops lines of epochs that will be run again."""
-        kept = [line for line in self.lines() if line["epoch"] < epoch]
-        write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
-
-    def append(self, line: dict[str, float]) -> None:
-        """Adds an epoch's line."""
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-
-    def sum_of(self, name: str) -> float:
-        """Sum of one column over all epochs."""
-        return sum(line.get(name, 0.0) for line in self.lines())
 
 
 class _Stop:

@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 
 from tokenlabel.core.errors import CheckpointError, LabelError
 from tokenlabel.core.files import read_json, write_json
-from tokenlabel.engine.loop import MetricsFile, TrainingError
+from tokenlabel.engine.failures import TrainingError
+from tokenlabel.engine.reporting import MetricsFile
 from tokenlabel.eval.evaluation import evaluate_run
 from tokenlabel.labels import SparseTargets
 from tokenlabel.models import load_model, read_metadata
