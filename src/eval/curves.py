@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from matplotlib.ticker import MaxNLocator
 from ..core.errors import DataError
 from ..core.files import atomic_path
 from ..engine.reporting import MetricsFile
-from .figures import BLUE, GREEN, GREY, ORANGE, STYLE
+from .figures import BLUE, GREEN, ORANGE, STYLE
 
 COLUMNS = ("steps", "learning_rate", "loss", "class_loss", "token_loss", "top1", "top5")
 PANELS = {
@@ -109,11 +110,11 @@ def draw_curves(table: dict[str, Any], curves: Sequence[Curve], path: Path) -> N
         figure.legend(
             named.values(), named.keys(), loc="outside lower left", ncols=2, frameon=False, fontsize=7
         )  # fmt: skip
-        figure.suptitle(f"{table['question']}\n{table['paper']}", x=0.01, ha="left", fontsize=9)
         capped = sorted({curve.capped for curve in curves if curve.capped})
+        title = [table["question"], table["paper"]]
         if capped:
-            note = "capped runs, not comparable with the paper: " + " | ".join(capped)
-            figure.text(0.01, -0.02, note, fontsize=7, color=GREY, va="top")
+            title.append("Capped runs, not comparable with the paper: " + " | ".join(capped))
+        figure.suptitle("\n".join(textwrap.fill(line, 110) for line in title), x=0.01, ha="left", fontsize=9)
         with atomic_path(path) as temporary:
             figure.savefig(temporary, format="png")
         plt.close(figure)
