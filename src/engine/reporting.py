@@ -34,6 +34,7 @@ from ..core.seeds import derived_seed
 
 TIMES = ("seconds", "images_per_s", "memory_mb")
 _COUNTS = ("images", "skipped", "unlabeled")
+_ACCURACIES = {"top1": "top-1", "top5": "top-5"}
 _BAR = "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
 
 
@@ -210,8 +211,9 @@ class Reporter:
             return
         try:
             if summary is not None:
-                document = {**summarise(self._metrics.lines()), "resumed": len(self._resumes.steps()),
-                            **summary, "commit": git_commit(), "versions": library_versions()}  # fmt: skip
+                measured = summarise(self._metrics.lines()) | {"resumed": len(self._resumes.steps())}
+                measured |= {"commit": git_commit(), "versions": library_versions()}
+                document = measured | {name: value for name, value in summary.items() if name not in measured}
                 write_json(self._folder / "summary.json", document)
                 if self._wandb is not None:
                     self._wandb.summary.update(document)
@@ -232,8 +234,9 @@ class Reporter:
         done = epoch * self._steps_per_epoch + step
         if self._bar is not None:
             self._bar.set_description_str(f"epoch {min(epoch, self._epochs - 1)} of {self._epochs}", refresh=False)
-            self._bar.set_postfix_str(_in_words(line), refresh=False)
-            self._bar.update(done - self._done)
+            # accuracies stand in the line above; here they would leave no room for the bar
+            self._bar.set_postfix_str(_in_words({k: v for k, v in line.items() if k not in _ACCURACIES}), refresh=False)
+            self._bar.n = done
             self._bar.refresh()
         self._done = done
 
@@ -271,7 +274,7 @@ def summarise(lines: list[dict[str, float]]) -> dict[str, Any]:
         "epochs": len(lines),
         "steps": int(sum(line.get("steps", 0) for line in lines)),
         **counts,
-        "losses": {name: value for name, value in last.items() if name == "loss" or name.endswith("_loss")},
+        "losses": _finite({name: value for name, value in last.items() if name == "loss" or name.endswith("_loss")}),
         "seconds": round(seconds, 3),
         "images_per_s": round(counts["images"] / max(seconds, 1e-9), 3),
         "memory_mb": max((line.get("memory_mb", 0.0) for line in lines), default=0.0),
@@ -287,16 +290,17 @@ def peak_memory_mb() -> float:
 
 
 def _in_words(line: Mapping[str, float]) -> str:
-    """Loss and its parts, accuracies, learning rate, speed and memory."""
+    """Loss and its parts, accuracies, learning rate, what went wrong, speed and memory."""
     parts = ", ".join(
         f"{name.removesuffix('_loss')} {value:.3f}" for name, value in line.items() if name.endswith("_loss")
     )
     words = [f"loss {line['loss']:.3f}{f' ({parts})' if parts else ''}"] if "loss" in line else []
-    words += [f"{said} {line[name]:.2f} %" for name, said in (("top1", "top-1"), ("top5", "top-5")) if name in line]
+    words += [f"{said} {line[name]:.2f} %" for name, said in _ACCURACIES.items() if name in line]
     if "grad_norm" in line:
         words.append(f"gradient {line['grad_norm']:.2f}")
     if "learning_rate" in line:
         words.append(f"lr {line['learning_rate']:.3g}")
+    words += [f"{line[name]:.0f} {name}" for name in ("skipped", "unlabeled") if line.get(name)]
     words += [f"{line['images_per_s']:.1f} images/s", f"{line['memory_mb'] / 1024:.1f} GB"]
     return ", ".join(words)
 
@@ -311,9 +315,12 @@ def _duration(seconds: float) -> str:
     return f"{hours // 24} d {hours % 24} h" if hours >= 24 else f"{hours} h {minutes % 60} min"
 
 
+def _finite(line: Mapping[str, float]) -> dict[str, float | None]:
+    return {name: value if math.isfinite(value) else None for name, value in line.items()}
+
+
 def _as_json(line: Mapping[str, float]) -> str:
-    finite = {name: value if math.isfinite(value) else None for name, value in line.items()}
-    return json.dumps(finite, allow_nan=False) + "\n"
+    return json.dumps(_finite(line), allow_nan=False) + "\n"
 
 
 def _unwritable(path: Path, error: OSError) -> OutputError:

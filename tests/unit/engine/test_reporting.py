@@ -186,7 +186,8 @@ def test_a_log_has_a_short_line_for_each_report(tmp_path: Path, log_file: Path) 
         lines[0],
     )
     assert re.fullmatch(
-        r"epoch 2 of 3: loss 4\.500, top-1 20\.00 %, top-5 50\.00 %, lr 0\.001, 24\.0 images/s, [\d.]+ GB", lines[-1]
+        r"epoch 2 of 3: loss 4\.500, top-1 20\.00 %, top-5 50\.00 %, lr 0\.001, 1 skipped, 2 unlabeled, 24\.0 images/s, [\d.]+ GB",
+        lines[-1],
     )
 
 
@@ -272,3 +273,14 @@ def test_weights_and_biases_that_is_not_installed_is_one_line(tmp_path: Path, mo
     monkeypatch.setitem(sys.modules, "wandb", None)  # what Python itself does where a package is missing
     with pytest.raises(ConfigError, match=r"wandb_project study: .*pip install 'tokenlabel\[wandb\]'"):
         reporter(tmp_path, wandb_project="study").resume(0, 0)
+
+
+def test_the_page_on_the_run_folder_lists_every_key(tmp_path: Path) -> None:
+    page = (REPOSITORY / "docs" / "run-folder.md").read_text(encoding="utf-8")
+    lines, summary = page.split("## metrics.jsonl")[1].split("## summary.json")
+    reports = reporter(tmp_path)
+    train(reports)
+    reports.close({})
+    written = {name for line in without_times(tmp_path) for name in line} | set(TIMES)
+    assert written <= set(re.findall(r"`(\w+)`", lines))
+    assert set(read_json(tmp_path / "summary.json")) <= set(re.findall(r"`(\w+)`", summary))
