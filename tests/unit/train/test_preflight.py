@@ -15,7 +15,6 @@ from tokenlabel.core.errors import LabelError
 from tokenlabel.core.log import logger
 from tokenlabel.data.manifest import Manifest
 from tokenlabel.labels import LabelStore
-from tokenlabel.labels.class_order import above_chance, permuted_classes
 from tokenlabel.train.batches import TrainingSet
 from tokenlabel.train.preflight import (
     LabelCoverage,
@@ -180,52 +179,3 @@ def test_a_rate_that_does_not_follow_a_small_batch_is_a_warning(
     assert "the batch is 12, the recipe's is 1024, and the learning rate stays 0.001" in warning
     full = Recipe.model_validate(spec["recipe"] | {"batch_size": 1024, "learning_rate_batch": 640})
     assert describe_learning_rate(full, 1024) == "0.0016 = 0.001 x 1024 / 640"
-
-
-def answers(own: NDArray[np.int64], classes: int, right: float, seed: int, ranks: int = 5) -> NDArray[np.int64]:
-    """Best classes of an annotator whose first answer is right for a share of photographs, else any class."""
-    generator = np.random.default_rng(seed)
-    top = generator.integers(0, classes, (len(own), ranks))
-    top[:, 0] = np.where(generator.random(len(own)) < right, own, top[:, 0])
-    return top
-
-
-@pytest.mark.parametrize(
-    ("classes", "photographs"), [(1000, 5000), (1000, 256), (100, 300), (20, 200), (2, 30), (2, 5000)]
-)
-@pytest.mark.parametrize("right", [0.0, 0.02, 0.1, 0.5])
-def test_a_weak_annotator_raises_no_alarm(classes: int, photographs: int, right: float) -> None:
-    """Two percent above chance is weak; one without any knowledge is no permutation either."""
-    for seed in range(20):
-        own = np.random.default_rng(1000 + seed).integers(0, classes, photographs)
-        top = answers(own, classes, right, seed, ranks=1 if classes == 2 else 5)
-        assert permuted_classes(top, own) == []
-        if right >= 0.1:
-            assert above_chance(top, own, classes) is not False
-
-
-def test_an_annotator_that_answers_with_one_class_is_no_permutation() -> None:
-    own = np.repeat(np.arange(20), 30)
-    top = np.full((600, 5), 7)
-    top[:, 1:] = [1, 2, 3, 4]
-    assert permuted_classes(top, own) == []
-    rare = np.concatenate([np.full(5, 3), np.full(500, 8)])  # a rare class that is taken for a common one
-    assert permuted_classes(np.full((505, 1), 8), rare) == []
-
-
-@pytest.mark.parametrize("right", [0.6, 0.9])
-@pytest.mark.parametrize(("classes", "photographs"), [(1000, 5000), (100, 500), (20, 200), (2, 40)])
-def test_a_permutation_is_found_behind_a_middling_annotator(classes: int, photographs: int, right: float) -> None:
-    for seed in range(20):
-        generator = np.random.default_rng(1000 + seed)
-        order = np.roll(np.arange(classes), 1)
-        own = generator.integers(0, classes, photographs)
-        top = answers(order[own], classes, right + (1 - right) * (classes == 2), seed, ranks=1 if classes == 2 else 5)
-        assert permuted_classes(top, own) or above_chance(top, own, classes) is False
-
-
-def test_labels_that_know_nothing_of_many_photographs_are_told_from_too_few_photographs() -> None:
-    own = np.random.default_rng(0).integers(0, 1000, 5000)
-    assert above_chance(answers(own, 1000, 0.0, 1), own, 1000) is False
-    assert above_chance(answers(own[:20], 1000, 0.0, 1), own[:20], 1000) is None
-    assert above_chance(answers(own, 1000, 0.03, 1), own, 1000) is True
