@@ -24,6 +24,7 @@ localrules:
     all,
     labels,
     make_table,
+    draw_curves,
     make_fidelity_table,
     draw_label_maps,
     make_report,

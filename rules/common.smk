@@ -226,8 +226,19 @@ def results_of_table(wildcards):
     are gone. A dry run writes no plan and lists it only where it exists.
     """
     table = STUDY.tables[wildcards.experiment]
+    return table.inputs + plan_of_table(table)
+
+
+def trainings_of_table(wildcards):
+    """Markers of all runs and seeds of an experiment, and the plan that names them."""
+    table = STUDY.tables[wildcards.experiment]
+    return table.trainings + plan_of_table(table)
+
+
+def plan_of_table(table):
+    """The plan's path, after writing it; nothing on a dry run of a plan that was never written."""
     write_document(table.plan, table.as_json())
-    return table.inputs + ([table.plan] if Path(table.plan).exists() else [])
+    return [table.plan] if Path(table.plan).exists() else []
 
 
 def start_of_run(wildcards):
@@ -311,7 +322,7 @@ def train_runtime(wildcards, attempt):
 
 def selected_results():
     """Tables and figures of `select:`, in reading order."""
-    return [path for table in STUDY.selected_tables for path in (table.csv, table.figure)] + [
+    return [path for table in STUDY.selected_tables for path in (table.csv, table.figure, *table.curves)] + [
         "results/label_fidelity.csv",
         "results/figures/label_fidelity.png",
         "results/figures/label_maps.png",

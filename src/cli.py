@@ -28,6 +28,7 @@ VERBS = {
     "train": ("train.command", "stage 2 and fine-tuning: train a vision transformer on labels"),
     "evaluate": ("eval.command", "measure top-1 and top-5 of a trained run"),
     "table": ("eval.table_command", "make an experiment's CSV and figure"),
+    "table curves": ("eval.curves_command", "make the training curves of an experiment's runs"),
     "table fidelity": ("eval.fidelity_table_command", "make the CSV and figure of label fidelity"),
     "draw": ("eval.draw_command", "draw label maps over photographs"),
     "report": ("eval.report_command", "make the HTML report of what exists"),

@@ -150,6 +150,17 @@ class Table:
         return str(RESULTS / "figures" / f"{self.name}.png")
 
     @property
+    def trainings(self) -> list[str]:
+        """Markers of every run and seed, each once; none where only annotators are measured."""
+        runs = (row.run for row in self.rows if isinstance(row.run, Run))
+        return list(dict.fromkeys(run.done(seed) for run in runs for seed in self.seeds))
+
+    @property
+    def curves(self) -> list[str]:
+        """Path of the figure of its training curves; none where nothing is trained."""
+        return [str(RESULTS / "figures" / f"curves_{self.name}.png")] if self.trainings else []
+
+    @property
     def plan(self) -> str:
         """Path of the document that the table job reads."""
         return str(RESULTS / "tables" / f"{self.name}-{digest_of(self.as_json())}.json")

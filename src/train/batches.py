@@ -21,7 +21,7 @@ from ..data.manifest import Manifest
 from ..engine.processes import ALONE, Processes
 from ..engine.stopping import leave_signals_to_parent
 from ..labels import LabelStore, map_affine
-from ..labels.shards import STATUS_OK
+from ..labels.records import STATUS_OK, STATUS_PENDING, STATUS_UNREADABLE
 from .augment import Augmentation
 
 
@@ -92,12 +92,15 @@ class TrainingSet(Dataset[Item]):
         self.rows, self.unreadable = self._usable_rows()
 
     def _usable_rows(self) -> tuple[np.ndarray[Any, Any], int]:
-        """Rows whose photograph stage 1 could read, and how many it could not."""
+        """Rows whose photograph has a label where labels are learned from, and how many stage 1 could not read.
+
+        Whether enough have one, the preflight says.
+        """
         rows = np.arange(len(self._manifest))
         if self._store is None:
             return rows, 0
-        readable = self._store.status_of(self._manifest.sample_id) == STATUS_OK
-        return rows[readable], int((~readable).sum())
+        status = self._store.status_of(self._manifest.sample_id, absent=STATUS_PENDING)
+        return rows[status == STATUS_OK], int((status == STATUS_UNREADABLE).sum())
 
     def __len__(self) -> int:
         return len(self.rows)

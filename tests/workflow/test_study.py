@@ -39,6 +39,11 @@ def test_everything_is_made_and_the_tables_agree_with_the_runs(finished_study: P
     main = list(csv.DictReader((results / "main.csv").read_text().splitlines()))
     assert [row["image_px"] for row in main] == ["64", "80"]
     assert (results / "figures" / "label_maps.png").stat().st_size > 10_000
+    curves = list(csv.DictReader((results / "figures" / "curves_main.csv").read_text().splitlines()))
+    assert [(line["name"], line["epoch"]) for line in curves] == [
+        (row["name"], f"{n}") for row in main for n in range(2)
+    ]
+    assert "epochs 40->2" in curves[0]["capped"]
     (fidelity,) = csv.DictReader((results / "label_fidelity.csv").read_text().splitlines())
     assert (fidelity["annotator"], fidelity["photographs"], fidelity["labeled"]) == ("lite0", "6", "24")
     assert float(fidelity["cosine_low"]) <= float(fidelity["cosine"]) <= float(fidelity["cosine_high"])
@@ -57,6 +62,7 @@ def test_the_report_holds_tables_figures_and_their_captions(finished_study: Path
         "label_maps.png",
         "label_fidelity.csv",
         "label_fidelity.png",
+        "curves_main.png",
         "train_run",
         "annotate_shard",
     ):
@@ -98,7 +104,7 @@ def test_touched_and_copied_files_rerun_no_run(finished_study: Path, overlay: Ov
     # without Snakemake's own records it cannot compare contents: tables are made again, which costs seconds, no run is
     shutil.rmtree(copy / ".snakemake")
     jobs = planned_jobs(run_snakemake(copy, "-n", "all", overlay=overlay))
-    assert jobs.keys() <= {"make_table", "make_fidelity_table", "make_report", "draw_label_maps", "all"}
+    assert jobs.keys() <= {"make_table", "draw_curves", "make_fidelity_table", "make_report", "draw_label_maps", "all"}
 
 
 @pytest.mark.parametrize(
@@ -121,11 +127,11 @@ def test_a_machine_value_reruns_nothing(finished_study: Path, overlay: Overlay, 
     [
         (
             lambda o: o["recipes"]["demo"].update(weight_decay=0.1),
-            {"train_run": 3, "evaluate_run": 3, "make_table": 2, "make_report": 1},
+            {"train_run": 3, "evaluate_run": 3, "make_table": 2, "draw_curves": 2, "make_report": 1},
         ),
         (
             lambda o: o["recipes"]["demo_finetune"].update(weight_decay=0.1),
-            {"train_run": 1, "evaluate_run": 1, "make_table": 1, "make_report": 1},
+            {"train_run": 1, "evaluate_run": 1, "make_table": 1, "draw_curves": 1, "make_report": 1},
         ),
         (
             lambda o: o["labels"].update(k=3),
@@ -137,12 +143,13 @@ def test_a_machine_value_reruns_nothing(finished_study: Path, overlay: Overlay, 
                 "train_run": 2,
                 "evaluate_run": 2,
                 "make_table": 2,
+                "draw_curves": 2,
                 "make_report": 1,
             },
         ),
         (
             lambda o: o.update(evaluation={"interpolation": "bilinear"}),
-            {"evaluate_run": 3, "make_table": 2, "make_report": 1},
+            {"evaluate_run": 3, "make_table": 2, "draw_curves": 2, "make_report": 1},  # the plan that names both is new
         ),
         (
             lambda o: o["fidelity"].update(crops=1),

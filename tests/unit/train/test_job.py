@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from tokenlabel.core.errors import CheckpointError, LabelError
 from tokenlabel.core.files import read_json, write_json
 from tokenlabel.engine.failures import TrainingError
-from tokenlabel.engine.reporting import MetricsFile
+from tokenlabel.engine.reporting import TIMES, MetricsFile
 from tokenlabel.eval.evaluation import evaluate_run
 from tokenlabel.labels import SparseTargets
 from tokenlabel.models import load_model, read_metadata
@@ -43,7 +43,7 @@ def train(spec: Spec, workplace: Workplace, folder: Path, **changes: Any) -> dic
 
 def lines(folder: Path) -> list[dict[str, float]]:
     """metrics.jsonl without what depends on the clock."""
-    return [{k: v for k, v in line.items() if k != "seconds"} for line in MetricsFile(folder / "metrics.jsonl").lines()]
+    return [{k: v for k, v in line.items() if k not in TIMES} for line in MetricsFile(folder / "metrics.jsonl").lines()]
 
 
 def test_the_token_loss_falls_on_real_photographs(spec: Spec, workplace: Workplace, tmp_path: Path) -> None:
