@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from torch.distributed import Store
+from torch.distributed import Store  # type: ignore[attr-defined]
 
 from ..core.log import logger
 

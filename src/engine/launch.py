@@ -31,7 +31,8 @@ def main() -> int:
         config = LaunchConfig(
             min_nodes=1, max_nodes=1, nproc_per_node=args.processes, run_id=uuid.uuid4().hex, max_restarts=0,
             rdzv_backend="c10d", rdzv_endpoint="localhost:0", local_addr="localhost",
-            logs_specs=DefaultLogsSpecs(log_dir=folder), shutdown_timeout=25, signals_to_handle="SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1",
+            logs_specs=DefaultLogsSpecs(log_dir=folder), shutdown_timeout=25,
+            signals_to_handle="SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1",
         )  # fmt: skip
         try:
             elastic_launch(config, sys.executable)("-m", args.module, *args.arguments)
@@ -42,12 +43,13 @@ def main() -> int:
             name = signal.Signals(-failure.exitcode).name
             reason = " (out of memory?)" if name == "SIGKILL" else ""
             print(  # noqa: T201
-                f"error: process {rank} of {args.processes} (pid {failure.pid}) was killed by {name}{reason}; the others were stopped.",
+                f"error: process {rank} of {args.processes} (pid {failure.pid}) was killed by {name}{reason}; "
+                "the others were stopped.",
                 file=sys.stderr,
             )
             return 1
-        except SignalException as stopped:  # the processes have saved their state and said so
-            return 2 if stopped.sigval in (signal.SIGTERM, signal.SIGUSR1) else 128 + stopped.sigval
+        except SignalException as stopped:  # the processes were sent it, and said what they saved
+            return 128 + stopped.sigval
     return 0
 
 

@@ -13,12 +13,13 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
 from ..core.errors import ConfigError, TokenLabelError
 from ..core.log import logger
@@ -34,7 +35,7 @@ _POLL_S = 1.0
 class _Link:
     """The store of the processes, and how often this one has waited in it."""
 
-    store: dist.Store
+    store: TCPStore
     heartbeat: Heartbeat
     waits: int = 0
 
@@ -89,10 +90,10 @@ class Processes:
         self._link.waits += 1
         key = f"word/{self._link.waits}"
         if self.is_main:
-            self._link.store.set(key, pickle.dumps(value))
+            self._link.store.set(key, pickle.dumps(value).hex())
             return value
         self._link.wait(key)
-        return pickle.loads(self._link.store.get(key))
+        return pickle.loads(bytes.fromhex(self._link.store.get(key).decode()))
 
     def barrier(self) -> None:
         """Waits until all are here, as long as it takes."""
@@ -122,10 +123,11 @@ def join_processes(device_name: str) -> Iterator[Processes]:
         ConfigError: the others cannot be reached.
         SystemExit: this process or another one failed and has said so.
     """
-    rank, count, local_rank = _place()
-    if count == 1:
+    place = find_place()
+    if place.count == 1:
         yield ALONE
         return
+    rank, count = place.rank, place.count
     if rank:
         _quieten(rank)
     on_gpu = device_name == "cuda" or (device_name == "auto" and torch.cuda.is_available())
@@ -134,12 +136,12 @@ def join_processes(device_name: str) -> Iterator[Processes]:
     pulse.set_timeout(timedelta(seconds=SILENT_BEATS * BEAT_S))  # a node without power does not even close a connection
     heartbeat = Heartbeat(pulse, rank, count)
     link = _Link(store, heartbeat)
-    processes = Processes(rank, count, local_rank, link)
+    processes = replace(place, _link=link)
     processes.barrier()  # until each has a first beat
     heartbeat.start()
     try:
         dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if on_gpu else "gloo", store=dist.PrefixStore("group", store), rank=rank, world_size=count,
+            "cpu:gloo,cuda:nccl" if on_gpu else "gloo", store=PrefixStore("group", store), rank=rank, world_size=count,
             timeout=timedelta(seconds=COLLECTIVE_S),
         )  # fmt: skip
         yield processes
@@ -165,7 +167,7 @@ def _end(error: Exception, processes: Processes, link: _Link) -> None:
     if isinstance(error, TokenLabelError):
         if first:
             raise error
-        raise SystemExit(2)
+        raise SystemExit(getattr(error, "exit_code", 2))
     if first and _is_lost_connection(error):
         # the launcher names a process that was killed; one that lives but does not answer, nobody else can know of
         told = "TORCHELASTIC_RUN_ID" in os.environ and "imed out" not in str(error)
@@ -196,26 +198,26 @@ def _quieten(rank: int) -> None:
         )
 
 
-def _place() -> tuple[int, int, int]:
-    """Rank, number of processes and rank on this node, from torchrun or srun."""
+def find_place() -> Processes:
+    """This process's place among those of its training by what torchrun or srun left in the environment; joins nothing."""
     known = os.environ
     if "WORLD_SIZE" in known and "RANK" in known:
-        return int(known["RANK"]), int(known["WORLD_SIZE"]), int(known.get("LOCAL_RANK", 0))
+        return Processes(int(known["RANK"]), int(known["WORLD_SIZE"]), int(known.get("LOCAL_RANK", 0)))
     # of the step, not of the job: a script that sbatch runs has SLURM_NTASKS and SLURM_PROCID too, and is alone
     if (count := int(known.get("SLURM_STEP_NUM_TASKS", 1))) > 1:
         local_rank = int(known["SLURM_LOCALID"])
         if torch.cuda.device_count() == 1:  # --gpus-per-task=1: each sees its own as the first
             local_rank = 0
-        return int(known["SLURM_PROCID"]), count, local_rank
-    return 0, 1, 0
+        return Processes(int(known["SLURM_PROCID"]), count, local_rank)
+    return ALONE
 
 
-def _open_store(rank: int, count: int) -> dist.TCPStore:
+def _open_store(rank: int, count: int) -> TCPStore:
     """Connects to the store of the agent that started this process, or to the main process's own."""
     host, port = _address()
     from_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     try:
-        return dist.TCPStore(
+        return TCPStore(
             host, port, world_size=None, is_master=rank == 0 and not from_agent, timeout=timedelta(seconds=JOIN_S),
             wait_for_workers=False,
         )  # fmt: skip
