@@ -63,20 +63,20 @@ class RunningStatistics:
     @torch.no_grad()
     def _share(self) -> None:
         count, rank = self._processes.count, self._processes.rank
-        last = len(self._seen) * count - 1  # number of the step's last micro-batch, over all processes
-        total, weight = torch.zeros_like(self._momentum), torch.zeros_like(self._momentum)
-        for own, update in enumerate(self._seen):
+        read = torch.zeros(
+            len(self._seen) * count, dtype=torch.int64
+        )  # of the step's micro-batches: 1 where it had photographs
+        read[rank::count] = torch.tensor([update is not None for update in self._seen])
+        own = int(read.sum())
+        read = self._processes.sum(read)
+        total = torch.zeros_like(self._momentum)
+        for number, update in zip(range(rank, len(read), count), self._seen, strict=True):
             if update is not None:
-                remains = (1 - self._momentum) ** (last - (own * count + rank))
-                total += remains * update
-                weight += remains * self._momentum
-        tracked = sum(update is not None for update in self._seen)
-        shared = self._processes.sum(torch.cat([total, weight, total.new_tensor([tracked])]))
-        size = len(total)
-        merged = (1 - shared[size : 2 * size]) * self._at_start + shared[:size]
+                total += (1 - self._momentum) ** int(read[number + 1 :].sum()) * update
+        merged = (1 - self._momentum) ** int(read.sum()) * self._at_start + self._processes.sum(total)
         sizes = [buffer.numel() for buffer in self._buffers]
         for buffer, values in zip(self._buffers, torch.split(merged, sizes), strict=True):
             # .data: the graph of this step holds them, though the backward pass of training does not read them
             buffer.data.copy_(values.view_as(buffer))
         for counter in self._counters:
-            counter.data.add_(int(shared[-1]) - tracked)
+            counter.data.add_(int(read.sum()) - own)

@@ -70,10 +70,11 @@ class ParallelModel:
             _shard(model, processes)
         else:
             device = next(model.parameters()).device
-            self.forward = DistributedDataParallel(
-                model, device_ids=[device] if device.type == "cuda" else None, broadcast_buffers=False,
-                gradient_as_bucket_view=True,
-            )  # fmt: skip
+            shared = DistributedDataParallel(
+                model, device_ids=[device] if device.type == "cuda" else None, gradient_as_bucket_view=True
+            )
+            shared.broadcast_buffers = False  # as an argument its name differs between torch's versions
+            self.forward = shared
         if statistics := RunningStatistics(model, processes):
             self._watch(statistics)
 
@@ -183,6 +184,10 @@ def repeated_blocks(model: nn.Module) -> list[nn.Module]:
 
 
 def _shard(model: nn.Module, processes: Processes) -> None:
+    for parameter in model.parameters():
+        parameter.data = (
+            parameter.data.contiguous()
+        )  # fully_shard takes no other; convolutions follow the images' layout
     mesh = init_device_mesh(next(model.parameters()).device.type, (processes.count,))
     for block in repeated_blocks(model):
         fully_shard(block, mesh=mesh)
