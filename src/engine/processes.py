@@ -28,7 +28,7 @@ from .heartbeat import BEAT_S, SILENT_BEATS, Heartbeat, first_to_fail
 JOIN_S = 300.0  # imports from a busy file system; who has not come by then has failed
 # A process that died is noticed by its heartbeat; this ends a training whose processes all live but wait for each other.
 COLLECTIVE_S = 600.0
-_POLL_S = 1.0
+_LONGEST_PAUSE_S = 0.2
 
 
 @dataclass
@@ -41,14 +41,12 @@ class _Link:
 
     def wait(self, key: str) -> None:
         """Waits for a key as long as it takes; ends when another process has failed."""
-        while True:
-            try:
-                self.store.wait([key], timedelta(seconds=_POLL_S))
-            except dist.DistStoreError:  # not there yet
-                if self.heartbeat.failed.is_set():
-                    raise SystemExit(1) from None
-            else:
-                return
+        pause_s = 0.001
+        while not self.store.check([key]):  # the store's own wait prints a line for each time that it was in vain
+            if self.heartbeat.failed.is_set():
+                raise SystemExit(1)
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
 
 @dataclass(frozen=True)

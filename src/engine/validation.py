@@ -57,7 +57,7 @@ def share_batches(images: int, batch: int, processes: Processes) -> list[list[in
     return batches[processes.rank :: processes.count]
 
 
-@torch.inference_mode()
+@torch.no_grad()  # inference mode would not do: shares of weights are made anew in it and could not be trained on
 def measure_accuracy(
     model: nn.Module,
     crops: CenterCrops,

@@ -49,7 +49,7 @@ def train(
         lambda epoch: np.random.default_rng(epoch).permutation(IMAGES), IMAGES, batch_size=12, micro_batch=3,
         processes=processes,
     )  # fmt: skip
-    done, losses, draws, norms = 0, [], [], []
+    done, losses, draws, norms, accuracy = 0, [], [], [], []
     if resume is not None:
         saved = torch.load(resume, weights_only=True)
         done = saved["done"]
@@ -83,13 +83,10 @@ def train(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         average.update(model, step=number + 1)
+        if photographs is not None and number == 3:
+            accuracy = [measure(measured, Path(photographs), processes) for measured in (model, average.module)]
         if number + 1 == stop_after:
             break
-    accuracy = None
-    if photographs is not None:
-        accuracy = measure(average.module, Path(photographs), processes)
-        measure(model, Path(photographs), processes)
-        model(pictures[:2]).class_logits.sum().backward()  # it still trains afterwards
     model_state, optimizer_state = parallel.states(optimizer)
     averaged = whole_state(average.module)
     whole = parallel.whole(average.module)
