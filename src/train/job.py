@@ -127,7 +127,6 @@ def _train(
         batch_size=recipe.batch_size,
         micro_batch=machine["micro_batch"],
         workers=machine["workers"],
-        seed=seed,
         processes=processes,
     )
     if batches.batch_size < recipe.batch_size:
@@ -209,7 +208,7 @@ def _task(
         steps_per_epoch=batches.steps_per_epoch,
         loss=Supervision(spec["recipe"], num_classes, model.grid, spec["image_px"], seed).loss,
         validate=lambda measured: measure_accuracy(
-            measured, crops, machine, num_classes=num_classes, device=device, precision=precision
+            measured, crops, machine, num_classes=num_classes, device=device, precision=precision, processes=processes,
         ),
         validate_every_epochs=machine["validate_every_epochs"],
         describe=lambda sample_ids: [train.path(rows[int(identifier)]) for identifier in sample_ids],
