@@ -6,7 +6,7 @@ A step's photographs are cut into micro-batches for the device; unreadable photo
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,7 @@ class MicroBatch:
         affine: float32 (batch, 2, 3), normalised view -> normalised score map.
         scores, classes: (batch, rows, cols, k) of the store, None without labels; tail (batch, rows, cols) or None.
         skipped: photographs that could not be decoded.
+        index: its number in the step, from 0, over all processes.
     """
 
     images: torch.Tensor
@@ -42,6 +43,7 @@ class MicroBatch:
     classes: torch.Tensor | None
     tail: torch.Tensor | None
     skipped: int
+    index: int = 0
 
     @property
     def images_count(self) -> int:
@@ -62,6 +64,7 @@ class MicroBatch:
             classes=moved(self.classes),
             tail=moved(self.tail),
             skipped=self.skipped,
+            index=self.index,
         )
 
 
@@ -165,7 +168,7 @@ class Batches:
         )
         loaded = iter(loader)
         for step in plan:
-            batches = [next(loaded) for _ in step]
+            batches = [replace(next(loaded), index=index) for index in range(len(step))]
             read = sum(batch.images_count for batch in batches)
             yield [(batch, batch.images_count / max(read, 1)) for batch in batches]
 

@@ -11,24 +11,20 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..core.config import Recipe
 from ..core.errors import CheckpointError, LabelError
 from ..core.files import Lease, sha256_of, write_json
 from ..core.identity import digest_of
 from ..core.log import logger
-from ..core.seeds import derived_seed
 from ..data.manifest import Manifest
 from ..engine.device import choose_device, choose_precision, set_threads
 from ..engine.loop import Optimisation, Task, fit
-from ..engine.run_model import model_of_spec
 from ..engine.validation import CenterCrops, measure_accuracy
 from ..labels import LabelStore
-from ..models import TokenModel, describe_model, load_checkpoint, save_weights, settings_of_spec, write_model_config
-from ..models.pretrained import load_pretrained
+from ..models import describe_model, save_weights, settings_of_spec, write_model_config
 from .augment import Augmentation
 from .batches import Batches, TrainingSet
+from .start import build_model
 from .supervision import Supervision
 
 
@@ -91,7 +87,7 @@ def train_run(
         crops = CenterCrops(
             manifests["val"], machine, spec["image_px"], machine["validation_crop"], "bicubic", model.mean, model.std
         )
-        supervision = Supervision(spec["recipe"], model.num_classes, seed)
+        supervision = Supervision(spec["recipe"], model.num_classes, model.grid, model.image_px, seed)
         result = fit(
             model,
             Task(
@@ -137,26 +133,6 @@ def train_run(
         write_json(done, marker)
         (folder / "checkpoint.pt").unlink(missing_ok=True)  # the optimiser's state is twice the weights
     return marker
-
-
-def build_model(spec: dict[str, Any], start_folder: Path | None, seed: int, weights_root: Path = Path()) -> TokenModel:
-    """The model of a spec in its starting weights: drawn from the seed, pretrained, or the weights of the run before.
-
-    Raises:
-        CheckpointError: the run before has no weights.
-    """
-    torch.manual_seed(derived_seed("initialise", seed))
-    model = model_of_spec(spec)
-    if spec["model"].get("weights") is not None and spec["start"] is None:
-        source = spec["model"] | {"architecture": spec["model"]["architecture"].removeprefix("timm/")}
-        pretrained = load_pretrained(source, weights_root)
-        logger.info("starting from %s", pretrained.origin)
-        load_checkpoint(model, pretrained.state)
-    if spec["start"] is not None:
-        if start_folder is None:
-            raise CheckpointError("this run continues another one; give --start, the seed folder of that run.")
-        load_checkpoint(model, start_folder, reset_heads=False)
-    return model
 
 
 def _open_labels(folder: Path | None, spec: dict[str, Any], manifest: Manifest) -> LabelStore | None:

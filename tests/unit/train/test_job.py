@@ -22,7 +22,8 @@ from tokenlabel.eval.evaluation import evaluate_run
 from tokenlabel.labels import SparseTargets
 from tokenlabel.models import load_model, read_metadata
 from tokenlabel.train import supervision
-from tokenlabel.train.job import build_model, train_run
+from tokenlabel.train.job import train_run
+from tokenlabel.train.start import build_model
 
 from .conftest import Workplace
 
