@@ -8,7 +8,7 @@ Called by `tokenlabel train --explain`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import yaml
@@ -18,12 +18,12 @@ _MERGE = "tag:yaml.org,2002:merge"
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a recipe's value stands.
+    """Where a value stands.
 
     Attributes:
         file: of the value.
         line: in it, from 1.
-        words: the comment there, without the meaning.
+        words: the comment there; of a recipe's value its source.
     """
 
     file: Path
@@ -39,34 +39,40 @@ class RecipeSources:
         base: config.yaml, whose comments are the manual.
         meanings: key -> meaning, unit and legal values.
         origins: recipe -> key -> where its value stands; the last file that gives it counts, as in Snakemake's merge.
+        caps: key -> where the cap stands.
     """
 
     base: Path
     meanings: dict[str, str]
     origins: dict[str, dict[str, Origin]]
+    caps: dict[str, Origin]
 
 
 def read_recipe_sources(files: Sequence[Path]) -> RecipeSources:
     """Reads config.yaml and its overlays, in this order; all of them have been read without an error before."""
     meanings: dict[str, str] = {}
     origins: dict[str, dict[str, Origin]] = {}
+    caps: dict[str, Origin] = {}
     for file in files:
         text = file.read_text(encoding="utf-8")
         lines = text.splitlines()
-        recipes = dict(_entries(_child(yaml.compose(text, Loader=yaml.SafeLoader), "recipes")))
-        explaining = dict(_entries(next(iter(recipes.values())))) if file == files[0] else {}
-        explained = {id(value) for value in explaining.values()}  # recipes that merge it share its nodes
+        sections = dict(_entries(yaml.compose(text, Loader=yaml.SafeLoader)))
+        caps |= {key: _origin(file, lines, value) for key, value in _entries(sections.get("caps"))}
+        recipes = dict(_entries(sections.get("recipes")))
+        first = next(iter(recipes.values()), None) if file == files[0] else None
+        explained = {id(value) for _, value in _entries(first)}  # recipes that merge it share its nodes
         for name, recipe in recipes.items():
             for key, value in _entries(recipe):
-                words = _comment(lines, value.end_mark)
+                origin = _origin(file, lines, value)
                 if id(value) in explained:
-                    meanings[key], _, words = (part.strip() for part in words.rpartition(";"))
-                origins.setdefault(name, {})[key] = Origin(file, value.start_mark.line + 1, words)
-    return RecipeSources(files[0], meanings, origins)
+                    meanings[key], _, source = (part.strip() for part in origin.words.rpartition(";"))
+                    origin = replace(origin, words=source)
+                origins.setdefault(name, {})[key] = origin
+    return RecipeSources(files[0], meanings, origins, caps)
 
 
-def _child(node: yaml.Node | None, key: str) -> yaml.Node | None:
-    return next((value for name, value in _entries(node) if name == key), None)
+def _origin(file: Path, lines: Sequence[str], value: yaml.Node) -> Origin:
+    return Origin(file, value.start_mark.line + 1, _comment(lines, value.end_mark))
 
 
 def _entries(node: yaml.Node | None) -> Iterator[tuple[str, yaml.Node]]:

@@ -60,7 +60,7 @@ def check_schedule(recipe: Recipe, machine: Machine, where: str) -> None:
     if count % processes:
         fewer, more = count // processes * processes, (count // processes + 1) * processes
         sizes = " or ".join(str(micros * micro) for micros in (fewer, more) if micros)
-        smaller = next((size for size in range(micro, 0, -1) if -(-schedule.batch_size // size) % processes == 0), None)
+        smaller = _shared_micro_batch(schedule.batch_size, more, processes)
         remedy = f"machine.micro_batch {smaller}, batch_size" if smaller else "batch_size"
         shared = max(divisor for divisor in range(1, processes) if count % divisor == 0)
         raise ConfigError(
@@ -78,3 +78,12 @@ def check_schedule(recipe: Recipe, machine: Machine, where: str) -> None:
                 f"{where}: {key} {rate:g} is above the learning rate {schedule.learning_rate:g}"
                 f"{scaled if recipe.learning_rate_batch else ''}. Lower it, or raise learning_rate or batch_size."
             )
+
+
+def _shared_micro_batch(batch_size: int, least: int, processes: int) -> int | None:
+    """The largest micro-batch of which at least so many make a step and processes share them evenly."""
+    for count in range(least, batch_size + 1, processes):
+        size = -(-batch_size // count)
+        if -(-batch_size // size) == count:
+            return size
+    return None

@@ -102,7 +102,8 @@ def explain_recipe(name: str, config: Config, sources: RecipeSources) -> list[Se
     found = []
     for key, value in recipe.model_dump(mode="json").items():
         if getattr(recipe, key) != getattr(used, key):
-            source = "caps.epochs" if "epochs" in key else "caps.batch_size"
+            cap = "epochs" if "epochs" in key else "batch_size"
+            source = f"caps.{cap}, {sources.caps[cap].file}:{sources.caps[cap].line}"
         elif getattr(used, key) != getattr(stated, key):
             source = f"unused: supervision {stated.supervision}"
         else:
