@@ -70,6 +70,10 @@ def check_row_keys(choice: Mapping[str, Any], where: str) -> None:
     for key in choice:
         if key not in legal:
             raise unknown_name("setting", key, legal, f"configuration key {where}.set")
+    if choice.get("start_sha256") is not None and choice.get("start") is None:
+        raise ConfigError(
+            f"configuration key {where}.set.start_sha256: without start there is no file to check. Give start too."
+        )
     chain = choice["finetune_px"]
     if not isinstance(chain, (list, tuple)) or not all(type(px) is int for px in chain):
         raise ConfigError(f"configuration key {where}.finetune_px: {chain!r} is not legal: a list of pixels, as [384]")

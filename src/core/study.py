@@ -12,7 +12,7 @@ from typing import Any
 
 from .config import Annotator, Config, Experiment, Model, Recipe, check_annotator_fits, load_config
 from .cost import multiply_adds_at
-from .errors import ConfigError, unknown_name
+from .errors import AnnotatorMisfitError, ConfigError, unknown_name
 from .identity import STAGE_VERSIONS, digest_of
 from .planned import RESULTS, AnnotatorJob, DataJob, LabelJob, Planned, Run, Table, TableRow
 from .recipes import check_schedule
@@ -61,7 +61,7 @@ class Study:
             selected = name in config.select.experiments
             try:
                 study.tables[name] = study._table(name, experiment)
-            except NotApplicable as reason:
+            except (NotApplicable, AnnotatorMisfitError) as reason:  # the catalogue may hold tables of other data sets
                 if selected:
                     raise ConfigError(str(reason)) from None
         for run in study.selected_runs:

@@ -121,7 +121,7 @@ def explain_spec(spec: Mapping[str, Any], config: Config, sources: RecipeSources
         setting
         if setting.value == recipe[setting.key]
         else Setting(
-            setting.key, recipe[setting.key], setting.meaning, f"the run's own; {nearest}: {_words(setting.value)}"
+            setting.key, recipe[setting.key], setting.meaning, f"the run's own; {nearest}: {show_value(setting.value)}"
         )
         for setting in known[nearest]
     ], nearest
@@ -165,7 +165,7 @@ def table(settings: Sequence[Setting], width: int) -> list[str]:
     """Aligned columns: key, value, source, meaning with unit and legal values; long words wrap in their column."""
     widths = (WIDTH_KEY, WIDTH_VALUE, WIDTH_SOURCE, width - WIDTH_KEY - WIDTH_VALUE - WIDTH_SOURCE)
     rows = [("key", "value", "source", "meaning, unit, legal values")]
-    rows += [(one.key, _words(one.value), one.source, one.meaning) for one in settings]
+    rows += [(one.key, show_value(one.value), one.source, one.meaning) for one in settings]
     return [line for row in rows for line in _wrapped(row, widths)]
 
 
@@ -175,7 +175,7 @@ def comparison(ours: Sequence[Setting], theirs: Sequence[Setting], other: str, w
     lines = [f"differs from {other} in {len(differing)} of {len(ours)} values" + (":" if differing else "")]
     widths = (WIDTH_KEY, WIDTH_VALUE, WIDTH_VALUE + 4, width - WIDTH_KEY - 2 * WIDTH_VALUE - 4)
     rows = [("key", "here", other, f"source in {other}")] if differing else []
-    rows += [(key, _words(one.value), _words(two.value), two.source) for key, (one, two) in differing.items()]
+    rows += [(key, show_value(one.value), show_value(two.value), two.source) for key, (one, two) in differing.items()]
     return lines + [line for row in rows for line in _wrapped(row, widths)]
 
 
@@ -198,7 +198,8 @@ def _source(recipe: str, key: str, sources: RecipeSources) -> str:
     return f"{origin.file}:{origin.line}" + (f": {origin.words}" if origin.words else "")
 
 
-def _words(value: Any) -> str:
+def show_value(value: Any) -> str:
+    """A value as it is read at a glance: as YAML writes it, RandAugment's operations by what is left out."""
     if isinstance(value, list) and all(isinstance(entry, str) for entry in value):
         left_out = [name for name in typing.get_args(RandAugmentOperation) if name not in value]
         return f"all {len(value)}" if not left_out else f"all but {', '.join(left_out)}"
