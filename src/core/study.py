@@ -64,7 +64,8 @@ class Study:
             except (NotApplicable, AnnotatorMisfitError) as reason:  # the catalogue may hold tables of other data sets
                 if selected:
                     raise ConfigError(str(reason)) from None
-        for run in study.selected_runs:
+        adapted = [job.adapted.run for job in study.used_labels if job.adapted and job.adapted.run]
+        for run in (*study.selected_runs, *adapted):
             study._check_schedules(run)
         return study
 

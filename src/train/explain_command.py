@@ -21,7 +21,7 @@ from ..core.config import Config, RandAugmentOperation, Recipe, load_config
 from ..core.errors import DataError, unknown_name
 from ..core.overlays import read_configuration, study_files
 from ..core.recipe_sources import RecipeSources, read_recipe_sources
-from ..core.recipes import Schedule
+from ..core.recipes import Schedule, check_schedule
 from ..core.rows import canonical_recipe, capped_model, capped_recipe
 
 COUNTERPARTS = {"released_code": "paper_text", "finetune": "paper_text_finetune"}
@@ -53,7 +53,8 @@ def run(args: argparse.Namespace) -> int:
     """Prints the recipe.
 
     Raises:
-        ConfigError: a mistake in the configuration, or a name that it does not have.
+        ConfigError: a mistake in the configuration, a name that it does not have, or, after the table, a schedule that cannot
+            run on this machine.
         DataError: the spec is missing or not that of a training.
     """
     files = study_files(args.configfile)
@@ -64,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     if args.spec is None:
         name = _known("recipe", args.recipe or config.defaults.recipe, config.recipes)
         model, _ = capped_model(config.models[model_name], config.caps)
-        title, image_px = f"recipe {name}, model {model_name}", model.image_px
+        title, image_px, drop = f"recipe {name}, model {model_name}", model.image_px, model.stochastic_depth
         settings = explain_recipe(name, config, sources)
     else:
         spec = read_document(args.spec, "the run's spec")
@@ -73,24 +74,31 @@ def run(args: argparse.Namespace) -> int:
         images = spec["dataset"].get("images") or images
         settings, name = explain_spec(spec, config, sources)
         title = f"{spec['stage']} of {args.spec}, nearest recipe {name}, model {spec['model']['architecture']}"
-        image_px = spec["image_px"]
+        image_px, drop = spec["image_px"], spec["model"]["stochastic_depth"]
     other = _known("recipe", args.against or COUNTERPARTS.get(name, "released_code"), config.recipes)
     against = explain_recipe(other, config, sources)
+    recipe = _as_recipe(settings)
     if args.json:
-        differs = {key: asdict(theirs) for key, (_, theirs) in differences(settings, against).items()}
-        recipe = _as_recipe(settings)
         document = {
-            "title": title, "image_px": image_px, "schedule": asdict(Schedule.of(recipe, config.machine, images)),
-            "settings": [asdict(setting) for setting in settings], "against": {"recipe": other, "differs": differs},
-        }  # fmt: skip
+            "title": title,
+            "image_px": image_px,
+            "stochastic_depth": drop,
+            "schedule": asdict(Schedule.of(recipe, config.machine, images)),
+            "settings": [asdict(setting) for setting in settings],
+            "against": {
+                "recipe": other,
+                "differs": {key: asdict(theirs) for key, (_, theirs) in differences(settings, against).items()},
+            },
+        }
         print(json.dumps(document, indent=2, ensure_ascii=False))  # noqa: T201
         return 0
     lines = [
-        f"{title} at {image_px} px, {images:,} photographs",
-        *describe_schedule(_as_recipe(settings), config, images),
+        f"{title} at {image_px} px, stochastic depth {drop:g}, {images:,} photographs",
+        *describe_schedule(recipe, config, images),
     ]
     width = max(shutil.get_terminal_size().columns, WIDTH_LEAST)
     print("\n".join([*lines, "", *table(settings, width), "", *comparison(settings, against, other, width)]))  # noqa: T201
+    check_schedule(recipe, config.machine, title)
     return 0
 
 

@@ -36,7 +36,7 @@ def shown(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 def test_the_released_code_against_the_text(capsys: pytest.CaptureFixture[str]) -> None:
     text = shown(capsys, "--recipe", "released_code")
     lines = text.splitlines()
-    assert lines[0] == "recipe released_code, model lvvit_s at 224 px, 1,281,167 photographs"
+    assert lines[0] == "recipe released_code, model lvvit_s at 224 px, stochastic depth 0.1, 1,281,167 photographs"
     assert "0.0016 = 0.001 x 1024 / 640 (it follows batch_size" in lines[1]
     assert "5 epochs (6,255 steps) from 1e-06" in lines[2]
     assert "cosine to 1e-05 at epoch 300, 10 epochs of cool-down; 387,810 steps in all, 1,251 an epoch" in lines[3]
@@ -94,11 +94,21 @@ def test_a_runs_spec_is_explained_by_the_nearest_recipe(
     spec["recipe"]["participation"] = 0.5
     (tmp_path / "spec.json").write_text(json.dumps(spec))
     text = shown(capsys, "--spec", str(tmp_path / "spec.json"))
-    assert text.startswith(f"finetune of {tmp_path}/spec.json, nearest recipe finetune, model lvvit_s at 384 px")
+    assert text.startswith(f"finetune of {tmp_path}/spec.json, nearest recipe finetune, model lvvit_s at 384 px, stochastic depth 0.1")
     assert "the run's own; finetune: 1.0" in text
     assert "differs from paper_text_finetune in" in text
     assert "5e-06, whatever the batch" in text
     assert "constant to epoch 30" in text
+
+
+def test_a_batch_that_processes_cannot_share_is_said_after_the_table(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "o.yaml").write_text("machine: {processes: 3}")
+    assert main(["train", "--explain", "--configfile", str(tmp_path / "o.yaml")]) == 2
+    shown, said = capsys.readouterr()
+    assert "differs from paper_text" in shown
+    assert "error: recipe released_code, model lvvit_s: batch_size 1024 in micro-batches of 128" in said
 
 
 @pytest.mark.parametrize(
