@@ -35,8 +35,7 @@ rule all:
     default_target: True
     input:
         [table.csv for table in STUDY.selected_tables],
-        "results/label_fidelity.csv",
-        "results/figures/label_maps.png",
+        results_about_labels(),
         "results/report.html",
 
 

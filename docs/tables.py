@@ -20,6 +20,9 @@ sys.path.insert(0, str(ROOT))  # run as a script, this folder is where Python lo
 
 from bench.record import read_results  # noqa: E402
 from campaign.faults import FAULTS  # noqa: E402
+from tokenlabel.core.overlays import read_configuration  # noqa: E402
+from tokenlabel.core.recipe_sources import read_recipe_sources  # noqa: E402
+from tokenlabel.train.explain_command import show_value  # noqa: E402
 
 BENCH, CAMPAIGN = ROOT / "bench" / "results", ROOT / "campaign" / "results"
 _MARKED = re.compile(r"<!-- table (\w+) -->\n.*?<!-- end -->", re.DOTALL)
@@ -88,9 +91,32 @@ class FaultTable:
         return rows
 
 
+class RecipeTable:
+    """The recipes of config.yaml: every value of the first with its source, and what the others have instead."""
+
+    def lines(self) -> list[Line]:
+        """The values of each recipe, one line a key."""
+        recipes = read_configuration([ROOT / "config.yaml"])["recipes"]
+        return [
+            {name: values[key] for name, values in recipes.items()} | {"key": key} for key in recipes["released_code"]
+        ]
+
+    def rows(self) -> list[list[str]]:
+        """Heading and cells; empty where a recipe has the first one's value."""
+        sources = read_recipe_sources([ROOT / "config.yaml"])
+        first, *others = sources.origins
+        rows = [["key", f"`{first}`", "source", *(f"`{name}`" for name in others)]]
+        for line in self.lines():
+            key, value = line["key"], line[first]
+            cells = ["" if line[name] == value else show_value(line[name]) for name in others]
+            rows.append([f"`{key}`", show_value(value), sources.origins[first][key].words, *cells])
+        return rows
+
+
 # one place for every table: the file in bench/results, then heading -> (field of a line, format)
-TABLES: dict[str, Table | FaultTable] = {
+TABLES: dict[str, Table | FaultTable | RecipeTable] = {
     "faults": FaultTable(),
+    "recipes": RecipeTable(),
     "annotate_network": Table(
         "annotate_network",
         {
@@ -304,19 +330,21 @@ def filled(page: str, name: str) -> str:
     )
 
 
-def _described(table: str, name: str) -> Table | FaultTable:
+def _described(table: str, name: str) -> Table | FaultTable | RecipeTable:
     if table not in TABLES:
         raise TableError(f"{name}: no table {table!r}; there are {', '.join(TABLES)}")
     return TABLES[table]
 
 
-def render(table: Table | FaultTable, name: str) -> str:
+def render(table: Table | FaultTable | RecipeTable, name: str) -> str:
     """A table in Markdown, and under it which commits and machines the results are of."""
     lines = table.lines()
     if not lines:
         raise TableError(f"{name}: a table has no results; measure, or mark it pending")
     rows = table.rows()
-    text = [_row(rows[0]), _row(["---"] * len(rows[0])), *map(_row, rows[1:]), "", f"*{provenance(lines)}*"]
+    text = [_row(rows[0]), _row(["---"] * len(rows[0])), *map(_row, rows[1:])]
+    if not isinstance(table, RecipeTable):  # which is of this very checkout
+        text += ["", f"*{provenance(lines)}*"]
     return "\n".join([*text, ""])
 
 

@@ -329,11 +329,16 @@ def train_runtime(wildcards, attempt):
 
 def selected_results():
     """Tables and figures of `select:`, in reading order."""
-    return [path for table in STUDY.selected_tables for path in (table.csv, table.figure, *table.curves)] + [
-        "results/label_fidelity.csv",
-        "results/figures/label_fidelity.png",
-        "results/figures/label_maps.png",
-    ]
+    return [
+        path for table in STUDY.selected_tables for path in (table.csv, table.figure, *table.curves)
+    ] + results_about_labels()
+
+
+def results_about_labels():
+    """Tables and figures of the labels themselves; none where no selected run learns from any."""
+    if not STUDY.used_labels:
+        return []
+    return ["results/label_fidelity.csv", "results/figures/label_fidelity.png", "results/figures/label_maps.png"]
 
 
 def results_to_report(wildcards):

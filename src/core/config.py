@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field
 
-from .errors import ConfigError, unknown_name
+from .errors import AnnotatorMisfitError, ConfigError, unknown_name
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_]*$")]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -274,7 +274,7 @@ class Experiment(Frozen):
 class Select(Frozen):
     """What this study builds, out of the catalogues."""
 
-    annotators: Annotated[tuple[Name, ...], Field(min_length=1)]
+    annotators: tuple[Name, ...]
     experiments: Annotated[tuple[Name, ...], Field(min_length=1)]
 
 
@@ -438,11 +438,11 @@ def check_annotator_fits(config: Config, name: str, where: str) -> None:
     """Refuses an annotator whose classes are not the data set's.
 
     Raises:
-        ConfigError: the numbers of classes differ.
+        AnnotatorMisfitError: the numbers of classes differ.
     """
     annotator = config.annotators[name]
     if annotator.num_classes != config.dataset.num_classes:
-        raise ConfigError(
+        raise AnnotatorMisfitError(
             f"configuration key {where}: annotator {name!r} knows {annotator.num_classes} classes, data set "
             f"{config.dataset.name!r} has {config.dataset.num_classes} (dataset.num_classes). "
             "Choose an annotator trained for these classes, or give the data set a class_map onto the annotator's."

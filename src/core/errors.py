@@ -20,6 +20,10 @@ class ConfigError(TokenLabelError):
     """A key or value of the configuration that is not legal."""
 
 
+class AnnotatorMisfitError(ConfigError):
+    """An annotator of other classes than the data set's."""
+
+
 class DataError(TokenLabelError):
     """Photographs, class folders or manifests that are missing or do not fit."""
 

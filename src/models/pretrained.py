@@ -18,7 +18,7 @@ from torch import nn
 
 from ..core.errors import CheckpointError, ConfigError
 from ..core.files import sha256_of
-from .weights import read_metadata, read_state_dict
+from .weights import checkpoint_file, read_checkpoint, read_metadata, read_state_dict
 
 FOLD_HEADS = "folds.safetensors"  # beside the checkpoint of an annotator that was adapted in folds
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar")
@@ -79,17 +79,20 @@ def find_weights_file(weights: str, weights_root: Path) -> Path | None:
     return files[0]
 
 
-def load_pretrained(source: dict[str, Any], weights_root: Path) -> Weights:
+def load_pretrained(source: dict[str, Any], weights_root: Path, *, averaged: bool = False) -> Weights:
     """Loads pretrained weights.
 
     Args:
         source: a spec's section with architecture, weights, weights_sha256 and weights_naming.
         weights_root: folder of `file:` weights.
+        averaged: take the averaged weights (EMA) of a file or folder that holds both.
 
     Raises:
         CheckpointError: missing, damaged, or not the stated digest.
     """
     path = find_weights_file(source["weights"], weights_root)
+    if averaged and path is not None and source["weights"].startswith("folder:"):
+        path = checkpoint_file(path.parent)
     if path is None:
         path = _download(source["architecture"])
     digest = sha256_of(path)
@@ -98,7 +101,7 @@ def load_pretrained(source: dict[str, Any], weights_root: Path) -> Weights:
             f"{path}: sha256 {digest[:16]}..., the configuration states {source['weights_sha256'][:16]}.... "
             "Replace the file or correct weights_sha256."
         )
-    state = read_state_dict(path)
+    state = read_checkpoint(path).state if averaged else read_state_dict(path)
     if source["weights_naming"] == "efficientnet_pytorch":
         state = rename_efficientnet_pytorch(state)
     return Weights(state=state, sha256=digest, origin=str(path))

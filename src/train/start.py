@@ -1,4 +1,8 @@
-"""The weights that a training or fine-tuning begins with: drawn from the seed, pretrained, or those of a run before."""
+"""The weights that a training or fine-tuning begins with: drawn from the seed, pretrained, published, or those of a run before.
+
+Called by `job`. Averaged weights come first wherever both kinds lie: they are what the run before was measured with.
+Positions are interpolated to the new grid (appendix B.1, "Larger input resolution"); heads of other classes start anew.
+"""
 
 from __future__ import annotations
 
@@ -16,20 +20,27 @@ from ..models.pretrained import load_pretrained
 
 
 def build_model(spec: dict[str, Any], start_folder: Path | None, seed: int, weights_root: Path = Path()) -> TokenModel:
-    """The model of a spec in its starting weights: drawn from the seed, pretrained, or the weights of the run before.
+    """The model of a spec in its starting weights.
+
+    Args:
+        spec: of stage train or finetune. `start` names the run before it; else `model.weights` a file, folder, package or
+            hub, whose heads may have other classes; with neither the weights are drawn.
+        start_folder: seed folder of the run before; None without one.
+        seed: of the run, for what is drawn.
+        weights_root: folder that file: and folder: are relative to.
 
     Raises:
-        CheckpointError: the run before has no weights.
+        CheckpointError: weights that are missing, damaged, of another model or not of the stated digest.
     """
     torch.manual_seed(derived_seed("initialise", seed))
     model = model_of_spec(spec)
-    if spec["model"].get("weights") is not None and spec["start"] is None:
-        source = spec["model"] | {"architecture": spec["model"]["architecture"].removeprefix("timm/")}
-        pretrained = load_pretrained(source, weights_root)
-        logger.info("starting from %s", pretrained.origin)
-        load_checkpoint(model, pretrained.state)
     if spec["start"] is not None:
         if start_folder is None:
             raise CheckpointError("this run continues another one; give --start, the seed folder of that run.")
         load_checkpoint(model, start_folder, reset_heads=False)
+    elif spec["model"].get("weights") is not None:
+        source = spec["model"] | {"architecture": spec["model"]["architecture"].removeprefix("timm/")}
+        pretrained = load_pretrained(source, weights_root, averaged=True)
+        logger.info("starting from %s (sha256 %s)", pretrained.origin, pretrained.sha256)
+        load_checkpoint(model, pretrained.state)
     return model

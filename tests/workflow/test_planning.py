@@ -13,8 +13,8 @@ import yaml
 from .conftest import REPOSITORY, planned_jobs, run_snakemake
 
 FULL = {
-    "make_manifest": 1, "annotate_shard": 576, "train_run": 63, "evaluate_run": 63, "make_table": 10, "measure_fidelity": 9,
-    "make_fidelity_table": 1, "draw_label_maps": 1, "draw_curves": 10, "make_report": 1, "all": 1,
+    "make_manifest": 1, "annotate_shard": 576, "train_run": 64, "evaluate_run": 64, "make_table": 11, "measure_fidelity": 9,
+    "make_fidelity_table": 1, "draw_label_maps": 1, "draw_curves": 11, "make_report": 1, "all": 1,
 }  # fmt: skip
 
 
@@ -41,11 +41,15 @@ FULL = {
             {"make_manifest": 1, "annotate_shard": 64, "train_run": 5, "evaluate_run": 5, "make_table": 1},
         ),
         (
+            ["-n", "results/ablation_geometry.csv"],  # both read the same label maps
+            {"make_manifest": 1, "annotate_shard": 64, "train_run": 2, "evaluate_run": 2, "make_table": 1},
+        ),
+        (
             ["-n", "results/main.csv"],
             {"make_manifest": 1, "annotate_shard": 64, "train_run": 8, "evaluate_run": 8, "make_table": 1},
         ),
     ],
-    ids=["slurm all", "all", "labels", "fidelity", "annotators", "participation", "augmentation", "main"],
+    ids=["slurm all", "all", "labels", "fidelity", "annotators", "participation", "augmentation", "geometry", "main"],
 )  # fmt: skip
 def test_the_imagenet_study_is_planned_within_ten_seconds_and_leaves_no_trace(
     tmp_path: Path, arguments: list[str], expected: dict[str, int]
@@ -77,6 +81,16 @@ MISTAKES: list[tuple[str, Callable[[dict[str, Any]], Any], list[str]]] = [
         "model that is a list",
         lambda o: o.update(defaults={"model": ["lvvit_s"]}),
         ["defaults.model", "['lvvit_s']", "string"],
+    ),
+    (
+        "batch that processes cannot share",
+        lambda o: o.update(machine={"processes": 3}),
+        ["batch_size 1024", "micro-batches of 128", "3 processes", "machine.micro_batch 114"],
+    ),
+    (
+        "learning rate 0",
+        lambda o: o.update(recipes={"finetune": {"learning_rate": 0}}),
+        ["finetune.learning_rate", "0"],
     ),
     (
         "annotator of other classes",
