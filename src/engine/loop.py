@@ -150,7 +150,7 @@ def fit(
             training.run_epoch()
     progress = training.progress
     return FitResult(
-        learner.parallel.model, learner.averaged, progress.epoch, progress.epoch >= last, progress.images,
+        *learner.whole(), progress.epoch, progress.epoch >= last, progress.images,
         progress.skipped, progress.changed,
     )  # fmt: skip
 
@@ -186,6 +186,7 @@ class _Training:
         self._unread: StepLosses | None = None
         self._saved_at = self._step_began = self._counted_until = time.monotonic()
         self._step_s = 0.0
+        self._parts: tuple[str, ...] = ()  # names of the loss and its parts
 
     def resume(self, allow_changed: bool) -> None:
         """Continues from the newest checkpoint, if there is one."""
@@ -251,12 +252,11 @@ class _Training:
         # the slowest lately: a first step is slow by compiling and must not be waited for again for ever
         self._step_s, self._step_began = max(now - self._step_began, 0.9 * self._step_s), now
         reserve_s = 2 * (self.checkpoints.write_s + self._step_s) + DEADLINE_MARGIN_S
-        own = sum(batch.images_count for batch in micro_batches)
         is_time = self.stop.unsaved and now - self._saved_at > self.machine["checkpoint_seconds"]
-        images, skipped, idle, save, stop = self.processes.sum(
+        images, skipped, save, stop = self.processes.sum(
             torch.tensor(
                 [
-                    own, sum(batch.skipped for batch in micro_batches), own == 0,
+                    sum(batch.images_count for batch in micro_batches), sum(batch.skipped for batch in micro_batches),
                     is_time and self.processes.is_main, self.stop.requested(reserve_s),
                 ],
                 dtype=torch.int64,
@@ -267,11 +267,6 @@ class _Training:
         if stop:
             where = f"epoch {self.progress.epoch}, step {self.progress.step}: the state is saved"
             raise self.stop.explained(where)
-        if images and idle:
-            raise TrainingError(
-                f"epoch {self.progress.epoch}, step {self.progress.step}: {idle} of {self.processes.count} processes have no "
-                "readable photograph in this step. Raise machine.micro_batch, or mend the photographs that the log names."
-            )
         return images, skipped
 
     def _accumulate_gradients(self, micro_batches: Sequence[Batch], images: int) -> dict[str, torch.Tensor]:
@@ -280,12 +275,14 @@ class _Training:
         forward = self.learner.parallel.forward
         self.learner.forget_gradients()
         values: dict[str, torch.Tensor] = {}
-        read = [batch for batch in micro_batches if batch.images_count]
-        for batch in read:
+        for batch in micro_batches:
             # stochastic depth, dropout, erasing noise
             torch.manual_seed(derived_seed("step", self.seed, epoch, step, batch.index))
             share = batch.images_count / images
-            with contextlib.nullcontext() if batch is read[-1] else self.learner.parallel.accumulating():
+            with contextlib.nullcontext() if batch is micro_batches[-1] else self.learner.parallel.accumulating():
+                if not batch.images_count:
+                    self.learner.parallel.idle()
+                    continue
                 with autocast(self.device, self.precision):
                     loss, parts = self.task.loss(forward, batch.to(self.device), epoch, step)
                 # the processes' gradients are averaged, so each counts as many times as there are processes
@@ -293,8 +290,15 @@ class _Training:
             for name, value in {"loss": loss, **parts}.items():
                 amount = value.detach().float() * (1.0 if name in self.task.counters else share)
                 values[name] = values[name] + amount if name in values else amount
-        together = self.processes.sum(torch.stack(list(values.values())))
-        return dict(zip(values, together.unbind(), strict=True))
+        self._parts = tuple(values) or self._parts
+        if not self._parts:
+            raise TrainingError(
+                "no photograph of this process's first step is readable. Mend the photographs that the log names, or raise "
+                "machine.micro_batch."
+            )
+        nothing = torch.zeros((), device=self.device)
+        together = self.processes.sum(torch.stack([values.get(name, nothing) for name in self._parts]))
+        return dict(zip(self._parts, together.unbind(), strict=True))
 
     def _look_at(self, losses: StepLosses) -> None:
         """Looks whether losses are finite: on a GPU one step late, so that it need not wait for the CPU."""

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pydantic
 
 from ..core.config import Recipe, describe_problems
@@ -36,7 +37,7 @@ from ..labels import LabelStore
 from ..models import TokenModel, describe_model, save_weights, settings_of_spec, write_model_config
 from .augment import Augmentation
 from .batches import Batches, TrainingSet
-from .preflight import check_before_training
+from .preflight import LabelCoverage, check_before_training
 from .start import build_model
 from .supervision import Supervision
 
@@ -134,6 +135,7 @@ def _train(
     check_before_training(
         spec=spec, machine=machine, recipe=recipe, manifest=manifest, store=store, batches_size=batches.batch_size,
         processes_count=processes.count, classes=manifest.classes,
+        parameters=sum(weight.numel() for weight in model.parameters()),
     )  # fmt: skip
     optimisation = _optimisation(recipe, batches.batch_size)
     reporter = Reporter(
@@ -181,7 +183,13 @@ def _train(
                 )
                 write_model_config(folder, config)
                 marker["weights_sha256"] = _save_weights(result, folder, spec, seed)
-            summary = {**marker, **(reporter.lines()[-1] if processes.is_main else {})}
+            summary = marker | {
+                "device": str(device),
+                "precision": str(precision).removeprefix("torch."),
+                "batch_size": batches.batch_size,
+                "learning_rate": optimisation.learning_rate,
+                "labels_coverage": None if store is None else LabelCoverage.of(store, manifest).share,
+            }
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             raise
@@ -202,16 +210,23 @@ def _task(
     crops = CenterCrops(
         manifests["val"], machine, spec["image_px"], machine["validation_crop"], "bicubic", model.mean, model.std
     )
-    rows = {int(identifier): row for row, identifier in enumerate(train.sample_id)}
     return Task(
         batches=batches,
         steps_per_epoch=batches.steps_per_epoch,
         loss=Supervision(spec["recipe"], num_classes, model.grid, spec["image_px"], seed).loss,
         validate=lambda measured: measure_accuracy(
-            measured, crops, machine, num_classes=num_classes, device=device, precision=precision, processes=processes,
+            measured,
+            crops,
+            machine,
+            num_classes=num_classes,
+            device=device,
+            precision=precision,
+            processes=processes,
         ),
         validate_every_epochs=machine["validate_every_epochs"],
-        describe=lambda sample_ids: [train.path(rows[int(identifier)]) for identifier in sample_ids],
+        describe=lambda sample_ids: [
+            train.path(row) for row in np.flatnonzero(np.isin(train.sample_id, sample_ids)).tolist()
+        ],
     )
 
 
