@@ -94,7 +94,7 @@ def test_a_runs_spec_is_explained_by_the_nearest_recipe(
     spec["recipe"]["participation"] = 0.5
     (tmp_path / "spec.json").write_text(json.dumps(spec))
     text = shown(capsys, "--spec", str(tmp_path / "spec.json"))
-    assert text.startswith(f"finetune of {tmp_path}/spec.json, nearest recipe finetune, model lvvit_s at 384 px, stochastic depth 0.1")
+    assert text.startswith(f"finetune of {tmp_path}/spec.json, nearest recipe finetune, model lvvit_s at 384 px")
     assert "the run's own; finetune: 1.0" in text
     assert "differs from paper_text_finetune in" in text
     assert "5e-06, whatever the batch" in text
