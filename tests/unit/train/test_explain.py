@@ -11,6 +11,7 @@ import pytest
 from tokenlabel.cli import main
 from tokenlabel.core.config import Recipe
 from tokenlabel.core.study import Study
+from tokenlabel.train.explain_command import show_value
 
 OVERLAY = """
 caps: {batch_size: 512}
@@ -131,3 +132,12 @@ def test_a_mistake_is_one_line(
     (line,) = capsys.readouterr().err.splitlines()
     for part in expected:
         assert part in line
+
+
+def test_values_are_read_at_a_glance(raw_config: dict[str, Any]) -> None:
+    operations = raw_config["recipes"]["released_code"]["randaugment_operations"]
+    assert show_value(operations) == "all 15"
+    assert show_value(operations[:-2]) == "all but TranslateXRel, TranslateYRel"
+    assert [show_value(value) for value in ([], None, 1e-5, [0.08, 1.0], "map", 300)] == [
+        "none", "null", "1e-05", "[0.08, 1.0]", "map", "300",
+    ]  # fmt: skip
