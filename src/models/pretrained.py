@@ -18,7 +18,7 @@ from torch import nn
 
 from ..core.errors import CheckpointError, ConfigError
 from ..core.files import sha256_of
-from .weights import checkpoint_file, read_checkpoint, read_metadata, read_state_dict
+from .weights import Checkpoint, checkpoint_file, read_checkpoint, read_metadata, read_state_dict
 
 FOLD_HEADS = "folds.safetensors"  # beside the checkpoint of an annotator that was adapted in folds
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar")
@@ -28,11 +28,12 @@ HUB_TIMEOUT_S = 5.0
 
 @dataclass(frozen=True)
 class Weights:
-    """A state dict in timm's names and the digest of what it was read from."""
+    """A state dict in timm's names, the digest of what it was read from, and whether it is a moving average (EMA)."""
 
     state: dict[str, torch.Tensor]
     sha256: str
     origin: str
+    averaged: bool = False
 
 
 def find_weights_file(weights: str, weights_root: Path) -> Path | None:
@@ -101,10 +102,11 @@ def load_pretrained(source: dict[str, Any], weights_root: Path, *, averaged: boo
             f"{path}: sha256 {digest[:16]}..., the configuration states {source['weights_sha256'][:16]}.... "
             "Replace the file or correct weights_sha256."
         )
-    state = read_checkpoint(path).state if averaged else read_state_dict(path)
+    found = read_checkpoint(path) if averaged else Checkpoint(str(path), read_state_dict(path))
+    state = found.state
     if source["weights_naming"] == "efficientnet_pytorch":
         state = rename_efficientnet_pytorch(state)
-    return Weights(state=state, sha256=digest, origin=str(path))
+    return Weights(state=state, sha256=digest, origin=str(path), averaged=found.averaged)
 
 
 def hub_file(architecture: str) -> tuple[str, str | None, str]:

@@ -208,6 +208,8 @@ def _source(recipe: str, key: str, sources: RecipeSources) -> str:
 
 def show_value(value: Any) -> str:
     """A value as it is read at a glance: as YAML writes it, RandAugment's operations by what is left out."""
+    if value == []:
+        return "none"
     if isinstance(value, list) and all(isinstance(entry, str) for entry in value):
         left_out = [name for name in typing.get_args(RandAugmentOperation) if name not in value]
         return f"all {len(value)}" if not left_out else f"all but {', '.join(left_out)}"

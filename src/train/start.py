@@ -17,6 +17,7 @@ from ..core.seeds import derived_seed
 from ..engine.run_model import model_of_spec
 from ..models import TokenModel, load_checkpoint
 from ..models.pretrained import load_pretrained
+from ..models.weights import Checkpoint
 
 
 def build_model(spec: dict[str, Any], start_folder: Path | None, seed: int, weights_root: Path = Path()) -> TokenModel:
@@ -41,6 +42,6 @@ def build_model(spec: dict[str, Any], start_folder: Path | None, seed: int, weig
     elif spec["model"].get("weights") is not None:
         source = spec["model"] | {"architecture": spec["model"]["architecture"].removeprefix("timm/")}
         pretrained = load_pretrained(source, weights_root, averaged=True)
-        logger.info("starting from %s (sha256 %s)", pretrained.origin, pretrained.sha256)
-        load_checkpoint(model, pretrained.state)
+        logger.info("starting from %s, sha256 %s", source["weights"], pretrained.sha256)
+        load_checkpoint(model, Checkpoint(pretrained.origin, pretrained.state, averaged=pretrained.averaged))
     return model

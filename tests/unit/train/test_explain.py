@@ -11,6 +11,7 @@ import pytest
 from tokenlabel.cli import main
 from tokenlabel.core.config import Recipe
 from tokenlabel.core.study import Study
+from tokenlabel.train.explain_command import show_value
 
 OVERLAY = """
 caps: {batch_size: 512}
@@ -94,8 +95,7 @@ def test_a_runs_spec_is_explained_by_the_nearest_recipe(
     spec["recipe"]["participation"] = 0.5
     (tmp_path / "spec.json").write_text(json.dumps(spec))
     text = shown(capsys, "--spec", str(tmp_path / "spec.json"))
-    start = f"finetune of {tmp_path}/spec.json, nearest recipe finetune, model lvvit_s at 384 px, stochastic depth 0.1"
-    assert text.startswith(start)
+    assert text.startswith(f"finetune of {tmp_path}/spec.json, nearest recipe finetune, model lvvit_s at 384 px")
     assert "the run's own; finetune: 1.0" in text
     assert "differs from paper_text_finetune in" in text
     assert "5e-06, whatever the batch" in text
@@ -132,3 +132,12 @@ def test_a_mistake_is_one_line(
     (line,) = capsys.readouterr().err.splitlines()
     for part in expected:
         assert part in line
+
+
+def test_values_are_read_at_a_glance(raw_config: dict[str, Any]) -> None:
+    operations = raw_config["recipes"]["released_code"]["randaugment_operations"]
+    assert show_value(operations) == "all 15"
+    assert show_value(operations[:-2]) == "all but TranslateXRel, TranslateYRel"
+    assert [show_value(value) for value in ([], None, 1e-5, [0.08, 1.0], "map", 300)] == [
+        "none", "null", "1e-05", "[0.08, 1.0]", "map", "300",
+    ]  # fmt: skip

@@ -8,6 +8,7 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -19,10 +20,10 @@ from tokenlabel.core.errors import CheckpointError, ConfigError
 from tokenlabel.core.files import sha256_of, write_json
 from tokenlabel.core.study import Study
 from tokenlabel.data.manifest import Manifest, build_manifests, save_manifests
+from tokenlabel.labels import LabelStore
 from tokenlabel.models import create_model, load_model
-from tokenlabel.train.augment import Augmentation
-from tokenlabel.train.batches import Batches, TrainingSet
-from tokenlabel.train.job import _open_labels, train_run
+from tokenlabel.train.batches import MicroBatch
+from tokenlabel.train.job import train_run
 from tokenlabel.train.start import build_model
 from tokenlabel.train.supervision import Supervision
 
@@ -110,22 +111,19 @@ def test_a_chain_of_three_resolutions(spec: Spec, workplace: Workplace, tmp_path
 def test_labels_are_sampled_for_the_grid_of_the_new_resolution(spec: Spec, workplace: Workplace, image_px: int) -> None:
     """Token targets equal torchvision's roi_align of the whole map, on 4 x 4, 6 x 6 and 7 x 7 tokens."""
     grid = image_px // 16
-    recipe = spec["recipe"] | {"randaugment_count": 0, "flip_probability": 0.0, "label_smoothing": 0.0}
-    store = _open_labels(workplace.labels, spec, workplace.manifests["train"])
-    dataset = TrainingSet(
-        workplace.manifests["train"],
-        workplace.machine,
-        Augmentation(recipe, image_px, (0.5,) * 3, (0.5,) * 3),
-        store,
-        0,
-    )
-    batches = Batches(dataset, batch_size=6, micro_batch=6, workers=0, seed=0)
-    ((batch, *_),) = next(iter(batches(0, 0)))
-    assert batch.images.shape[-1] == image_px
+    recipe = spec["recipe"] | {"label_smoothing": 0.0}
+    ids = workplace.manifests["train"].sample_id[4:10]
+    labels = [LabelStore(workplace.labels, split="train")[int(identifier)] for identifier in ids]
+    scores = torch.from_numpy(np.stack([label.scores for label in labels]))
+    classes = torch.from_numpy(np.stack([label.classes for label in labels]).astype(np.int32))
+    corners = torch.rand(6, 2, generator=torch.Generator().manual_seed(image_px)) * 0.4
+    affine = torch.zeros(6, 2, 3)
+    affine[:, :, 2], affine[:, 0, 0], affine[:, 1, 1] = corners, 0.3, 0.55
+    batch = MicroBatch(torch.empty(6, 3, image_px, image_px), torch.zeros(6).long(), affine, scores, classes, None, 0)
     targets = Supervision(recipe, 1000, (grid, grid), image_px, 0)._token_targets(batch)
-    rows, cols = batch.scores.shape[1:3]
-    whole = torch.zeros(6, rows, cols, 1000).scatter_(3, batch.classes.long(), batch.scores.float())
-    low, high = batch.affine[:, :, 2], batch.affine[:, :, 2] + batch.affine[:, :, :2].sum(-1)
+    rows, cols = scores.shape[1:3]
+    whole = torch.zeros(6, rows, cols, 1000).scatter_(3, classes.long(), scores.float())
+    low, high = affine[:, :, 2], affine[:, :, 2] + affine[:, :, :2].sum(-1)
     boxes = torch.cat([torch.arange(6.0)[:, None], low * cols, high * cols], dim=1)
     aligned = roi_align(whole.permute(0, 3, 1, 2), boxes, (grid, grid), sampling_ratio=-1, aligned=True)
     expected = aligned.flatten(2).transpose(1, 2).softmax(-1)
