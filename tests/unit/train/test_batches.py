@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from tests.conftest import machine_settings, write_manifests
@@ -60,7 +61,7 @@ def test_targets_say_what_the_pixels_show(view: str, raw_config: dict[str, Any],
     batches = Batches(dataset, batch_size=3, micro_batch=2, workers=0, seed=0)
     compared = masked = 0
     for epoch in range(4):
-        for micro, _ in (pair for step in batches(epoch, 0) for pair in step):
+        for micro in (loaded.to(torch.device("cpu")) for step in batches(epoch, 0) for loaded, _ in step):
             targets = sparse_targets(micro.scores, micro.classes, None, TOKENS, 1000, affine=micro.affine)
             best = np.where(targets.inside, targets.dense().argmax(-1), -1)
             for image, found in zip(micro.images, best, strict=True):
