@@ -4,9 +4,10 @@ usage: python bench/train_loader.py [--images 32] [--repeats 25] [--tlt FOLDER] 
 
 JPEGs of 500x375 made of the demo's real photographs, labels of a real annotator (EfficientNet-Lite0, 18x18 cells), 224 px,
 RandAugment rand-m9-mstd0.5-inc1, erasing 0.25 pixel, random interpolation. The released loader reads one `.pt` an image and
-augments before it crops; timm's reads no labels. No worker processes: each way does all its work in this one. `loader` ends with what
-a loader process hands over (a uint8 batch and its labels), `normalised` with float pixels, normalised and erased, on the
-processor too (where a GPU trains, it does that). All ways run in turn, repeat after repeat; ratios are medians of the pairs, of processor time.
+augments before it crops; timm's reads no labels. No worker processes: each way does all its work in this one. `loader` ends with
+what a loader process hands over (a uint8 batch and its labels), `normalised` with float pixels, normalised and erased, on the
+processor too (where a GPU trains, it does that). All ways run in turn, repeat after repeat, and are timed in processor seconds;
+ratios are medians of the pairs.
 
 The last lines say what labels cost: reading them in the loader, and building token and class targets from them, which the
 training's device does (here the processor, `--device cuda` a GPU); `share` is of the time a loader core needs for a photograph.
@@ -125,7 +126,7 @@ def released_batches(folder: Path | None, data: Path, labels: Path) -> DataLoade
     """The released loader as it runs before a GPU, without the copy to it."""
     if folder is not None:
         sys.path.insert(0, str(folder.resolve().parent))
-    setattr(np, "int", int)  # the released code's numpy had it, and its timm the name below
+    vars(np)["int"] = int  # the released code's numpy had it, and its timm the name below
     timm_transforms._pil_interp = str_to_pil_interp
     try:
         data_module = importlib.import_module("tlt.data")

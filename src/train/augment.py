@@ -118,7 +118,7 @@ class Augmentation:
             draw: of this photograph.
 
         Returns:
-            uint8 (3, image_px, image_px), any memory layout.
+            uint8 (3, image_px, image_px), contiguous.
         """
         side = [self.image_px, self.image_px]
         pixels: Tensor = torchvision_functional.resize(
@@ -126,6 +126,7 @@ class Augmentation:
         )
         if draw.flipped:
             pixels = pixels.flip(-1)
+        pixels = pixels.contiguous()  # photographs are decoded channels last; operations are faster on whole channels
         for operation in draw.operations:
             pixels = apply_operation(pixels, operation, self.fill)
         return pixels

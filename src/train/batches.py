@@ -58,9 +58,7 @@ class PixelWork:
         augmentation = self.augmentation
         if self.crops:
             moved = (crop.to(device, non_blocking=True) for crop in self.crops)
-            squares = stacked(
-                [augmentation.square(c, d) for c, d in zip(moved, self.draws, strict=True)], augmentation.image_px
-            )
+            squares = torch.stack([augmentation.square(*pair) for pair in zip(moved, self.draws, strict=True)])
         images = normalise(squares.to(device, non_blocking=True), augmentation.mean, augmentation.std)
         noise, start = self.noise.to(device, non_blocking=True), 0
         for image, draw in zip(images, self.draws, strict=True):
@@ -185,7 +183,7 @@ class TrainingSet(Dataset[MicroBatch]):
         pixels = [pixels for _, pixels, *_ in read]
         noise = [self._augmentation.noise(draw).flatten() for draw in draws if draw.erased is not None]
         return MicroBatch(
-            images=torch.empty(0) if self._on_device else stacked(pixels, self._augmentation.image_px),
+            images=torch.empty(0) if self._on_device or not pixels else torch.stack(pixels),
             class_index=torch.from_numpy(self._manifest.class_index[rows].astype(np.int64)),
             affine=affine,
             scores=_as_tensor(maps.scores) if maps is not None else None,
@@ -213,16 +211,6 @@ class TrainingSet(Dataset[MicroBatch]):
         )
         cropped = inside(photograph, draw.crop)
         return cropped.clone() if self._on_device else self._augmentation.square(cropped, draw), (height, width), draw
-
-
-def stacked(squares: Sequence[Tensor], image_px: int) -> Tensor:
-    """One batch of squares, uint8 (batch, 3, image_px, image_px), channels last in memory as they come from the decoder."""
-    device = squares[0].device if squares else None
-    shape = (len(squares), 3, image_px, image_px)
-    batch = torch.empty(shape, dtype=torch.uint8, memory_format=torch.channels_last, device=device)
-    for place, square in zip(batch, squares, strict=True):
-        place.copy_(square)
-    return batch
 
 
 def _as_tensor(array: NDArray[Any] | None) -> Tensor | None:
