@@ -118,17 +118,23 @@ def _turned(pixels: torch.Tensor, orientation: int) -> torch.Tensor:
     return pixels.flip(flipped) if flipped else pixels
 
 
-def normalise(images: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
+def normalise(
+    images: torch.Tensor,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    memory_format: torch.memory_format = torch.channels_last,
+) -> torch.Tensor:
     """Scales a batch to [0, 1] and normalises, in one pass over the pixels.
 
     Args:
         images: uint8 (batch, 3, height, width), on any device.
         mean, std: per channel, of pixels in [0, 1].
+        memory_format: of the result; that of the images costs least.
 
     Returns:
-        float32 of the same shape, channels last in memory.
+        float32 of the same shape.
     """
     offset = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=images.device)
     factor = torch.tensor([1 / (255 * s) for s in std], device=images.device)
-    scaled = images.to(torch.float32, memory_format=torch.channels_last)
+    scaled = images.to(torch.float32, memory_format=memory_format)
     return torch.addcmul(offset.view(3, 1, 1), scaled, factor.view(3, 1, 1), out=scaled)

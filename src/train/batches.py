@@ -53,13 +53,15 @@ class PixelWork:
             device: where to.
 
         Returns:
-            float32 of the same shape, channels last in memory.
+            float32 of the same shape.
         """
         augmentation = self.augmentation
         if self.crops:
             moved = (crop.to(device, non_blocking=True) for crop in self.crops)
             squares = torch.stack([augmentation.square(*pair) for pair in zip(moved, self.draws, strict=True)])
-        images = normalise(squares.to(device, non_blocking=True), augmentation.mean, augmentation.std)
+        images = normalise(
+            squares.to(device, non_blocking=True), augmentation.mean, augmentation.std, torch.contiguous_format
+        )
         noise, start = self.noise.to(device, non_blocking=True), 0
         for image, draw in zip(images, self.draws, strict=True):
             if draw.erased is not None:
