@@ -5,7 +5,7 @@ usage: python bench/train_step.py [--batch 8] [--repeats 7] [--precision float32
 LV-ViT-S at 224 px as the recipe `released_code` trains it (token loss, class target from the map, MixToken), on random pixels with
 well-formed label maps of 18x18x5. The two kinds of steps take turns; `ratio` is the median of the pairs, on a CPU in processor
 seconds. `hard labels` is the same model and mixing with the class loss alone, on class indices; its token head still runs, as the
-model's forward has it, but has no backward pass. `targets` and `token loss` say where the difference goes: building all targets, and
+model's forward has it, but has no backward pass. `targets` and `token loss` say where the difference goes: all targets built, and
 the token loss forward and backward on logits, as shares of the hard step.
 """
 
