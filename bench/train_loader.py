@@ -75,7 +75,7 @@ class Workplace:
         self.machine: dict[str, Any] = {
             "data_root": str(root), "weights_root": "", "timm_names": [], "device": "cpu", "precision": "float32", "threads": 1,
             "workers": 0, "annotate_batch": 16, "annotate_compile": False, "part_seconds": 60.0, "label_storage": "compact",
-            "decode_cache": None, "augment_on_gpu": False,
+            "decode_cache": None, "augment_on_gpu": False, "prefetch_batches": 2,
             "dataset": {"format": "folder", "train": "train", "val": "val", "on_unreadable": "fail",
                 "max_unreadable_fraction": 0.0},
         }  # fmt: skip
@@ -163,9 +163,9 @@ class Ours:
 
     def __iter__(self) -> Iterator[MicroBatch]:
         self.epoch += 1
-        batches = Batches(self.dataset, batch_size=BATCH, micro_batch=BATCH, workers=0, seed=0)
+        batches = Batches(self.dataset, batch_size=BATCH, micro_batch=BATCH, workers=0)
         for step in batches(self.epoch, 0):
-            yield from (batch for batch, _ in step)
+            yield from step
 
 
 def seconds_of(work: Callable[[], Any]) -> float:

@@ -73,8 +73,7 @@ class Task:
     """What a stage brings.
 
     Attributes:
-        batches: (epoch, first step) -> the epoch's steps from there on, each a list of (micro-batch, weight); weights of
-            a step sum to one.
+        batches: (epoch, first step) -> the epoch's steps from there on, each a list of micro-batches.
         steps_per_epoch: optimiser steps of an epoch.
         loss: (model, micro-batch, epoch, step) -> the loss and its parts, all scalar tensors; `unlabeled` among them is a
             count of photographs.
@@ -82,7 +81,7 @@ class Task:
         validate_every_epochs: 0: never.
     """
 
-    batches: Callable[[int, int], Iterable[list[tuple[Any, float]]]]
+    batches: Callable[[int, int], Iterable[list[Any]]]
     steps_per_epoch: int
     loss: Callable[[nn.Module, Any, int, int], tuple[torch.Tensor, dict[str, torch.Tensor]]]
     validate: Callable[[nn.Module], dict[str, float]] | None = None
@@ -175,7 +174,9 @@ def fit(
             totals = _Totals(progress.totals if first_step else {})
             step = first_step
             saved_at = time.monotonic()
-            for micro_batches in task.batches(epoch, first_step):
+            for batches in task.batches(epoch, first_step):
+                read = max(sum(batch.images_count for batch in batches), 1)
+                micro_batches = [(batch, batch.images_count / read) for batch in batches]
                 torch.manual_seed(derived_seed("step", seed, epoch, step))  # stochastic depth, dropout, erasing noise
                 started = time.monotonic()
                 _optimiser_step(

@@ -16,16 +16,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from ..core.errors import DataError
 from ..core.log import logger
 from ..core.seeds import derived_seed
 from ..data.images import UnreadableImageError
 from ..data.manifest import Manifest
 from ..data.photographs import open_photographs
 from ..data.pixels import normalise
+from ..engine.processes import ALONE, Processes
 from ..labels import LabelStore, map_affine
 from ..labels.shards import STATUS_OK
 from .augment import Augmentation, Draw, inside
+from .batch_plan import BatchPlan
 from .reading_order import ReadingOrder
 
 
@@ -127,7 +128,7 @@ class TrainingSet(Dataset[MicroBatch]):
 
     Args:
         manifest: of the training split.
-        machine: roots, decode_cache, augment_on_gpu.
+        machine: roots, decode_cache, augment_on_gpu, prefetch_batches.
         augmentation: of the run; its recipe says how photographs are read, too.
         store: the labels, or None.
         seed: of the run.
@@ -135,6 +136,8 @@ class TrainingSet(Dataset[MicroBatch]):
     Attributes:
         rows: of the photographs that take part.
         unreadable: how many could not be read by stage 1, and do not.
+        order: (epoch) -> the rows in the order of that epoch.
+        prefetch_batches: micro-batches that a loader process makes ahead.
     """
 
     def __init__(
@@ -148,6 +151,7 @@ class TrainingSet(Dataset[MicroBatch]):
         self._manifest, self._augmentation, self._store, self._seed = manifest, augmentation, store, seed
         self._photographs = open_photographs(manifest, machine, augmentation.recipe["cache_short_side_px"])
         self._on_device = machine["augment_on_gpu"]
+        self.prefetch_batches: int = machine["prefetch_batches"]
         # the released geometry takes any map for one of the whole photograph
         self._maps_view = "squash" if store is None or augmentation.geometry == "released" else store.view
         self.rows, self.unreadable = self._usable_rows()
@@ -227,46 +231,37 @@ def _collate(batch: Any) -> Any:
 
 
 class Batches:
-    """The steps of each epoch.
+    """The steps of each epoch, as far as this process takes part in them; `BatchPlan` says which photographs.
 
-    A step is `batch_size` photographs in micro-batches of at most `micro_batch`; a last incomplete step is dropped,
-    unless the data set is smaller than one batch. The last micro-batch of a step may be smaller.
+    Args:
+        dataset: of the training split.
+        batch_size: photographs of a step, over all processes.
+        micro_batch: photographs of a forward pass.
+        workers: loader processes, of this process.
+        processes: of the training.
     """
 
-    def __init__(self, dataset: TrainingSet, *, batch_size: int, micro_batch: int, workers: int, seed: int) -> None:
-        if not len(dataset):
-            raise DataError("the training split has no readable photograph; nothing can be trained.")
-        self._dataset, self._seed, self._workers = dataset, seed, workers
-        self.batch_size = min(batch_size, len(dataset))
-        self.micro_batch = min(micro_batch, self.batch_size)
-        self.steps_per_epoch = len(dataset) // self.batch_size
+    def __init__(
+        self, dataset: TrainingSet, *, batch_size: int, micro_batch: int, workers: int, processes: Processes = ALONE
+    ) -> None:
+        self._dataset, self._workers = dataset, workers
+        self._plan = BatchPlan(
+            dataset.order, len(dataset), batch_size=batch_size, micro_batch=micro_batch, processes=processes
+        )
+        self.batch_size, self.micro_batch = self._plan.batch_size, self._plan.micro_batch
+        self.steps_per_epoch = self._plan.steps_per_epoch
 
-    def __call__(self, epoch: int, first_step: int) -> Iterator[list[tuple[MicroBatch, float]]]:
-        """Yields the steps of an epoch from `first_step` on, each a list of (micro-batch, weight)."""
-        plan = self._plan(epoch)[first_step:]
-        flat = [micro for step in plan for micro in step]
+    def __call__(self, epoch: int, first_step: int) -> Iterator[list[MicroBatch]]:
+        """Yields this process's micro-batches of each step of an epoch, from `first_step` on."""
+        plan = list(self._plan.steps(epoch, first_step))
         loader = DataLoader(
             self._dataset,
-            batch_sampler=flat,
+            batch_sampler=[[(epoch, row) for row in micro.rows.tolist()] for step in plan for micro in step],
             collate_fn=_collate,
             num_workers=self._workers,
+            prefetch_factor=self._dataset.prefetch_batches if self._workers else None,
             pin_memory=torch.cuda.is_available(),
         )
         loaded = iter(loader)
         for step in plan:
-            batches = [next(loaded) for _ in step]
-            read = sum(batch.images_count for batch in batches)
-            yield [(batch, batch.images_count / max(read, 1)) for batch in batches]
-
-    def _plan(self, epoch: int) -> list[list[list[tuple[int, int]]]]:
-        order = self._dataset.order(epoch).tolist()
-        steps = []
-        for index in range(self.steps_per_epoch):
-            rows = order[index * self.batch_size : (index + 1) * self.batch_size]
-            steps.append(
-                [
-                    [(epoch, row) for row in rows[start : start + self.micro_batch]]
-                    for start in range(0, len(rows), self.micro_batch)
-                ]
-            )
-        return steps
+            yield [replace(next(loaded), index=micro.index) for micro in step]

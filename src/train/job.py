@@ -84,7 +84,6 @@ def train_run(
             batch_size=recipe.batch_size,
             micro_batch=machine["micro_batch"],
             workers=machine["workers"],
-            seed=seed,
         )
         if batches.batch_size < recipe.batch_size:
             logger.warning("batch_size %d: only %d photographs", recipe.batch_size, batches.batch_size)
