@@ -1,27 +1,76 @@
 """Training batches: augmented photographs with their score maps, in an order that depends on the seed alone.
 
-A step's photographs are cut into micro-batches for the device; unreadable photographs are left out and counted.
+A step's photographs are cut into micro-batches for the device; unreadable photographs are left out and counted. Pixels stay
+uint8 until they are on the device, which normalises and erases a micro-batch at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from ..core.log import logger
 from ..core.seeds import derived_seed
-from ..data.images import UnreadableImageError, decode_image
+from ..data.images import UnreadableImageError
 from ..data.manifest import Manifest
+from ..data.photographs import open_photographs
+from ..data.pixels import normalise
 from ..engine.processes import ALONE, Processes
+from ..engine.stopping import leave_signals_to_parent
 from ..labels import LabelStore, map_affine
-from ..labels.shards import STATUS_OK
-from .augment import Augmentation
+from ..labels.records import STATUS_OK, STATUS_PENDING, STATUS_UNREADABLE
+from .augment import Augmentation, Draw, inside
 from .batch_plan import BatchPlan
+from .reading_order import ReadingOrder
+
+
+@dataclass(frozen=True)
+class PixelWork:
+    """What the device still has to do to a micro-batch's pixels.
+
+    Attributes:
+        augmentation: of the run.
+        draws: one per photograph.
+        noise: float32 (values,), of all erased boxes, one after the other.
+        crops: uint8 (3, height, width) each, of photographs that the device resizes and augments; empty where the loader did.
+    """
+
+    augmentation: Augmentation
+    draws: tuple[Draw, ...]
+    noise: Tensor
+    crops: tuple[Tensor, ...] = ()
+
+    def done(self, squares: Tensor, device: torch.device) -> Tensor:
+        """Augments where that is left, normalises and erases.
+
+        Args:
+            squares: uint8 (batch, 3, image_px, image_px) of the loader.
+            device: where to.
+
+        Returns:
+            float32 of the same shape.
+        """
+        augmentation = self.augmentation
+        if self.crops:
+            moved = (crop.to(device, non_blocking=True) for crop in self.crops)
+            squares = torch.stack([augmentation.square(*pair) for pair in zip(moved, self.draws, strict=True)])
+        images = normalise(
+            squares.to(device, non_blocking=True), augmentation.mean, augmentation.std, torch.contiguous_format
+        )
+        noise, start = self.noise.to(device, non_blocking=True), 0
+        for image, draw in zip(images, self.draws, strict=True):
+            if draw.erased is not None:
+                erased = inside(image, draw.erased)
+                erased.copy_(noise[start : start + erased.numel()].view(erased.shape))
+                start += erased.numel()
+        return images
 
 
 @dataclass(frozen=True)
@@ -29,52 +78,68 @@ class MicroBatch:
     """What the device gets at once.
 
     Attributes:
-        images: float32 (batch, 3, image_px, image_px).
+        images: (batch, 3, image_px, image_px); uint8 from the loader, float32 and normalised after `to`.
         class_index: int64 (batch,).
         affine: float32 (batch, 2, 3), normalised view -> normalised score map.
         scores, classes: (batch, rows, cols, k) of the store, None without labels; tail (batch, rows, cols) or None.
         skipped: photographs that could not be decoded.
+        index: its number in the step, from 0, over all processes.
         sample_ids: uint64 (batch,).
-        index: number of this micro-batch in its step, over all processes.
+        work: what `to` does to the pixels; None once it is done.
     """
 
-    images: torch.Tensor
-    class_index: torch.Tensor
-    affine: torch.Tensor
-    scores: torch.Tensor | None
-    classes: torch.Tensor | None
-    tail: torch.Tensor | None
+    images: Tensor
+    class_index: Tensor
+    affine: Tensor
+    scores: Tensor | None
+    classes: Tensor | None
+    tail: Tensor | None
     skipped: int
-    sample_ids: np.ndarray[Any, Any]
     index: int = 0
+    sample_ids: NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, np.uint64))
+    work: PixelWork | None = None
 
     @property
     def images_count(self) -> int:
         """Photographs in it."""
-        return len(self.images)
+        return len(self.class_index)
 
     def to(self, device: torch.device) -> MicroBatch:
-        """The same batch on a device."""
+        """The same batch on a device, its images ready for the model."""
+        if self.work is None or not self.images_count:
+            return self._mapped(lambda tensor: tensor.to(device, non_blocking=True))
+        return replace(self, images=self.work.done(self.images, device), work=None).to(device)
 
-        def moved(tensor: torch.Tensor | None) -> torch.Tensor | None:
-            return None if tensor is None else tensor.to(device, non_blocking=True)
+    def pin_memory(self) -> MicroBatch:
+        """The same batch in memory that a GPU copies from by itself; the loader calls it."""
+        work = self.work
+        if work is not None:
+            work = replace(work, noise=work.noise.pin_memory(), crops=tuple(crop.pin_memory() for crop in work.crops))
+        return replace(self._mapped(Tensor.pin_memory), work=work)
 
-        return replace(
-            self,
-            images=self.images.to(device, non_blocking=True),
-            class_index=self.class_index.to(device, non_blocking=True),
-            affine=self.affine.to(device, non_blocking=True),
-            scores=moved(self.scores),
-            classes=moved(self.classes),
-            tail=moved(self.tail),
-        )
-
-
-Item = tuple[torch.Tensor, int, torch.Tensor, Any, int] | None
+    def _mapped(self, change: Callable[[Tensor], Tensor]) -> MicroBatch:
+        names = ("images", "class_index", "affine", "scores", "classes", "tail")
+        present: dict[str, Any] = {name: value for name in names if (value := getattr(self, name)) is not None}
+        changed: dict[str, Any] = {name: change(tensor) for name, tensor in present.items()}
+        return replace(self, **changed)
 
 
-class TrainingSet(Dataset[Item]):
-    """Augmented photographs; indexed by (epoch, row), so that workers need no state."""
+class TrainingSet(Dataset[MicroBatch]):
+    """Augmented photographs; indexed by (epoch, row), so that workers need no state.
+
+    Args:
+        manifest: of the training split.
+        machine: roots, decode_cache, augment_on_gpu, prefetch_batches.
+        augmentation: of the run; its recipe says how photographs are read, too.
+        store: the labels, or None.
+        seed: of the run.
+
+    Attributes:
+        rows: of the photographs that take part.
+        unreadable: how many could not be read by stage 1, and do not.
+        order: (epoch) -> the rows in the order of that epoch.
+        prefetch_batches: micro-batches that a loader process makes ahead.
+    """
 
     def __init__(
         self,
@@ -85,68 +150,88 @@ class TrainingSet(Dataset[Item]):
         seed: int,
     ) -> None:
         self._manifest, self._augmentation, self._store, self._seed = manifest, augmentation, store, seed
-        self._source = manifest.open_source(machine)
+        self._photographs = open_photographs(manifest, machine, augmentation.recipe["cache_short_side_px"])
+        self._on_device = machine["augment_on_gpu"]
+        self.prefetch_batches: int = machine["prefetch_batches"]
         # the released geometry takes any map for one of the whole photograph
         self._maps_view = "squash" if store is None or augmentation.geometry == "released" else store.view
         self.rows, self.unreadable = self._usable_rows()
+        self.order = ReadingOrder(manifest, self.rows, augmentation.recipe, seed)
 
-    def _usable_rows(self) -> tuple[np.ndarray[Any, Any], int]:
-        """Rows whose photograph stage 1 could read, and how many it could not."""
+    def _usable_rows(self) -> tuple[NDArray[np.int64], int]:
+        """Rows whose photograph has a label where labels are learned from, and how many stage 1 could not read.
+
+        Whether enough have one, the preflight says.
+        """
         rows = np.arange(len(self._manifest))
         if self._store is None:
             return rows, 0
-        readable = self._store.status_of(self._manifest.sample_id) == STATUS_OK
-        return rows[readable], int((~readable).sum())
-
-    def order(self, epoch: int) -> np.ndarray[Any, Any]:
-        """The rows in the order of an epoch."""
-        rng = np.random.default_rng(derived_seed("order", self._seed, epoch))
-        shuffled: np.ndarray[Any, Any] = self.rows[rng.permutation(len(self.rows))]
-        return shuffled
+        status = self._store.status_of(self._manifest.sample_id, absent=STATUS_PENDING)
+        return rows[status == STATUS_OK], int((status == STATUS_UNREADABLE).sum())
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: tuple[int, int]) -> Item:
-        epoch, row = index
-        identifier = int(self._manifest.sample_id[row])
+    def __getitem__(self, index: tuple[int, int]) -> MicroBatch:
+        return self.__getitems__([index])
+
+    def __getitems__(self, indices: Sequence[tuple[int, int]]) -> MicroBatch:
+        """The micro-batch of some (epoch, row); the loader asks for whole ones."""
+        worker = get_worker_info()
+        if indices and (worker is None or worker.id == 0):
+            self.order.read_ahead(self._photographs.source, *indices[0])
+        read = [(row, *found) for epoch, row in indices if (found := self._read(epoch, row)) is not None]
+        rows = np.array([row for row, *_ in read], np.int64)
+        draws = tuple(draw for *_, draw in read)
+        ids = self._manifest.sample_id[rows]
+        affine = torch.from_numpy(np.array([draw.affine for draw in draws], np.float32).reshape(-1, 2, 3))
+        maps = None
+        if self._store is not None:
+            maps = self._store.get_many(ids)
+            sizes = np.array([size for _, _, size, _ in read]).reshape(-1, 2)
+            affine = map_affine(self._maps_view, sizes, affine)
+        pixels = [pixels for _, pixels, *_ in read]
+        noise = [self._augmentation.noise(draw).flatten() for draw in draws if draw.erased is not None]
+        return MicroBatch(
+            images=torch.empty(0) if self._on_device or not pixels else torch.stack(pixels),
+            class_index=torch.from_numpy(self._manifest.class_index[rows].astype(np.int64)),
+            affine=affine,
+            scores=_as_tensor(maps.scores) if maps is not None else None,
+            classes=_as_tensor(maps.classes) if maps is not None else None,
+            tail=_as_tensor(maps.tail) if maps is not None else None,
+            skipped=len(indices) - len(read),
+            sample_ids=ids,
+            work=PixelWork(
+                self._augmentation, draws, torch.cat(noise) if noise else torch.empty(0),
+                crops=tuple(pixels) if self._on_device else (),
+            ),
+        )  # fmt: skip
+
+    def _read(self, epoch: int, row: int) -> tuple[Tensor, tuple[int, int], Draw] | None:
+        """Pixels of the square, or of the crop that the device makes it of, the photograph's height and width, and its draw."""
         try:
-            picture = decode_image(self._manifest.read(self._source, row))
+            photograph = self._photographs.pixels(row)
         except UnreadableImageError as error:
             if epoch == 0:
                 logger.warning("%s: cannot be decoded (%s); skipped", self._manifest.path(row), error)
             return None
-        view = self._augmentation(picture, derived_seed("augment", self._seed, epoch, identifier))
-        class_index = int(self._manifest.class_index[row])
-        if self._store is None:
-            return view.image, class_index, view.affine, None, identifier
-        size = np.array([[picture.height, picture.width]])
-        affine = map_affine(self._maps_view, size, view.affine[None])[0]
-        return view.image, class_index, affine, self._store[identifier], identifier
+        height, width = photograph.shape[1:]
+        draw = self._augmentation.draw(
+            height, width, derived_seed("augment", self._seed, epoch, int(self._manifest.sample_id[row]))
+        )
+        cropped = inside(photograph, draw.crop)
+        return cropped.clone() if self._on_device else self._augmentation.square(cropped, draw), (height, width), draw
 
 
-def _collate(items: list[Item]) -> MicroBatch:
-    read = [item for item in items if item is not None]
-    labels = [label for *_, label, _ in read if label is not None]
+def _as_tensor(array: NDArray[Any] | None) -> Tensor | None:
+    if array is None:
+        return None
+    # torch has few operations on unsigned types; class indices fit 32 bits
+    return torch.from_numpy(array.astype(np.int32) if array.dtype.kind == "u" else array)
 
-    def stacked(name: str) -> torch.Tensor | None:
-        arrays = [getattr(label, name) for label in labels]
-        if not arrays or arrays[0] is None:
-            return None
-        array = np.stack(arrays)
-        # torch has few operations on unsigned types; class indices fit 32 bits
-        return torch.from_numpy(array.astype(np.int32) if array.dtype.kind == "u" else array)
 
-    return MicroBatch(
-        images=torch.stack([image for image, *_ in read]) if read else torch.empty(0),
-        class_index=torch.tensor([index for _, index, *_ in read], dtype=torch.long),
-        affine=torch.stack([affine for _, _, affine, *_ in read]) if read else torch.empty(0, 2, 3),
-        scores=stacked("scores"),
-        classes=stacked("classes"),
-        tail=stacked("tail"),
-        skipped=len(items) - len(read),
-        sample_ids=np.array([item[-1] for item in read], dtype=np.uint64),
-    )
+def _collate(batch: Any) -> Any:
+    return batch  # the training set makes whole micro-batches
 
 
 class Batches:
@@ -178,6 +263,8 @@ class Batches:
             batch_sampler=[[(epoch, row) for row in micro.rows.tolist()] for step in plan for micro in step],
             collate_fn=_collate,
             num_workers=self._workers,
+            prefetch_factor=self._dataset.prefetch_batches if self._workers else None,
+            worker_init_fn=leave_signals_to_parent,
             pin_memory=torch.cuda.is_available(),
         )
         loaded = iter(loader)
