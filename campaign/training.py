@@ -27,7 +27,7 @@ from tokenlabel.core.files import read_json, write_json
 from .workplace import Job, Workplace, fresh_folder, require, run_quietly
 
 ROOT = Path(__file__).resolve().parents[1]
-EPOCHS, BATCH, MICRO_BATCH = 4, 4, 2
+EPOCHS, BATCH, MICRO_BATCH = 3, 4, 2
 CLOCK = ("seconds", "images_per_s", "memory_mb")  # keys of a line that depend on the machine's mood
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 

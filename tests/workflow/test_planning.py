@@ -63,6 +63,16 @@ def test_the_imagenet_study_is_planned_within_ten_seconds_and_leaves_no_trace(
     assert [path.name for path in tmp_path.iterdir() if path.name != ".snakemake"] == ["study.yaml"]
 
 
+def test_long_trainings_are_planned_as_legs_in_a_row(tmp_path: Path) -> None:
+    """Trainings of 310 epochs, ten of them cooling down, become four jobs each, fine-tunings of 30 or 40 stay one."""
+    overlay = {"data_root": "/no/such/folder", "machine": {"leg_epochs": 100}}
+    jobs = planned_jobs(run_snakemake(tmp_path, "-n", "all", overlay=overlay))
+    assert jobs.pop("train_leg") % 3 == 0
+    assert jobs == FULL
+    one = "results/ablation_participation.csv"
+    assert planned_jobs(run_snakemake(tmp_path, "-n", one, overlay=overlay))["train_leg"] == 3 * 10
+
+
 MISTAKES: list[tuple[str, Callable[[dict[str, Any]], Any], list[str]]] = [
     ("misspelt key", lambda o: o.update(labels={"imagepx": 3}), ["labels.imagepx", "'image_px'"]),
     ("wrong type", lambda o: o.update(labels={"shards": "many"}), ["labels.shards", "'many'"]),

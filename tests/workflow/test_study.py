@@ -111,9 +111,10 @@ def test_touched_and_copied_files_rerun_no_run(finished_study: Path, overlay: Ov
     "change",
     [
         lambda o: o["machine"].update(workers=1, micro_batch=8, precision="float32", part_seconds=5),
+        lambda o: o["machine"].update(leg_epochs=1),
         lambda o: o.update(weights_root="/elsewhere", data_root="/elsewhere"),
     ],
-    ids=["machine", "roots"],
+    ids=["machine", "legs", "roots"],
 )
 def test_a_machine_value_reruns_nothing(finished_study: Path, overlay: Overlay, change: Any) -> None:
     change(overlay)
@@ -183,6 +184,27 @@ def test_a_changed_value_is_run_beside_the_old_runs_none_of_which_is_deleted(
     new = {path.split("/")[0] for path in after.keys() - before.keys()}
     assert len(new) == 1
     assert next(iter(new)).startswith("lvvit_small-token-lite0-64to80px-")
+
+
+def test_a_run_in_legs_is_the_run_in_one_piece(finished_study: Path, overlay: Overlay, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(finished_study, copy)
+    (run,) = (copy / "results" / "runs").glob("*-hard-*")
+    before = everything_under(run / "seed0")
+    done = str((run / "seed0" / "done.json").relative_to(copy))
+    shutil.rmtree(run / "seed0")
+    overlay["machine"]["leg_epochs"] = 1
+    assert planned_jobs(run_snakemake(copy, "-n", done, overlay=overlay)) == {"train_leg": 1, "train_run": 1}
+    finished = run_snakemake(copy, done, "--cores", "1", overlay=overlay)
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    after = everything_under(run / "seed0")
+    assert after.keys() - before.keys() == {"leg-01-of-02.done"}
+    for name in ("model.safetensors", "model_ema.safetensors"):
+        assert after.get(name) == before.get(name)
+    assert read_json(run / "seed0" / "done.json")["legs"] == 2
+    for legs in (1, 2, None):  # whatever it says now, a finished run stays
+        overlay["machine"]["leg_epochs"] = legs
+        assert planned_jobs(run_snakemake(copy, "-n", done, overlay=overlay)) == {}
 
 
 def test_a_new_experiment_plans_exactly_its_jobs(finished_study: Path, overlay: Overlay) -> None:
