@@ -29,7 +29,8 @@ IMAGES, CLASSES, EPOCHS = 48, 10, 2
 
 
 def train(
-    processes: Processes = ALONE, *, sharding: str = "none", compiled: bool = False, recompute: bool = False, channels_last: bool = False,
+    processes: Processes = ALONE, *, sharding: str = "none", compiled: bool = False, recompute: bool = False,
+    channels_last: bool = False,
     tokens: bool = True, unused_head: bool = False, unreadable: tuple[int, ...] = (), resume: str | None = None,
     stop_after: int | None = None, photographs: str | None = None,
 ) -> dict[str, Any]:  # fmt: skip

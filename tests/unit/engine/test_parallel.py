@@ -134,6 +134,13 @@ def test_compiled_blocks_train_as_the_others_do() -> None:
     assert compiled["model"].keys() == plain["model"].keys()
 
 
+@pytest.mark.campaign
+def test_compiled_blocks_are_shared_too(tmp_path: Path) -> None:
+    launch(2, tmp_path, {"ddp": {"compiled": True}, "fsdp": {"compiled": True, "sharding": "fsdp"}})
+    for scenario in ("ddp", "fsdp"):
+        assert_same_training(read(tmp_path / f"{scenario}-0.pt"), train())
+
+
 def test_blocks_are_found_in_other_networks_too() -> None:
     names = {}
     for architecture in ("t2t_vit_14", "timm/resnet18", "timm/vit_tiny_patch16_224"):
