@@ -24,9 +24,9 @@ TWO = {
     "ddp": {},
     "hard": {"tokens": False},
     "unreadable": {"unreadable": [2]},
-    "channels_last": {"channels_last": True},
+    "channels_last": {"channels_last": True, "recompute": True},
     "fsdp": {"sharding": "fsdp", "channels_last": True, "unreadable": [2]},
-    "fsdp_hard": {"sharding": "fsdp", "tokens": False},
+    "fsdp_hard": {"sharding": "fsdp", "tokens": False, "recompute": True},
 }
 
 
