@@ -6,6 +6,7 @@ uint8 until they are on the device, which normalises and erases a micro-batch at
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -39,37 +40,40 @@ class PixelWork:
         augmentation: of the run.
         draws: one per photograph.
         noise: float32 (values,), of all erased boxes, one after the other.
-        crops: uint8 (3, height, width) each, of photographs that the device resizes and augments; empty where the loader did.
+        crops: uint8 (values,), of photographs that the device resizes and augments, each (height, width, 3), one after the
+            other, because a loader process hands over each tensor by a file descriptor; empty where the loader augments.
     """
 
     augmentation: Augmentation
     draws: tuple[Draw, ...]
     noise: Tensor
-    crops: tuple[Tensor, ...] = ()
+    crops: Tensor
 
     def done(self, squares: Tensor, device: torch.device) -> Tensor:
         """Augments where that is left, normalises and erases.
 
         Args:
-            squares: uint8 (batch, 3, image_px, image_px) of the loader.
+            squares: uint8 (batch, 3, image_px, image_px) of the loader, empty where the device makes them.
             device: where to.
 
         Returns:
-            float32 of the same shape.
+            float32 (batch, 3, image_px, image_px).
         """
         augmentation = self.augmentation
-        if self.crops:
-            moved = (crop.to(device, non_blocking=True) for crop in self.crops)
-            squares = torch.stack([augmentation.square(*pair) for pair in zip(moved, self.draws, strict=True)])
+        if self.crops.numel():
+            shapes = [(*draw.crop[2:], 3) for draw in self.draws]
+            crops = self.crops.to(device, non_blocking=True).split_with_sizes([math.prod(shape) for shape in shapes])
+            squares = torch.stack([
+                augmentation.square(crop.view(shape).permute(2, 0, 1), draw)
+                for crop, shape, draw in zip(crops, shapes, self.draws, strict=True)
+            ])  # fmt: skip
         images = normalise(
             squares.to(device, non_blocking=True), augmentation.mean, augmentation.std, torch.contiguous_format
         )
-        noise, start = self.noise.to(device, non_blocking=True), 0
-        for image, draw in zip(images, self.draws, strict=True):
-            if draw.erased is not None:
-                erased = inside(image, draw.erased)
-                erased.copy_(noise[start : start + erased.numel()].view(erased.shape))
-                start += erased.numel()
+        boxes = [inside(image, draw.erased) for image, draw in zip(images, self.draws, strict=True) if draw.erased]
+        noise = self.noise.to(device, non_blocking=True).split_with_sizes([box.numel() for box in boxes])
+        for box, values in zip(boxes, noise, strict=True):
+            box.copy_(values.view(box.shape))
         return images
 
 
@@ -114,7 +118,7 @@ class MicroBatch:
         """The same batch in memory that a GPU copies from by itself; the loader calls it."""
         work = self.work
         if work is not None:
-            work = replace(work, noise=work.noise.pin_memory(), crops=tuple(crop.pin_memory() for crop in work.crops))
+            work = replace(work, noise=work.noise.pin_memory(), crops=work.crops.pin_memory())
         return replace(self._mapped(Tensor.pin_memory), work=work)
 
     def _mapped(self, change: Callable[[Tensor], Tensor]) -> MicroBatch:
@@ -191,7 +195,7 @@ class TrainingSet(Dataset[MicroBatch]):
             sizes = np.array([size for _, _, size, _ in read]).reshape(-1, 2)
             affine = map_affine(self._maps_view, sizes, affine)
         pixels = [pixels for _, pixels, *_ in read]
-        noise = [self._augmentation.noise(draw).flatten() for draw in draws if draw.erased is not None]
+        noise = [self._augmentation.noise(draw) for draw in draws if draw.erased is not None]
         return MicroBatch(
             images=torch.empty(0) if self._on_device or not pixels else torch.stack(pixels),
             class_index=torch.from_numpy(self._manifest.class_index[rows].astype(np.int64)),
@@ -202,8 +206,8 @@ class TrainingSet(Dataset[MicroBatch]):
             skipped=len(indices) - len(read),
             sample_ids=ids,
             work=PixelWork(
-                self._augmentation, draws, torch.cat(noise) if noise else torch.empty(0),
-                crops=tuple(pixels) if self._on_device else (),
+                self._augmentation, draws, noise=_flat(noise),
+                crops=_flat([crop.permute(1, 2, 0) for crop in pixels] if self._on_device else []),
             ),
         )  # fmt: skip
 
@@ -220,7 +224,11 @@ class TrainingSet(Dataset[MicroBatch]):
             height, width, derived_seed("augment", self._seed, epoch, int(self._manifest.sample_id[row]))
         )
         cropped = inside(photograph, draw.crop)
-        return cropped.clone() if self._on_device else self._augmentation.square(cropped, draw), (height, width), draw
+        return cropped if self._on_device else self._augmentation.square(cropped, draw), (height, width), draw
+
+
+def _flat(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.cat([tensor.flatten() for tensor in tensors]) if tensors else torch.empty(0)
 
 
 def _as_tensor(array: NDArray[Any] | None) -> Tensor | None:

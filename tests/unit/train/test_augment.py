@@ -13,6 +13,7 @@ from timm.data.random_erasing import RandomErasing
 from torchvision.transforms import RandomResizedCrop
 
 from tokenlabel.core.config import GEOMETRIC_OPERATIONS, load_config
+from tokenlabel.demo.photographs import find_photographs
 from tokenlabel.train.augment import Augmentation, draw_crop, draw_erasure, inside
 
 
@@ -65,6 +66,23 @@ def test_the_whole_chain_of_crop_flip_and_operations_composes(raw_config: dict) 
         np.testing.assert_allclose(affine @ [*centre, 1.0], [x, y], atol=0.02)
         checked += 1
     assert checked >= 20
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_resizing_in_float32_as_gpus_do_is_within_a_rounding(raw_config: dict, interpolation: str) -> None:
+    """Torch has no uint8 kernel on a GPU, where torchvision resizes in float32; the operations after it are the same."""
+    changes = {"interpolation": interpolation, "randaugment_count": 0, "flip_probability": 0.0}
+    augmentation = Augmentation(recipe(raw_config, **changes), 96, (0.5,) * 3, (0.5,) * 3)
+    pixels = as_tensor(Image.open(find_photographs()[0][1]).convert("RGB"))
+    for seed in range(4):
+        draw = augmentation.draw(*pixels.shape[1:], seed)
+        cropped = inside(pixels, draw.crop)
+        in_float = torch.nn.functional.interpolate(
+            cropped[None].float(), (96, 96), mode=interpolation, antialias=True, align_corners=False
+        )[0]
+        apart = (augmentation.square(cropped, draw).float() - in_float.round().clamp(0, 255)).abs()
+        assert apart.max() <= 2
+        assert apart.mean() < 0.2
 
 
 def test_equal_seeds_give_equal_views_and_leave_the_global_generators_alone(raw_config: dict) -> None:
