@@ -97,7 +97,7 @@ class Checkpoints:
         for old in self.paths()[KEPT:]:
             old.unlink(missing_ok=True)
         self.write_s = time.monotonic() - started
-        logger.info("%s: written in %.1f s", path.name, self.write_s)
+        logger.debug("%s: written in %.1f s", path.name, self.write_s)
         return path
 
     def read(self, model_state: dict[str, Any], allow_changed: bool) -> tuple[Progress, dict[str, Any]] | None:

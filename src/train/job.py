@@ -24,6 +24,7 @@ from ..core.errors import CheckpointError, ConfigError, LabelError, OutputError
 from ..core.files import Lease, read_json, sha256_of, write_json
 from ..core.identity import digest_of
 from ..core.log import logger
+from ..core.recipes import scaled_rate
 from ..data.manifest import Manifest
 from ..engine.checkpoints import Checkpoints
 from ..engine.device import choose_device, choose_precision, set_threads
@@ -121,8 +122,6 @@ def _train(
     store = _open_labels(labels_folder, spec, manifest)
     augmentation = Augmentation(spec["recipe"], spec["image_px"], model.mean, model.std)
     dataset = TrainingSet(manifest, machine, augmentation, store, seed)
-    if dataset.unreadable:
-        logger.warning("%d photographs are unreadable and take no part in the training", dataset.unreadable)
     batches = Batches(
         dataset,
         batch_size=recipe.batch_size,
@@ -130,8 +129,6 @@ def _train(
         workers=machine["workers"],
         processes=processes,
     )
-    if batches.batch_size < recipe.batch_size:
-        logger.warning("batch_size %d: only %d photographs", recipe.batch_size, batches.batch_size)
     check_before_training(
         spec=spec, machine=machine, recipe=recipe, manifest=manifest, store=store, batches_size=batches.batch_size,
         processes_count=processes.count, classes=manifest.classes,
@@ -282,12 +279,10 @@ def _open_labels(folder: Path | None, spec: dict[str, Any], manifest: Manifest) 
 
 
 def _optimisation(recipe: Recipe, batch_size: int) -> Optimisation:
-    # linear scaling by the batch that is really used, which a small data set or a cap makes smaller
-    factor = batch_size / recipe.learning_rate_batch if recipe.learning_rate_batch else 1.0
     return Optimisation(
         epochs=recipe.epochs,
         cooldown_epochs=recipe.cooldown_epochs,
-        learning_rate=recipe.learning_rate * factor,
+        learning_rate=scaled_rate(recipe, batch_size),  # of the batch really used: a small data set's is smaller
         min_learning_rate=recipe.min_learning_rate,
         warmup_learning_rate=recipe.warmup_learning_rate,
         warmup_epochs=recipe.warmup_epochs,

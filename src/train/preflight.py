@@ -16,6 +16,7 @@ import numpy as np
 from ..core.config import Recipe
 from ..core.errors import LabelError
 from ..core.log import logger
+from ..core.recipes import scaled_rate
 from ..data.manifest import Manifest
 from ..labels import LabelStore
 from ..labels.class_order import (
@@ -187,11 +188,9 @@ def describe_learning_rate(recipe: Recipe, batch_size: int) -> str:
     """The highest rate and the rule that it comes from."""
     if recipe.learning_rate_batch is None:
         return f"{recipe.learning_rate:g}, whatever the batch"
-    rate = recipe.learning_rate * batch_size / recipe.learning_rate_batch
-    words = f"{rate:.4g} = {recipe.learning_rate:g} x {batch_size} / {recipe.learning_rate_batch}"
+    words = f"{scaled_rate(recipe, batch_size):.4g} = {recipe.learning_rate:g} x {batch_size} / {recipe.learning_rate_batch}"
     if batch_size != recipe.batch_size:
-        full = recipe.learning_rate * recipe.batch_size / recipe.learning_rate_batch
-        words += f" (follows the batch; the recipe's {recipe.batch_size} would have {full:.4g})"
+        words += f" (follows the batch; the recipe's {recipe.batch_size} would have {scaled_rate(recipe, recipe.batch_size):.4g})"
     return words
 
 
