@@ -295,7 +295,9 @@ def run_arguments(wildcards):
     if run.start:
         arguments += ["--start", str(Path(run.start.done(wildcards.seed)).parent)]
     if "leg" in wildcards.keys():
-        arguments += ["--until-epoch", str(int(wildcards.leg) * SETTINGS.leg_epochs)]
+        # a finished run's legs are asked for as well, whatever the setting says now
+        leg_epochs = SETTINGS.leg_epochs or run.epochs // int(wildcards.legs) + 1
+        arguments += ["--until-epoch", str(int(wildcards.leg) * leg_epochs)]
     return " ".join(map(shlex.quote, arguments))
 
 
