@@ -137,6 +137,38 @@ TABLES: dict[str, Table | FaultTable | RecipeTable] = {
             "over the bare forward pass": ("over_bare", "+.1%"),
         },
     ),
+    "train_loader": Table(
+        "train_loader",
+        {
+            "way": ("way", ""),
+            "until": ("until", ""),
+            "images/s of a core": ("images_per_s", ",.0f"),
+            "ours is faster by": ("ratio", ".2f"),
+        },
+        where=lambda line: "way" in line,
+    ),
+    "train_loader_parts": Table(
+        "train_loader",
+        {
+            "part of a photograph": ("part", ""),
+            "µs": ("microseconds", ",.0f"),
+            "share of the loader's time": ("share", ".1%"),
+        },
+        where=lambda line: "part" in line,
+    ),
+    "train_step": Table(
+        "train_step",
+        {
+            "model": ("model", ""),
+            "batch": ("batch", ""),
+            "precision": ("precision", ""),
+            "hard labels, s": ("hard_s", ".3f"),
+            "token labels, s": ("token_s", ".3f"),
+            "ratio": ("ratio", ".3f"),
+            "targets": ("targets_share", ".2%"),
+            "token loss": ("token_loss_share", ".2%"),
+        },
+    ),
     "labels_storage": Table(
         "labels_storage",
         {

@@ -81,7 +81,7 @@ def test_resizing_in_float32_as_gpus_do_is_within_a_rounding(raw_config: dict, i
             cropped[None].float(), (96, 96), mode=interpolation, antialias=True, align_corners=False
         )[0]
         apart = (augmentation.square(cropped, draw).float() - in_float.round().clamp(0, 255)).abs()
-        assert apart.max() <= 2
+        assert apart.max() <= 4
         assert apart.mean() < 0.2
 
 
