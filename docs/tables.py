@@ -255,6 +255,21 @@ TABLES: dict[str, Table | FaultTable] = {
         },
         lambda line: line["kind"] == "ablation",
     ),
+    "train_scaling": Table(
+        "train_scaling",
+        {
+            "model": ("model", ""),
+            "px": ("image_px", ""),
+            "batch": ("batch", ""),
+            "micro-batch": ("micro_batch", ""),
+            "two processes by": ("way", ""),
+            "images/s, one process": ("one", ".1f"),
+            "two": ("two", ".1f"),
+            "two / one": ("ratio", ".2f"),
+            "lowest": ("low", ".2f"),
+            "highest": ("high", ".2f"),
+        },
+    ),
     "own_photographs": Table(
         "own_photographs",
         {

@@ -59,6 +59,13 @@ def python_command():
     return shlex.quote(sys.executable)
 
 
+def training_command():
+    """How a training job starts: one process, or as many as machine.processes says."""
+    processes = SETTINGS.processes
+    launch = f"tokenlabel.engine.launch --processes {processes} " if processes > 1 else ""
+    return f"{PYTHON} -m {launch}tokenlabel.train"
+
+
 def find_stale_shards():
     """Markers of shards that are of other photographs than the manifest's, since `tokenlabel refresh`.
 

@@ -1,5 +1,8 @@
 rule train_run:
-    """Stage 2 or a fine-tuning: one run of one seed, or its last leg, continued from its checkpoint where it was interrupted."""
+    """Stage 2 or a fine-tuning: one run of one seed, or its last leg, continued from its checkpoint where it was interrupted.
+
+    With machine.processes above 1 the job starts as many on its node; threads and memory are of each.
+    """
     input:
         manifest=manifest_after_spec(lambda wildcards: run_of(wildcards).document),
         labels=labels_of_run,
@@ -14,18 +17,18 @@ rule train_run:
     retries: 2
     conda:
         "../envs/train.yaml"
-    threads: SETTINGS.threads
+    threads: SETTINGS.threads * SETTINGS.processes
     resources:
-        mem_mb=lambda wildcards, attempt: SETTINGS.train_mem_mb * attempt,
+        mem_mb=lambda wildcards, attempt: SETTINGS.train_mem_mb * SETTINGS.processes * attempt,
         runtime=train_runtime,
     params:
-        python=PYTHON,
+        train=training_command(),
         machine=MACHINE,
         spec="results/runs/{run}/spec.json",
         manifest=manifest_folder,
         arguments=run_arguments,
     shell:
-        "{params.python} -m tokenlabel.train --spec {params.spec} --machine {params.machine} --manifest {params.manifest}"
+        "{params.train} --spec {params.spec} --machine {params.machine} --manifest {params.manifest}"
         " {params.arguments} --seed {wildcards.seed} --done {output.done} --log {log}"
 
 

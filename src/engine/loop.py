@@ -150,7 +150,9 @@ def fit(
             training.run_epoch()
     progress = training.progress
     return FitResult(
-        learner.parallel.model, learner.averaged, progress.epoch, progress.epoch >= last, progress.images,
+        learner.parallel.whole(learner.parallel.model),
+        learner.parallel.whole(learner.averaged) if learner.averaged else None,
+        progress.epoch, progress.epoch >= last, progress.images,
         progress.skipped, progress.changed,
     )  # fmt: skip
 
@@ -280,12 +282,14 @@ class _Training:
         forward = self.learner.parallel.forward
         self.learner.forget_gradients()
         values: dict[str, torch.Tensor] = {}
-        read = [batch for batch in micro_batches if batch.images_count]
-        for batch in read:
+        for batch in micro_batches:
             # stochastic depth, dropout, erasing noise
             torch.manual_seed(derived_seed("step", self.seed, epoch, step, batch.index))
             share = batch.images_count / images
-            with contextlib.nullcontext() if batch is read[-1] else self.learner.parallel.accumulating():
+            with contextlib.nullcontext() if batch is micro_batches[-1] else self.learner.parallel.accumulating():
+                if not batch.images_count:
+                    self.learner.parallel.idle()
+                    continue
                 with autocast(self.device, self.precision):
                     loss, parts = self.task.loss(forward, batch.to(self.device), epoch, step)
                 # the processes' gradients are averaged, so each counts as many times as there are processes

@@ -12,11 +12,9 @@ from typing import Any
 import torch
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
-from timm.utils import ModelEmaV3
 from torch import nn
 
-from ..core.errors import ConfigError
-from .parallel import ParallelModel
+from .parallel import ParallelModel, load_whole_state, whole_state
 from .processes import Processes
 
 
@@ -61,21 +59,10 @@ class Learner:
         self, model: nn.Module, optimisation: Optimisation, machine: dict[str, Any], processes: Processes,
         device: torch.device, precision: torch.dtype,
     ) -> None:  # fmt: skip
-        if machine["sharding"] == "fsdp" and optimisation.ema_decay:
-            raise ConfigError(
-                f"machine.sharding fsdp: averaged weights (ema_decay {optimisation.ema_decay:g}) are not kept in shares. "
-                "Set machine.sharding: none, or ema_decay: null in the recipe."
-            )
         layout = torch.channels_last if machine["channels_last"] else torch.preserve_format
         model.to(device, memory_format=layout)  # type: ignore[call-overload]
-        # decay 1 - 1/(1 + step) until it reaches the recipe's: a plain mean at first. Without it a short run's average would
-        # still be mostly the random weights it began with (decay 0.99992 forgets them in 30,000 steps).
-        self._average = (
-            ModelEmaV3(model, decay=optimisation.ema_decay, use_warmup=True, warmup_power=1.0)
-            if optimisation.ema_decay
-            else None
-        )
         self.parallel = ParallelModel(model, processes, sharding=machine["sharding"], compiled=machine["compile"])
+        self._average = self.parallel.average(optimisation.ema_decay) if optimisation.ema_decay else None
         self._clip_norm = optimisation.clip_norm
         self._optimizer = create_optimizer_v2(
             self.parallel.model, opt="adamw", lr=optimisation.learning_rate, weight_decay=optimisation.weight_decay
@@ -131,7 +118,7 @@ class Learner:
         return {
             "model": model,
             "optimizer": optimizer,
-            "averaged": self.averaged.state_dict() if self.averaged else None,
+            "averaged": whole_state(self.averaged) if self.averaged else None,
             "scaler": self.scaler.state_dict(),
         }
 
@@ -145,4 +132,4 @@ class Learner:
             self.scaler.load_state_dict(states["scaler"])
         if self._average is not None:
             # a recipe that began to average after this checkpoint averages from its weights on
-            self._average.module.load_state_dict(states["averaged"] or states["model"])
+            load_whole_state(self._average.module, states["averaged"] or states["model"])

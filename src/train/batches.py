@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from ..core.errors import DataError
 from ..core.log import logger
 from ..core.seeds import derived_seed
 from ..data.images import UnreadableImageError, decode_image
@@ -23,6 +22,7 @@ from ..engine.stopping import leave_signals_to_parent
 from ..labels import LabelStore, map_affine
 from ..labels.shards import STATUS_OK
 from .augment import Augmentation
+from .batch_plan import BatchPlan
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,8 @@ class MicroBatch:
         affine: float32 (batch, 2, 3), normalised view -> normalised score map.
         scores, classes: (batch, rows, cols, k) of the store, None without labels; tail (batch, rows, cols) or None.
         skipped: photographs that could not be decoded.
+        sample_ids: uint64 (batch,).
+        index: number of this micro-batch in its step, over all processes.
     """
 
     images: torch.Tensor
@@ -58,16 +60,14 @@ class MicroBatch:
         def moved(tensor: torch.Tensor | None) -> torch.Tensor | None:
             return None if tensor is None else tensor.to(device, non_blocking=True)
 
-        return MicroBatch(
+        return replace(
+            self,
             images=self.images.to(device, non_blocking=True),
             class_index=self.class_index.to(device, non_blocking=True),
             affine=self.affine.to(device, non_blocking=True),
             scores=moved(self.scores),
             classes=moved(self.classes),
             tail=moved(self.tail),
-            skipped=self.skipped,
-            sample_ids=self.sample_ids,
-            index=self.index,
         )
 
 
@@ -98,6 +98,12 @@ class TrainingSet(Dataset[Item]):
             return rows, 0
         readable = self._store.status_of(self._manifest.sample_id) == STATUS_OK
         return rows[readable], int((~readable).sum())
+
+    def order(self, epoch: int) -> np.ndarray[Any, Any]:
+        """The rows in the order of an epoch."""
+        rng = np.random.default_rng(derived_seed("order", self._seed, epoch))
+        shuffled: np.ndarray[Any, Any] = self.rows[rng.permutation(len(self.rows))]
+        return shuffled
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -145,36 +151,32 @@ def _collate(items: list[Item]) -> MicroBatch:
 
 
 class Batches:
-    """The steps of each epoch.
+    """The steps of each epoch, as far as this process takes part in them; `BatchPlan` says which photographs.
 
-    A step is `batch_size` photographs in micro-batches of at most `micro_batch`; a last incomplete step is dropped,
-    unless the data set is smaller than one batch. The last micro-batch of a step may be smaller.
+    Args:
+        dataset: of the training split.
+        batch_size: photographs of a step, over all processes.
+        micro_batch: photographs of a forward pass.
+        workers: loader processes, of this process.
+        processes: of the training.
     """
 
     def __init__(
-        self,
-        dataset: TrainingSet,
-        *,
-        batch_size: int,
-        micro_batch: int,
-        workers: int,
-        seed: int,
-        processes: Processes = ALONE,
+        self, dataset: TrainingSet, *, batch_size: int, micro_batch: int, workers: int, processes: Processes = ALONE
     ) -> None:
-        if not len(dataset):
-            raise DataError("the training split has no readable photograph; nothing can be trained.")
-        self._dataset, self._seed, self._workers = dataset, seed, workers
-        self.batch_size = min(batch_size, len(dataset))
-        self.micro_batch = min(micro_batch, self.batch_size)
-        self.steps_per_epoch = len(dataset) // self.batch_size
+        self._dataset, self._workers = dataset, workers
+        self._plan = BatchPlan(
+            dataset.order, len(dataset), batch_size=batch_size, micro_batch=micro_batch, processes=processes
+        )
+        self.batch_size, self.micro_batch = self._plan.batch_size, self._plan.micro_batch
+        self.steps_per_epoch = self._plan.steps_per_epoch
 
     def __call__(self, epoch: int, first_step: int) -> Iterator[list[MicroBatch]]:
-        """Yields the steps of an epoch from `first_step` on, each a list of micro-batches."""
-        plan = self._plan(epoch)[first_step:]
-        flat = [micro for step in plan for micro in step]
+        """Yields this process's micro-batches of each step of an epoch, from `first_step` on."""
+        plan = list(self._plan.steps(epoch, first_step))
         loader = DataLoader(
             self._dataset,
-            batch_sampler=flat,
+            batch_sampler=[[(epoch, row) for row in micro.rows.tolist()] for step in plan for micro in step],
             collate_fn=_collate,
             num_workers=self._workers,
             pin_memory=torch.cuda.is_available(),
@@ -182,18 +184,4 @@ class Batches:
         )
         loaded = iter(loader)
         for step in plan:
-            yield [replace(next(loaded), index=index) for index in range(len(step))]
-
-    def _plan(self, epoch: int) -> list[list[list[tuple[int, int]]]]:
-        generator = np.random.default_rng(derived_seed("order", self._seed, epoch))
-        order = self._dataset.rows[generator.permutation(len(self._dataset))].tolist()
-        steps = []
-        for index in range(self.steps_per_epoch):
-            rows = order[index * self.batch_size : (index + 1) * self.batch_size]
-            steps.append(
-                [
-                    [(epoch, row) for row in rows[start : start + self.micro_batch]]
-                    for start in range(0, len(rows), self.micro_batch)
-                ]
-            )
-        return steps
+            yield [replace(next(loaded), index=micro.index) for micro in step]
