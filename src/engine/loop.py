@@ -242,7 +242,7 @@ class _Training:
         if losses:
             ids = np.concatenate([batch.sample_ids for batch in micro_batches])
             means = {name: value for name, value in losses.items() if name not in self.task.counters}
-            self._look_at(StepLosses.fetch(step, ids, means))
+            self._look_at(StepLosses.fetch(epoch, step, ids, means))
         if (step + 1) % self.machine["log_every_steps"] == 0:
             values, count = self._meters.read_window()
             self.reporter.step(epoch, step, {"learning_rate": self.learner.learning_rate, **values}, count)
@@ -307,25 +307,24 @@ class _Training:
 
     def _check_finite(self, losses: StepLosses | None) -> None:
         if losses is not None and not losses.is_finite():
-            raise self._failure(losses.step, losses.read(), losses.sample_ids)
+            raise self._failure(losses, losses.read())
 
-    def _failure(self, step: int, values: dict[str, float], sample_ids: np.ndarray[Any, Any]) -> TrainingError:
+    def _failure(self, losses: StepLosses, values: dict[str, float]) -> TrainingError:
         return explain_non_finite(
-            epoch=self.progress.epoch,
-            step=step,
+            epoch=losses.epoch,
+            step=losses.step,
             values=values,
             learning_rate=self.learner.learning_rate,
             checkpoint=self.checkpoints.newest(),
-            sample_paths=self.task.describe(sample_ids),
+            sample_paths=self.task.describe(losses.sample_ids),
         )
 
     def _save(self) -> None:
         """Writes a checkpoint of what has been done, if it is sound."""
         with self.stop.saving:
             self._check_finite(self._unread)
-            if not self.learner.weights_are_finite():
-                ids = self._unread.sample_ids if self._unread else np.empty(0, np.uint64)
-                raise self._failure(self.progress.step - 1, {"weights": float("nan")}, ids)
+            if self._unread and not self.learner.weights_are_finite():
+                raise self._failure(self._unread, {"weights": float("nan")})
             progress = replace(self.progress, meters=self._meters.state() if self.progress.step else None)
             states = self.learner.states()
             if self.processes.is_main:

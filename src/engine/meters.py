@@ -94,10 +94,11 @@ class StepLosses:
     """A step's losses on their way from the device.
 
     Attributes:
-        step: of the epoch.
+        epoch, step: which step.
         sample_ids: uint64, the photographs of the step that this process saw.
     """
 
+    epoch: int
     step: int
     sample_ids: np.ndarray[Any, Any]
     names: tuple[str, ...]
@@ -105,16 +106,18 @@ class StepLosses:
     copied: torch.cuda.Event | None
 
     @classmethod
-    def fetch(cls, step: int, sample_ids: np.ndarray[Any, Any], values: dict[str, torch.Tensor]) -> StepLosses:
+    def fetch(
+        cls, epoch: int, step: int, sample_ids: np.ndarray[Any, Any], values: dict[str, torch.Tensor]
+    ) -> StepLosses:
         """Starts copying; nothing waits."""
         stacked = torch.stack([value.detach().float() for value in values.values()])
         if stacked.device.type != "cuda":
-            return cls(step, sample_ids, tuple(values), stacked, None)
+            return cls(epoch, step, sample_ids, tuple(values), stacked, None)
         host = torch.empty(stacked.shape, pin_memory=True)
         host.copy_(stacked, non_blocking=True)
         copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
         copied.record()
-        return cls(step, sample_ids, tuple(values), host, copied)
+        return cls(epoch, step, sample_ids, tuple(values), host, copied)
 
     def read(self) -> dict[str, float]:
         """The losses by name, once they have arrived."""
