@@ -318,8 +318,3 @@ def test_a_checkpoint_of_another_model_is_refused_whatever_is_allowed(tmp_path: 
             CheckpointError, match=r"another model: 0.weight is \(8, 6\) there and \(9, 6\) here.* and 4 more"
         ):
             train(tmp_path, model=wider, allow_changed=allow)
-
-
-def test_averaged_weights_and_shares_do_not_go_together(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"machine\.sharding fsdp.*ema_decay"):
-        train(tmp_path, machine={"sharding": "fsdp"})

@@ -90,3 +90,26 @@ def test_a_killed_run_goes_on_in_another_number_of_processes(
     assert not (folder / "done.json").exists()
     finish(start(spec, workplace, folder, after, sharding=sharding))
     assert_same_run(folder, alone)
+
+
+@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.campaign)])
+def test_a_process_killed_in_the_middle_ends_the_run_within_a_minute(
+    spec: Spec, workplace: Workplace, tmp_path: Path, processes: int
+) -> None:
+    folder = tmp_path / "run"
+    spec["recipe"]["epochs"] = 1000
+    process = start(spec, workplace, folder, processes)
+    deadline = time.monotonic() + 120
+    while len(lines(folder)) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(children[1]), signal.SIGKILL)
+    began = time.monotonic()
+    _, stderr = process.communicate(timeout=120)
+    assert time.monotonic() - began < 60
+    assert process.returncode == 1
+    said = [line for line in stderr.splitlines() if "cannot be decoded" not in line and "unreadable" not in line]
+    assert said == [
+        f"error: process 1 of {processes} (pid {children[1]}) was killed by SIGKILL (out of memory?); the others were stopped."
+    ]
