@@ -143,3 +143,15 @@ def test_an_architecture_that_timm_does_not_have_stops_the_first_job(tmp_path: P
 def test_config_on_the_command_line_sets_the_data_root(tmp_path: Path) -> None:
     finished = run_snakemake(tmp_path, "all", "--cores", "1", "--config", "data_root=/not/here")
     assert "'/not/here'" in finished.stderr
+
+
+def test_a_training_starts_as_many_processes_as_the_machine_says(tmp_path: Path) -> None:
+    overlay = {"machine": {"processes": 4, "threads": 2, "train_mem_mb": 1000}}
+    found = run_snakemake(tmp_path, "-n", "-p", "all", "--cores", "64", overlay=overlay)
+    assert found.returncode == 0, found.stderr[-3000:]
+    shells = [line for line in (found.stdout + found.stderr).splitlines() if "tokenlabel.train" in line]
+    assert shells
+    assert all("-m tokenlabel.engine.launch --processes 4 tokenlabel.train --spec" in line for line in shells)
+    training = (found.stdout + found.stderr).split("rule train_run:", 1)[1].split("rule ", 1)[0]
+    assert "threads: 8" in training
+    assert "mem_mb=4000" in training

@@ -29,7 +29,8 @@ IMAGES, CLASSES, EPOCHS = 48, 10, 2
 
 
 def train(
-    processes: Processes = ALONE, *, sharding: str = "none", compiled: bool = False, channels_last: bool = False,
+    processes: Processes = ALONE, *, sharding: str = "none", compiled: bool = False, recompute: bool = False,
+    channels_last: bool = False,
     tokens: bool = True, unused_head: bool = False, unreadable: tuple[int, ...] = (), resume: str | None = None,
     stop_after: int | None = None, photographs: str | None = None,
 ) -> dict[str, Any]:  # fmt: skip
@@ -42,6 +43,7 @@ def train(
     model.aux_head.requires_grad_(tokens or unused_head)
     if channels_last:
         model.to(memory_format=torch.channels_last)
+    model.set_grad_checkpointing(recompute)
     parallel = ParallelModel(model, processes, sharding=sharding, compiled=compiled)
     average = parallel.average(0.9)
     optimizer = create_optimizer_v2(model, opt="adamw", lr=1e-3, weight_decay=0.05)

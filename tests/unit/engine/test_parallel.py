@@ -24,9 +24,9 @@ TWO = {
     "ddp": {},
     "hard": {"tokens": False},
     "unreadable": {"unreadable": [2]},
-    "channels_last": {"channels_last": True},
+    "channels_last": {"channels_last": True, "recompute": True},
     "fsdp": {"sharding": "fsdp", "channels_last": True, "unreadable": [2]},
-    "fsdp_hard": {"sharding": "fsdp", "tokens": False},
+    "fsdp_hard": {"sharding": "fsdp", "tokens": False, "recompute": True},
 }
 
 
@@ -132,6 +132,13 @@ def test_compiled_blocks_train_as_the_others_do() -> None:
         plain["losses"], rel=TOLERANCE
     )  # stochastic depth drops the same branches
     assert compiled["model"].keys() == plain["model"].keys()
+
+
+@pytest.mark.campaign
+def test_compiled_blocks_are_shared_too(tmp_path: Path) -> None:
+    launch(2, tmp_path, {"ddp": {"compiled": True}, "fsdp": {"compiled": True, "sharding": "fsdp"}})
+    for scenario in ("ddp", "fsdp"):
+        assert_same_training(read(tmp_path / f"{scenario}-0.pt"), train())
 
 
 def test_blocks_are_found_in_other_networks_too() -> None:
