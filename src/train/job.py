@@ -27,7 +27,7 @@ from ..core.log import logger
 from ..core.recipes import scaled_rate
 from ..data.manifest import Manifest
 from ..engine.checkpoints import Checkpoints
-from ..engine.device import choose_device, choose_precision, set_threads
+from ..engine.device import choose_device, choose_precision, set_tf32, set_threads
 from ..engine.loop import FitResult, Task, fit
 from ..engine.optimisation import Optimisation
 from ..engine.processes import Processes, join_processes
@@ -114,6 +114,7 @@ def _train(
     device = choose_device(machine["device"])
     precision = choose_precision(machine["precision"], device)
     set_threads(machine["threads"])
+    set_tf32(machine["tf32"])
     logger.info("device %s, precision %s, micro-batch %d", device, precision, machine["micro_batch"])
     manifest = manifests["train"]
     model = build_model(spec, start_folder, seed, Path(machine["weights_root"]))
@@ -212,13 +213,7 @@ def _task(
         steps_per_epoch=batches.steps_per_epoch,
         loss=Supervision(spec["recipe"], num_classes, model.grid, spec["image_px"], seed).loss,
         validate=lambda measured: measure_accuracy(
-            measured,
-            crops,
-            machine,
-            num_classes=num_classes,
-            device=device,
-            precision=precision,
-            processes=processes,
+            measured, crops, machine, num_classes=num_classes, device=device, precision=precision, processes=processes
         ),
         validate_every_epochs=machine["validate_every_epochs"],
         describe=lambda sample_ids: [
