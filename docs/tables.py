@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # run as a script, this folder is where Python looks
 
 from bench.record import read_results  # noqa: E402
-from campaign.faults import FAULTS  # noqa: E402
+from campaign.faults import FAULTS, Fault  # noqa: E402
 from tokenlabel.core.overlays import read_configuration  # noqa: E402
 from tokenlabel.core.recipe_sources import read_recipe_sources  # noqa: E402
 from tokenlabel.train.explain_command import show_value  # noqa: E402
@@ -68,17 +68,28 @@ class Table:
         return "" if line[field] is None else format(line[field], form)
 
 
+@dataclass(frozen=True)
 class FaultTable:
-    """The campaign's faults: one row each, with counts."""
+    """The campaign's faults of one job: one row each, with counts.
+
+    Attributes:
+        training: those of trainings, else those of labels.
+    """
+
+    training: bool
+
+    @property
+    def _faults(self) -> dict[str, Fault]:
+        return {name: fault for name, fault in FAULTS.items() if name.startswith("training_") == self.training}
 
     def lines(self) -> list[Line]:
-        """All result lines of the campaign."""
-        return [line for fault in FAULTS for line in read_results(fault, CAMPAIGN)]
+        """All result lines of these faults."""
+        return [line for fault in self._faults for line in read_results(fault, CAMPAIGN)]
 
     def rows(self) -> list[list[str]]:
         """Heading and cells; a fault without results is an error, because a table with holes shows less than it says."""
         rows = [["fault", "trials", "what had to hold", "held", "median s a trial", "worst s"]]
-        for name, fault in FAULTS.items():
+        for name, fault in self._faults.items():
             lines = read_results(name, CAMPAIGN)
             if {line["seed"] for line in lines} != set(range(fault.trials)):
                 raise TableError(
@@ -115,7 +126,8 @@ class RecipeTable:
 
 # one place for every table: the file in bench/results, then heading -> (field of a line, format)
 TABLES: dict[str, Table | FaultTable | RecipeTable] = {
-    "faults": FaultTable(),
+    "faults": FaultTable(training=False),
+    "training_faults": FaultTable(training=True),
     "recipes": RecipeTable(),
     "annotate_network": Table(
         "annotate_network",
