@@ -108,7 +108,7 @@ def fit(
     model: nn.Module, task: Task, optimisation: Optimisation, folder: Path, *,
     digest: str, settings: dict[str, Any], seed: int, device: torch.device, precision: torch.dtype, machine: dict[str, Any],
     reporter: Reporter, processes: Processes = ALONE, stop: Stop | None = None, until_epoch: int | None = None,
-    allow_changed: bool = False,
+    allow_changed: bool = False, check_owner: Callable[[], None] = lambda: None,
 ) -> FitResult:  # fmt: skip
     """Trains a model, or continues a training that was interrupted.
 
@@ -128,6 +128,7 @@ def fit(
         stop: says when to stop early.
         until_epoch: how many epochs shall be done at the end of this leg, counted from the training's first; None: all.
         allow_changed: whether to continue a training that other settings began.
+        check_owner: called before anything is written; raises where another job has taken the folder over.
 
     Raises:
         ConfigError: settings that train nothing.
@@ -140,8 +141,9 @@ def fit(
         learner = Learner(model, optimisation, machine, processes, device, precision)
         checkpoints = Checkpoints(folder, digest, settings, processes)
         training = _Training(
-            task, learner, checkpoints, reporter, processes, stop or Stop(), seed, device, precision, machine
-        )
+            task, learner, checkpoints, reporter, processes, stop or Stop(), seed, device, precision, machine,
+            check_owner,
+        )  # fmt: skip
         # until one has been written: weights, their average and AdamW's two moments at 50 MB/s
         checkpoints.write_s = sum(4 * 4 * weight.numel() for weight in model.parameters()) / 50e6
         training.resume(allow_changed)
@@ -179,6 +181,7 @@ class _Training:
     device: torch.device
     precision: torch.dtype
     machine: dict[str, Any]
+    check_owner: Callable[[], None]
 
     def __post_init__(self) -> None:
         self.progress = Progress()
@@ -217,6 +220,7 @@ class _Training:
             self._save()  # a validation may take longer than a scheduler waits
             line |= self.task.validate(self.learner.averaged or self.learner.parallel.model)
         self._check_finite(self._unread)
+        self.check_owner()
         self.reporter.epoch(line)
         self.progress = replace(
             self.progress, epoch=epoch + 1, step=0, meters=None,
@@ -244,6 +248,7 @@ class _Training:
             self._look_at(StepLosses.fetch(epoch, step, ids, means))
         if (step + 1) % self.machine["log_every_steps"] == 0:
             values, count = self._meters.read_window()
+            self.check_owner()
             self.reporter.step(epoch, step, {"learning_rate": self.learner.learning_rate, **values}, count)
 
     def _agree_on_step(self, micro_batches: Sequence[Batch]) -> tuple[int, int]:
@@ -327,6 +332,7 @@ class _Training:
                 raise self._failure(self._unread, {"weights": float("nan")})
             progress = replace(self.progress, meters=self._meters.state() if self.progress.step else None)
             states = self.learner.states()
+            self.check_owner()
             if self.processes.is_main:
                 number = self.progress.epoch * self.task.steps_per_epoch + self.progress.step
                 self.checkpoints.write(number, progress, states)

@@ -311,6 +311,23 @@ def test_other_settings_are_listed_and_refused_unless_allowed(tmp_path: Path) ->
     assert {group["weight_decay"] for group in saved["states"]["optimizer"]["param_groups"]} == {0.0, 0.5}
 
 
+def test_a_batch_that_makes_fewer_steps_still_leaves_its_checkpoints_newest(tmp_path: Path) -> None:
+    """Twice the batch is half the steps: numbers begin lower than those of the checkpoints that are there."""
+    train(tmp_path, until_epoch=2)
+    fewer = dataclasses.replace(TASK, batches=lambda epoch, first: list(batches(epoch, first))[:1], steps_per_epoch=1)
+    changed: dict[str, Any] = {
+        "task": fewer,
+        "digest": "b",
+        "settings": {"recipe": {"epochs": EPOCHS, "batch_size": 2}},
+    }
+    assert train(tmp_path, allow_changed=True, **changed).epochs == EPOCHS
+    assert len(list(tmp_path.glob("checkpoint-*.pt"))) == 2
+    again: list[int] = []
+    seen = dataclasses.replace(fewer, batches=lambda epoch, first: again.append(epoch) or fewer.batches(epoch, first))  # type: ignore[func-returns-value]
+    train(tmp_path, **changed | {"task": seen})
+    assert again == []  # the third epoch is not trained again
+
+
 def test_a_checkpoint_of_another_model_is_refused_whatever_is_allowed(tmp_path: Path) -> None:
     train(tmp_path, until_epoch=1)
     wider = nn.Sequential(nn.Linear(6, 9), nn.BatchNorm1d(9), nn.ReLU(), nn.Dropout(0.2), nn.Linear(9, 2))
