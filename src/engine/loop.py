@@ -236,16 +236,15 @@ class _Training:
         losses: dict[str, torch.Tensor] = {}
         norm = None
         if images:
-            losses = self._accumulate_gradients(micro_batches, images)
+            losses, own = self._accumulate_gradients(micro_batches, images)
             norm = self.learner.apply_gradients(epoch * self.task.steps_per_epoch + step + 1)
         now = time.monotonic()
         self._meters.add(losses, norm, {"images": images, "skipped": skipped, "seconds": now - self._counted_until})
         self._counted_until = now
         self.progress = replace(self.progress, step=step + 1)
         if losses:
-            ids = np.concatenate([batch.sample_ids for batch in micro_batches])
             means = {name: value for name, value in losses.items() if name not in self.task.counters}
-            self._look_at(StepLosses.fetch(epoch, step, ids, means))
+            self._look_at(StepLosses.fetch(epoch, step, means, own))
         if (step + 1) % self.machine["log_every_steps"] == 0:
             values, count = self._meters.read_window()
             self.check_owner()
@@ -274,12 +273,19 @@ class _Training:
             raise self.stop.explained(where)
         return images, skipped
 
-    def _accumulate_gradients(self, micro_batches: Sequence[Batch], images: int) -> dict[str, torch.Tensor]:
-        """Forward and backward of a step; returns its losses as means over the photographs of all processes."""
+    def _accumulate_gradients(
+        self, micro_batches: Sequence[Batch], images: int
+    ) -> tuple[dict[str, torch.Tensor], list[tuple[np.ndarray[Any, Any], torch.Tensor]]]:
+        """Forward and backward of a step.
+
+        Returns:
+            its losses as means over the photographs of all processes, and of each micro-batch here the photographs and the loss.
+        """
         epoch, step = self.progress.epoch, self.progress.step
         forward = self.learner.parallel.forward
         self.learner.forget_gradients()
         values: dict[str, torch.Tensor] = {}
+        own: list[tuple[np.ndarray[Any, Any], torch.Tensor]] = []
         for batch in micro_batches:
             # stochastic depth, dropout, erasing noise
             torch.manual_seed(derived_seed("step", self.seed, epoch, step, batch.index))
@@ -292,6 +298,7 @@ class _Training:
                     loss, parts = self.task.loss(forward, batch.to(self.device), epoch, step)
                 # the processes' gradients are averaged, so each counts as many times as there are processes
                 self.learner.scaler.scale(loss * (share * self.processes.count)).backward()  # type: ignore[no-untyped-call]
+            own.append((batch.sample_ids, loss.detach()))
             for name, value in {"loss": loss, **parts}.items():
                 amount = value.detach().float() * (1.0 if name in self.task.counters else share)
                 values[name] = values[name] + amount if name in values else amount
@@ -303,7 +310,7 @@ class _Training:
             )
         nothing = torch.zeros((), device=self.device)
         together = self.processes.sum(torch.stack([values.get(name, nothing) for name in self._parts]))
-        return dict(zip(self._parts, together.unbind(), strict=True))
+        return dict(zip(self._parts, together.unbind(), strict=True)), own
 
     def _look_at(self, losses: StepLosses) -> None:
         """Looks whether losses are finite: on a GPU one step late, so that it need not wait for the CPU."""
@@ -315,13 +322,21 @@ class _Training:
             raise self._failure(losses, losses.read())
 
     def _failure(self, losses: StepLosses, values: dict[str, float]) -> TrainingError:
+        """The error, of the process whose photographs they were; every process comes here, the others wait for its end."""
+        suspects = losses.suspects()
+        has_some = torch.zeros(self.processes.count, dtype=torch.int64)
+        has_some[self.processes.rank] = len(suspects)
+        if self.processes.rank != int(self.processes.sum(has_some).bool().int().argmax()):
+            self.processes.barrier()
         return explain_non_finite(
             epoch=losses.epoch,
             step=losses.step,
             values=values,
             learning_rate=self.learner.learning_rate,
             checkpoint=self.checkpoints.newest(),
-            sample_paths=self.task.describe(losses.sample_ids),
+            sample_paths=self.task.describe(np.concatenate(suspects or losses.sample_ids or [np.empty(0, np.uint64)])),
+            clipped=self.learner.clips,
+            precision=self.precision,
         )
 
     def _save(self) -> None:
