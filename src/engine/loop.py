@@ -69,6 +69,7 @@ class Task:
         steps_per_epoch: optimiser steps of an epoch.
         loss: (model, micro-batch on the device, epoch, step) -> the loss and its parts, all scalar tensors; the model may be
             wrapped and has no attributes but those of a Module.
+        parts: names of the loss's parts, in any order; a process may have no photograph of a step and must know them.
         counters: names of parts that are counts and add up; all others are means over the micro-batch.
         validate: measures a model; logged with the epoch. None: never.
         validate_every_epochs: 0: never.
@@ -78,6 +79,7 @@ class Task:
     batches: Callable[[int, int], Iterable[Sequence[Batch]]]
     steps_per_epoch: int
     loss: Callable[[nn.Module, Any, int, int], tuple[torch.Tensor, dict[str, torch.Tensor]]]
+    parts: tuple[str, ...]
     counters: tuple[str, ...] = ("unlabeled",)
     validate: Callable[[nn.Module], dict[str, float]] | None = None
     validate_every_epochs: int = 0
@@ -189,7 +191,7 @@ class _Training:
         self._unread: StepLosses | None = None
         self._saved_at = self._step_began = self._counted_until = time.monotonic()
         self._step_s = 0.0
-        self._parts: tuple[str, ...] = ()  # names of the loss and its parts
+        self._parts = ("loss", *self.task.parts)
 
     def resume(self, allow_changed: bool) -> None:
         """Continues from the newest checkpoint, if there is one."""
@@ -302,12 +304,6 @@ class _Training:
             for name, value in {"loss": loss, **parts}.items():
                 amount = value.detach().float() * (1.0 if name in self.task.counters else share)
                 values[name] = values[name] + amount if name in values else amount
-        self._parts = tuple(values) or self._parts
-        if not self._parts:
-            raise TrainingError(
-                "no photograph of this process's first step is readable. Mend the photographs that the log names, or raise "
-                "machine.micro_batch."
-            )
         nothing = torch.zeros((), device=self.device)
         together = self.processes.sum(torch.stack([values.get(name, nothing) for name in self._parts]))
         return dict(zip(self._parts, together.unbind(), strict=True)), own

@@ -83,12 +83,12 @@ def train_run(
     """
     started = time.monotonic()
     folder = done.parent
-    recipe = _recipe_of(spec)
     with (
         join_processes(machine["device"]) as processes,
         _owning(folder, processes) as ownership,
         stopping_after_step(ownership.release, find_deadline(deadline_s)) as stop,
     ):
+        recipe = _recipe_of(spec)  # here, so that of several processes one speaks
         marker = {"digest": digest_of(spec), "seed": seed}
         # the main process has waited for the lease, and what it finds now another job may have finished meanwhile
         finished = processes.broadcast(_finished(folder, marker) if processes.is_main else None)
@@ -218,10 +218,12 @@ def _task(
     crops = CenterCrops(
         manifests["val"], machine, spec["image_px"], machine["validation_crop"], "bicubic", model.mean, model.std
     )
+    supervision = Supervision(spec["recipe"], num_classes, model.grid, spec["image_px"], seed)
     return Task(
         batches=batches,
         steps_per_epoch=batches.steps_per_epoch,
-        loss=Supervision(spec["recipe"], num_classes, model.grid, spec["image_px"], seed).loss,
+        loss=supervision.loss,
+        parts=supervision.parts,
         validate=lambda measured: measure_accuracy(
             measured, crops, machine, num_classes=num_classes, device=device, precision=precision, processes=processes
         ),
@@ -246,6 +248,9 @@ def _recipe_of(spec: dict[str, Any]) -> Recipe:
         return Recipe.model_validate(spec["recipe"])
     except pydantic.ValidationError as error:  # a spec by hand; the workflow's own is validated when it is planned
         problems = describe_problems(error).replace("configuration key ", "recipe.")
+        problems = problems.replace(
+            "recipe.: dict is not legal: ", "recipe: "
+        )  # several keys that do not fit each other
         raise ConfigError(f"spec.json: {problems}. Mend it, or let snakemake write it.") from None
 
 

@@ -77,7 +77,7 @@ def loss(model: nn.Module, batch: Numbers, epoch: int, step: int) -> tuple[torch
 
 
 TASK = Task(
-    batches=batches, steps_per_epoch=STEPS, loss=loss, counters=("ones",),
+    batches=batches, steps_per_epoch=STEPS, loss=loss, parts=("errors", "ones"), counters=("ones",),
     validate=lambda model: {"bias": float(model[4].bias.detach()[0])}, validate_every_epochs=2,
 )  # fmt: skip
 
