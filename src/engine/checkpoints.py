@@ -63,6 +63,7 @@ class Checkpoints:
     def __init__(self, folder: Path, digest: str, settings: dict[str, Any], processes: Processes) -> None:
         self._folder, self._digest, self._settings, self._processes = folder, digest, settings, processes
         self.write_s = 0.0  # of the last one
+        self._last = 0  # number of the one that was read or written last
 
     def paths(self) -> list[Path]:
         """Newest first."""
@@ -74,6 +75,9 @@ class Checkpoints:
         Raises:
             OutputError: the folder cannot be written.
         """
+        if number < self._last:  # a changed batch_size made the steps fewer; the newest must still be the highest
+            number = self._last + 1
+        self._last = number
         path = self._folder / f"checkpoint-{number:08d}.pt"
         document = {
             "format": FORMAT,
@@ -113,6 +117,7 @@ class Checkpoints:
         path = self._agree(self._newest_whole)
         if path is None:
             return None
+        self._last = int(path.stem.split("-")[1])
         saved = _load(path)
         states, progress = saved["states"], Progress(**saved["progress"])
         if other := compare_models(states["model"], model_state):

@@ -28,7 +28,7 @@ class TrainingError(TokenLabelError):
 
 def explain_non_finite(
     *, epoch: int, step: int, values: Mapping[str, float], learning_rate: float, checkpoint: str | None,
-    sample_paths: Sequence[str],
+    sample_paths: Sequence[str], clipped: bool = False, precision: torch.dtype | None = None,
 ) -> TrainingError:  # fmt: skip
     """The error for a loss or gradient that is not finite.
 
@@ -38,17 +38,24 @@ def explain_non_finite(
         values: the step's loss and its parts.
         learning_rate: of the step.
         checkpoint: path of the last good one; None: there is none yet.
-        sample_paths: photographs of the step, or of the micro-batch whose loss it was.
+        sample_paths: photographs of the micro-batches whose loss it was; of the step where it was none's own.
+        clipped: whether the recipe clips gradients already.
+        precision: of the training.
     """
     said = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
     named = ", ".join(sample_paths[:NAMED])
     if len(sample_paths) > NAMED:
         named += f" and {len(sample_paths) - NAMED} more"
+    remedy = "Lower the recipe's learning_rate" + (
+        " (a new run)" if clipped else " or set its clip_norm to 1.0 (a new run)"
+    )
+    if precision != torch.float32:
+        remedy += (
+            ", or set machine.precision to float32 and run the same command again, which continues from that checkpoint"
+        )
     return TrainingError(
         f"epoch {epoch}, step {step}: the loss is not finite ({said}) at learning rate {learning_rate:.3g}. "
-        f"Last good checkpoint: {checkpoint or 'none yet'}. Photographs: {named or 'unknown'}. "
-        "Lower the recipe's learning_rate or set its clip_norm to 1.0 (a new run), or set machine.precision to float32 and run "
-        "the same command again, which continues from that checkpoint."
+        f"Last good checkpoint: {checkpoint or 'none yet'}. Photographs: {named or 'unknown'}. {remedy}."
     )
 
 

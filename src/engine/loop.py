@@ -69,6 +69,7 @@ class Task:
         steps_per_epoch: optimiser steps of an epoch.
         loss: (model, micro-batch on the device, epoch, step) -> the loss and its parts, all scalar tensors; the model may be
             wrapped and has no attributes but those of a Module.
+        parts: names of the loss's parts, in any order; a process may have no photograph of a step and must know them.
         counters: names of parts that are counts and add up; all others are means over the micro-batch.
         validate: measures a model; logged with the epoch. None: never.
         validate_every_epochs: 0: never.
@@ -78,6 +79,7 @@ class Task:
     batches: Callable[[int, int], Iterable[Sequence[Batch]]]
     steps_per_epoch: int
     loss: Callable[[nn.Module, Any, int, int], tuple[torch.Tensor, dict[str, torch.Tensor]]]
+    parts: tuple[str, ...]
     counters: tuple[str, ...] = ("unlabeled",)
     validate: Callable[[nn.Module], dict[str, float]] | None = None
     validate_every_epochs: int = 0
@@ -108,7 +110,7 @@ def fit(
     model: nn.Module, task: Task, optimisation: Optimisation, folder: Path, *,
     digest: str, settings: dict[str, Any], seed: int, device: torch.device, precision: torch.dtype, machine: dict[str, Any],
     reporter: Reporter, processes: Processes = ALONE, stop: Stop | None = None, until_epoch: int | None = None,
-    allow_changed: bool = False,
+    allow_changed: bool = False, check_owner: Callable[[], None] = lambda: None,
 ) -> FitResult:  # fmt: skip
     """Trains a model, or continues a training that was interrupted.
 
@@ -128,6 +130,7 @@ def fit(
         stop: says when to stop early.
         until_epoch: how many epochs shall be done at the end of this leg, counted from the training's first; None: all.
         allow_changed: whether to continue a training that other settings began.
+        check_owner: called before anything is written; raises where another job has taken the folder over.
 
     Raises:
         ConfigError: settings that train nothing.
@@ -140,8 +143,9 @@ def fit(
         learner = Learner(model, optimisation, machine, processes, device, precision)
         checkpoints = Checkpoints(folder, digest, settings, processes)
         training = _Training(
-            task, learner, checkpoints, reporter, processes, stop or Stop(), seed, device, precision, machine
-        )
+            task, learner, checkpoints, reporter, processes, stop or Stop(), seed, device, precision, machine,
+            check_owner,
+        )  # fmt: skip
         # until one has been written: weights, their average and AdamW's two moments at 50 MB/s
         checkpoints.write_s = sum(4 * 4 * weight.numel() for weight in model.parameters()) / 50e6
         training.resume(allow_changed)
@@ -179,6 +183,7 @@ class _Training:
     device: torch.device
     precision: torch.dtype
     machine: dict[str, Any]
+    check_owner: Callable[[], None]
 
     def __post_init__(self) -> None:
         self.progress = Progress()
@@ -186,7 +191,7 @@ class _Training:
         self._unread: StepLosses | None = None
         self._saved_at = self._step_began = self._counted_until = time.monotonic()
         self._step_s = 0.0
-        self._parts: tuple[str, ...] = ()  # names of the loss and its parts
+        self._parts = ("loss", *self.task.parts)
 
     def resume(self, allow_changed: bool) -> None:
         """Continues from the newest checkpoint, if there is one."""
@@ -217,6 +222,7 @@ class _Training:
             self._save()  # a validation may take longer than a scheduler waits
             line |= self.task.validate(self.learner.averaged or self.learner.parallel.model)
         self._check_finite(self._unread)
+        self.check_owner()
         self.reporter.epoch(line)
         self.progress = replace(
             self.progress, epoch=epoch + 1, step=0, meters=None,
@@ -232,18 +238,18 @@ class _Training:
         losses: dict[str, torch.Tensor] = {}
         norm = None
         if images:
-            losses = self._accumulate_gradients(micro_batches, images)
+            losses, own = self._accumulate_gradients(micro_batches, images)
             norm = self.learner.apply_gradients(epoch * self.task.steps_per_epoch + step + 1)
         now = time.monotonic()
         self._meters.add(losses, norm, {"images": images, "skipped": skipped, "seconds": now - self._counted_until})
         self._counted_until = now
         self.progress = replace(self.progress, step=step + 1)
         if losses:
-            ids = np.concatenate([batch.sample_ids for batch in micro_batches])
             means = {name: value for name, value in losses.items() if name not in self.task.counters}
-            self._look_at(StepLosses.fetch(epoch, step, ids, means))
+            self._look_at(StepLosses.fetch(epoch, step, means, own))
         if (step + 1) % self.machine["log_every_steps"] == 0:
             values, count = self._meters.read_window()
+            self.check_owner()
             self.reporter.step(epoch, step, {"learning_rate": self.learner.learning_rate, **values}, count)
 
     def _agree_on_step(self, micro_batches: Sequence[Batch]) -> tuple[int, int]:
@@ -269,12 +275,19 @@ class _Training:
             raise self.stop.explained(where)
         return images, skipped
 
-    def _accumulate_gradients(self, micro_batches: Sequence[Batch], images: int) -> dict[str, torch.Tensor]:
-        """Forward and backward of a step; returns its losses as means over the photographs of all processes."""
+    def _accumulate_gradients(
+        self, micro_batches: Sequence[Batch], images: int
+    ) -> tuple[dict[str, torch.Tensor], list[tuple[np.ndarray[Any, Any], torch.Tensor]]]:
+        """Forward and backward of a step.
+
+        Returns:
+            its losses as means over the photographs of all processes, and of each micro-batch here the photographs and the loss.
+        """
         epoch, step = self.progress.epoch, self.progress.step
         forward = self.learner.parallel.forward
         self.learner.forget_gradients()
         values: dict[str, torch.Tensor] = {}
+        own: list[tuple[np.ndarray[Any, Any], torch.Tensor]] = []
         for batch in micro_batches:
             # stochastic depth, dropout, erasing noise
             torch.manual_seed(derived_seed("step", self.seed, epoch, step, batch.index))
@@ -287,18 +300,13 @@ class _Training:
                     loss, parts = self.task.loss(forward, batch.to(self.device), epoch, step)
                 # the processes' gradients are averaged, so each counts as many times as there are processes
                 self.learner.scaler.scale(loss * (share * self.processes.count)).backward()  # type: ignore[no-untyped-call]
+            own.append((batch.sample_ids, loss.detach()))
             for name, value in {"loss": loss, **parts}.items():
                 amount = value.detach().float() * (1.0 if name in self.task.counters else share)
                 values[name] = values[name] + amount if name in values else amount
-        self._parts = tuple(values) or self._parts
-        if not self._parts:
-            raise TrainingError(
-                "no photograph of this process's first step is readable. Mend the photographs that the log names, or raise "
-                "machine.micro_batch."
-            )
         nothing = torch.zeros((), device=self.device)
         together = self.processes.sum(torch.stack([values.get(name, nothing) for name in self._parts]))
-        return dict(zip(self._parts, together.unbind(), strict=True))
+        return dict(zip(self._parts, together.unbind(), strict=True)), own
 
     def _look_at(self, losses: StepLosses) -> None:
         """Looks whether losses are finite: on a GPU one step late, so that it need not wait for the CPU."""
@@ -310,13 +318,21 @@ class _Training:
             raise self._failure(losses, losses.read())
 
     def _failure(self, losses: StepLosses, values: dict[str, float]) -> TrainingError:
+        """The error, of the process whose photographs they were; every process comes here, the others wait for its end."""
+        suspects = losses.suspects()
+        has_some = torch.zeros(self.processes.count, dtype=torch.int64)
+        has_some[self.processes.rank] = len(suspects)
+        if self.processes.rank != int(self.processes.sum(has_some).bool().int().argmax()):
+            self.processes.barrier()
         return explain_non_finite(
             epoch=losses.epoch,
             step=losses.step,
             values=values,
             learning_rate=self.learner.learning_rate,
             checkpoint=self.checkpoints.newest(),
-            sample_paths=self.task.describe(losses.sample_ids),
+            sample_paths=self.task.describe(np.concatenate(suspects or losses.sample_ids or [np.empty(0, np.uint64)])),
+            clipped=self.learner.clips,
+            precision=self.precision,
         )
 
     def _save(self) -> None:
@@ -327,6 +343,7 @@ class _Training:
                 raise self._failure(self._unread, {"weights": float("nan")})
             progress = replace(self.progress, meters=self._meters.state() if self.progress.step else None)
             states = self.learner.states()
+            self.check_owner()
             if self.processes.is_main:
                 number = self.progress.epoch * self.task.steps_per_epoch + self.progress.step
                 self.checkpoints.write(number, progress, states)

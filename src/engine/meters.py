@@ -95,36 +95,48 @@ class StepLosses:
 
     Attributes:
         epoch, step: which step.
-        sample_ids: uint64, the photographs of the step that this process saw.
+        names: of the means over the whole step.
+        sample_ids: uint64, the photographs of each of this process's micro-batches.
+        values: the means, then the loss of each of these micro-batches.
     """
 
     epoch: int
     step: int
-    sample_ids: np.ndarray[Any, Any]
     names: tuple[str, ...]
+    sample_ids: tuple[np.ndarray[Any, Any], ...]
     values: torch.Tensor
     copied: torch.cuda.Event | None
 
     @classmethod
     def fetch(
-        cls, epoch: int, step: int, sample_ids: np.ndarray[Any, Any], values: dict[str, torch.Tensor]
+        cls, epoch: int, step: int, means: dict[str, torch.Tensor], own: list[tuple[np.ndarray[Any, Any], torch.Tensor]]
     ) -> StepLosses:
         """Starts copying; nothing waits."""
-        stacked = torch.stack([value.detach().float() for value in values.values()])
+        stacked = torch.stack([value.detach().float() for value in [*means.values(), *(loss for _, loss in own)]])
+        names, sample_ids = tuple(means), tuple(ids for ids, _ in own)
         if stacked.device.type != "cuda":
-            return cls(epoch, step, sample_ids, tuple(values), stacked, None)
+            return cls(epoch, step, names, sample_ids, stacked, None)
         host = torch.empty(stacked.shape, pin_memory=True)
         host.copy_(stacked, non_blocking=True)
         copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
         copied.record()
-        return cls(epoch, step, sample_ids, tuple(values), host, copied)
+        return cls(epoch, step, names, sample_ids, host, copied)
 
     def read(self) -> dict[str, float]:
-        """The losses by name, once they have arrived."""
-        if self.copied is not None:
-            self.copied.synchronize()
-        return dict(zip(self.names, self.values.tolist(), strict=True))
+        """The means by name, once they have arrived."""
+        return dict(zip(self.names, self._arrived(), strict=False))
 
     def is_finite(self) -> bool:
         """Whether all of them are numbers."""
         return all(map(math.isfinite, self.read().values()))
+
+    def suspects(self) -> list[np.ndarray[Any, Any]]:
+        """Photographs of each of this process's micro-batches whose own loss is no number."""
+        own = self._arrived()[len(self.names) :]
+        return [ids for ids, loss in zip(self.sample_ids, own, strict=True) if not math.isfinite(loss)]
+
+    def _arrived(self) -> list[float]:
+        if self.copied is not None:
+            self.copied.synchronize()
+        found: list[float] = self.values.tolist()
+        return found

@@ -85,6 +85,11 @@ class Learner:
         return self._average.module if self._average else None
 
     @property
+    def clips(self) -> bool:
+        """Whether the recipe clips gradients."""
+        return self._clip_norm is not None
+
+    @property
     def learning_rate(self) -> float:
         """Of this epoch."""
         return float(self._optimizer.param_groups[0]["lr"])

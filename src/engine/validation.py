@@ -96,8 +96,8 @@ def measure_accuracy(
     if not counted:
         raise DataError("the validation split has no readable photograph; add some or set dataset.val_fraction.")
     return {
-        "top1": 100 * float(first / counted),
-        "top5": 100 * float(five / counted),
+        "top1": 100 * int(first) / int(counted),
+        "top5": 100 * int(five) / int(counted),
         "val_images": int(counted),
         "val_skipped": int(skipped),
     }

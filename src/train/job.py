@@ -13,6 +13,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -82,23 +83,30 @@ def train_run(
     """
     started = time.monotonic()
     folder = done.parent
-    recipe = _recipe_of(spec)
     with (
         join_processes(machine["device"]) as processes,
-        _lease(folder, processes) as release,
-        stopping_after_step(release, find_deadline(deadline_s)) as stop,
+        _owning(folder, processes) as ownership,
+        stopping_after_step(ownership.release, find_deadline(deadline_s)) as stop,
     ):
+        recipe = _recipe_of(spec)  # here, so that of several processes one speaks
         marker = {"digest": digest_of(spec), "seed": seed}
-        if until_epoch is not None and _is_finished(folder, marker):
-            logger.info("%s: the run is finished; nothing is left for this leg", folder)
+        # the main process has waited for the lease, and what it finds now another job may have finished meanwhile
+        finished = processes.broadcast(_finished(folder, marker) if processes.is_main else None)
+        if finished is not None:
+            logger.info("%s: the run is finished; nothing is left to do. To train it again, delete %s", folder, DONE)
+            if until_epoch is None:
+                if processes.is_main:
+                    Checkpoints(folder, "", {}, processes).remove()  # a kill may have come between marker and removal
+                return dict(finished)
             marker |= {"epochs": until_epoch}
         else:
             marker |= _train(
                 spec, machine, recipe, manifests, labels_folder, start_folder, seed, folder, eval_crop, until_epoch,
-                allow_changed, processes, stop,
+                allow_changed, processes, stop, ownership,
             )  # fmt: skip
         marker["seconds"] = round(time.monotonic() - started, 3)
         if processes.is_main:
+            ownership.check()
             write_json(done, marker)
             if "weights_sha256" in marker:
                 Checkpoints(folder, "", {}, processes).remove()
@@ -108,7 +116,7 @@ def train_run(
 def _train(
     spec: dict[str, Any], machine: dict[str, Any], recipe: Recipe, manifests: dict[str, Manifest], labels_folder: Path | None,
     start_folder: Path | None, seed: int, folder: Path, eval_crop: float | None, until_epoch: int | None, allow_changed: bool,
-    processes: Processes, stop: Stop,
+    processes: Processes, stop: Stop, ownership: _Ownership,
 ) -> dict[str, Any]:  # fmt: skip
     """Trains; returns what the marker shall say of it."""
     device = choose_device(machine["device"])
@@ -158,7 +166,9 @@ def _train(
             stop=stop,
             until_epoch=until_epoch,
             allow_changed=allow_changed,
+            check_owner=ownership.check,
         )
+        ownership.check()
         marker = {
             "epochs": result.epochs,
             "steps_per_epoch": batches.steps_per_epoch,
@@ -208,10 +218,12 @@ def _task(
     crops = CenterCrops(
         manifests["val"], machine, spec["image_px"], machine["validation_crop"], "bicubic", model.mean, model.std
     )
+    supervision = Supervision(spec["recipe"], num_classes, model.grid, spec["image_px"], seed)
     return Task(
         batches=batches,
         steps_per_epoch=batches.steps_per_epoch,
-        loss=Supervision(spec["recipe"], num_classes, model.grid, spec["image_px"], seed).loss,
+        loss=supervision.loss,
+        parts=supervision.parts,
         validate=lambda measured: measure_accuracy(
             measured, crops, machine, num_classes=num_classes, device=device, precision=precision, processes=processes
         ),
@@ -236,26 +248,43 @@ def _recipe_of(spec: dict[str, Any]) -> Recipe:
         return Recipe.model_validate(spec["recipe"])
     except pydantic.ValidationError as error:  # a spec by hand; the workflow's own is validated when it is planned
         problems = describe_problems(error).replace("configuration key ", "recipe.")
+        problems = problems.replace(
+            "recipe.: dict is not legal: ", "recipe: "
+        )  # several keys that do not fit each other
         raise ConfigError(f"spec.json: {problems}. Mend it, or let snakemake write it.") from None
 
 
+@dataclass(frozen=True)
+class _Ownership:
+    """The right to write into a run's folder.
+
+    Attributes:
+        check: raises where another job took over because this one stood still (suspended by a scheduler, say).
+        release: gives it back.
+    """
+
+    check: Callable[[], None]
+    release: Callable[[], None]
+
+
 @contextlib.contextmanager
-def _lease(folder: Path, processes: Processes) -> Iterator[Callable[[], None]]:
-    """Holds the run's lease, in one process for all; yields what gives it back."""
+def _owning(folder: Path, processes: Processes) -> Iterator[_Ownership]:
+    """Holds the run's lease, in one process for all."""
     if not processes.is_main:
-        yield lambda: None
+        yield _Ownership(lambda: None, lambda: None)
         return
     with Lease(folder / "run.lease") as lease:
-        yield lease.release
+        yield _Ownership(lease.check, lease.release)
 
 
-def _is_finished(folder: Path, marker: dict[str, Any]) -> bool:
-    """Whether the whole run is done already."""
+def _finished(folder: Path, marker: dict[str, Any]) -> dict[str, Any] | None:
+    """The whole run's marker where it is done already, with its weights."""
     try:
         said = read_json(folder / DONE)
     except (OSError, ValueError):
-        return False
-    return isinstance(said, dict) and marker.items() <= said.items()
+        return None
+    is_it = isinstance(said, dict) and marker.items() <= said.items() and (folder / "model.safetensors").exists()
+    return said if is_it else None
 
 
 def _open_labels(folder: Path | None, spec: dict[str, Any], manifest: Manifest) -> LabelStore | None:

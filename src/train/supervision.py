@@ -47,6 +47,9 @@ class Supervision:
         grid: rows and columns of the model's tokens.
         image_px: side of its images.
         seed: of the run.
+
+    Attributes:
+        parts: names of what `loss` returns beside the loss.
     """
 
     def __init__(
@@ -54,6 +57,8 @@ class Supervision:
     ) -> None:
         self._recipe, self._num_classes, self._seed = recipe, num_classes, seed
         self._grid, self._image_px = grid, image_px
+        self._learns_tokens = recipe["supervision"] == "token" and recipe["token_weight"] != 0
+        self.parts = ("class_loss", "token_loss", "unlabeled") if self._learns_tokens else ("class_loss",)
 
     def loss(
         self, model: nn.Module, batch: MicroBatch, epoch: int, step: int
@@ -76,7 +81,7 @@ class Supervision:
 
         class_target = mix_class_target(self._class_target(batch), draw)
         class_loss = token_cross_entropy(output.class_logits[:, None], class_target)
-        if recipe["supervision"] != "token" or recipe["token_weight"] == 0:
+        if not self._learns_tokens:
             return class_loss, {"class_loss": class_loss}
         targets = mix_token_targets(self._token_targets(batch), draw, self._image_px)
         participation = None

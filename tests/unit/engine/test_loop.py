@@ -77,7 +77,7 @@ def loss(model: nn.Module, batch: Numbers, epoch: int, step: int) -> tuple[torch
 
 
 TASK = Task(
-    batches=batches, steps_per_epoch=STEPS, loss=loss, counters=("ones",),
+    batches=batches, steps_per_epoch=STEPS, loss=loss, parts=("errors", "ones"), counters=("ones",),
     validate=lambda model: {"bias": float(model[4].bias.detach()[0])}, validate_every_epochs=2,
 )  # fmt: skip
 
@@ -254,8 +254,13 @@ def test_a_loss_that_is_not_finite_names_the_step_and_reaches_no_checkpoint(tmp_
     )
     with pytest.raises(TrainingError, match=r"epoch 1, step 2") as caught:
         train(tmp_path, task)
-    for part in ("checkpoint-00000006.pt", "photograph 101"):
-        assert part in str(caught.value)
+    for part in (
+        "checkpoint-00000006.pt",
+        "Photographs: photograph 100, photograph 101, photograph 102, photograph 103. ",
+    ):
+        assert part in str(caught.value)  # those of the micro-batch, not of the step
+    for done_already in ("clip_norm", "float32"):
+        assert done_already not in str(caught.value)
     for path in tmp_path.glob("checkpoint-*.pt"):
         saved = torch.load(path, weights_only=True)["states"]["model"]
         assert all(torch.isfinite(value).all() for value in saved.values())
@@ -309,6 +314,23 @@ def test_other_settings_are_listed_and_refused_unless_allowed(tmp_path: Path) ->
     assert last.changed == allowed.changed
     saved = torch.load(tmp_path / "checkpoint-00000012.pt", weights_only=True)
     assert {group["weight_decay"] for group in saved["states"]["optimizer"]["param_groups"]} == {0.0, 0.5}
+
+
+def test_a_batch_that_makes_fewer_steps_still_leaves_its_checkpoints_newest(tmp_path: Path) -> None:
+    """Twice the batch is half the steps: numbers begin lower than those of the checkpoints that are there."""
+    train(tmp_path, until_epoch=2)
+    fewer = dataclasses.replace(TASK, batches=lambda epoch, first: list(batches(epoch, first))[:1], steps_per_epoch=1)
+    changed: dict[str, Any] = {
+        "task": fewer,
+        "digest": "b",
+        "settings": {"recipe": {"epochs": EPOCHS, "batch_size": 2}},
+    }
+    assert train(tmp_path, allow_changed=True, **changed).epochs == EPOCHS
+    assert len(list(tmp_path.glob("checkpoint-*.pt"))) == 2
+    again: list[int] = []
+    seen = dataclasses.replace(fewer, batches=lambda epoch, first: again.append(epoch) or fewer.batches(epoch, first))  # type: ignore[func-returns-value]
+    train(tmp_path, **changed | {"task": seen})
+    assert again == []  # the third epoch is not trained again
 
 
 def test_a_checkpoint_of_another_model_is_refused_whatever_is_allowed(tmp_path: Path) -> None:

@@ -104,6 +104,44 @@ def test_a_users_mistake_is_one_line_of_one_process(tmp_path: Path, what: str) -
     assert ended.seconds < 60
 
 
+SPOILED = """
+import argparse, dataclasses, sys
+from pathlib import Path
+from tests.unit.engine import test_loop
+from tokenlabel.core.command import run_command
+from tokenlabel.engine.processes import join_processes
+
+def spoiled(model, batch, epoch, step):
+    found, parts = test_loop.loss(model, batch, epoch, step)
+    return (found * float("inf") if (epoch, step, batch.index) == (0, 2, 1) else found), parts
+
+def run(args):
+    with join_processes("cpu") as processes:
+        print(f"joined {processes.rank}", flush=True)
+        task = dataclasses.replace(
+            test_loop.TASK, loss=spoiled, describe=lambda ids: [f"photograph {identifier}" for identifier in ids],
+            batches=lambda epoch, first: ([step[processes.rank]] for step in test_loop.batches(epoch, first)),
+        )
+        test_loop.train(Path("run"), task, processes=processes)
+    return 0
+
+sys.exit(run_command(run, argparse.Namespace(log=None)))
+"""
+
+
+def test_the_process_whose_photographs_gave_no_finite_loss_names_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", f"{Path(__file__).parents[3]}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    monkeypatch.setattr(sys.modules[__name__], "JOB", SPOILED)
+    ended = run(tmp_path, 2, "")
+    assert ended.returncode == 2
+    (line,) = [line for line in ended.stderr if line.startswith("error: ")]
+    assert "epoch 0, step 2" in line
+    assert "Photographs: photograph 100, photograph 101, photograph 102, photograph 103." in line
+    assert not any("Traceback" in line for line in ended.stderr)
+
+
 @pytest.mark.campaign
 def test_a_process_that_stands_still_takes_the_others_down(tmp_path: Path) -> None:
     ended = run(tmp_path, 2, "SIGSTOP")

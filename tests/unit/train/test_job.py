@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tokenlabel.core.errors import CheckpointError, ConfigError, LabelError
+from tokenlabel.core.errors import CheckpointError, ConfigError, LabelError, OutputError
 from tokenlabel.core.files import read_json, write_json
 from tokenlabel.engine.failures import TrainingError
 from tokenlabel.engine.reporting import TIMES, MetricsFile
@@ -191,6 +191,38 @@ def test_legs_leave_what_the_unbroken_run_leaves(spec: Spec, workplace: Workplac
     assert train(spec, workplace, folder, **leg)["epochs"] == 2  # of a finished run: nothing is trained again
     assert leg["done"].exists()
     require_equal_runs(folder, tmp_path / "whole")
+
+
+def test_a_finished_run_is_not_trained_again(spec: Spec, workplace: Workplace, tmp_path: Path) -> None:
+    """A second job of a run waits for the first one's lease; what it finds then took days."""
+    spec["recipe"]["epochs"] = 1
+    marker = train(spec, workplace, tmp_path)
+    before = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    assert train(spec, workplace, tmp_path) == marker
+    assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
+    (tmp_path / "done.json").unlink()
+    assert train(spec, workplace, tmp_path)["weights_sha256"] == marker["weights_sha256"]
+    assert (tmp_path / "model.safetensors").stat().st_mtime_ns != before["model.safetensors"]
+
+
+def test_a_job_that_was_taken_over_while_it_was_suspended_writes_nothing_more(
+    spec: Spec, workplace: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(spec, workplace, tmp_path, until_epoch=1, done=tmp_path / "leg-01-of-03.done")
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("checkpoint-*")}
+    real = supervision.Supervision.loss
+
+    def wakes_up(*arguments: Any) -> Any:
+        write_json(tmp_path / "run.lease", {"host": "another", "pid": 1, "job": "2", "counter": 3})
+        return real(*arguments)
+
+    monkeypatch.setattr(supervision.Supervision, "loss", wakes_up)
+    with pytest.raises(OutputError, match="another job took over"):
+        train(spec, workplace, tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("checkpoint-*")} == before
+    assert {line["epoch"] for line in lines(tmp_path)} == {0}
+    assert not (tmp_path / "done.json").exists()
+    assert (tmp_path / "run.lease").exists()  # the other one's
 
 
 @pytest.mark.parametrize(

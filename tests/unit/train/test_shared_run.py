@@ -10,12 +10,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from tokenlabel.core.files import read_json, write_json
 from tokenlabel.train.job import train_run
+from tokenlabel.train.reading_order import ReadingOrder
 
 from .conftest import Workplace
 from .test_job import lines
@@ -24,7 +26,9 @@ Spec = dict[str, Any]
 TOLERANCE = 1e-5  # relative, float32
 
 
-def start(spec: Spec, workplace: Workplace, folder: Path, processes: int, **changes: Any) -> subprocess.Popen[str]:
+def start(
+    spec: Spec, workplace: Workplace, folder: Path, processes: int, seed: int = 0, **changes: Any
+) -> subprocess.Popen[str]:
     folder.mkdir(exist_ok=True)
     write_json(folder / "spec.json", spec)
     write_json(folder / "machine.json", workplace.machine | {"micro_batch": 3, "validate_every_epochs": 2} | changes)
@@ -32,7 +36,8 @@ def start(spec: Spec, workplace: Workplace, folder: Path, processes: int, **chan
         [
             sys.executable, "-m", "tokenlabel.engine.launch", "--processes", str(processes), "tokenlabel.train",
             "--spec", str(folder / "spec.json"), "--machine", str(folder / "machine.json"), "--log", str(folder / "log"),
-            "--manifest", str(workplace.root / "manifest"), "--labels", str(workplace.labels), "--done", str(folder / "done.json"),
+            "--seed", str(seed), "--manifest", str(workplace.root / "manifest"), "--labels", str(workplace.labels),
+            "--done", str(folder / "done.json"),
         ],
         stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
@@ -69,6 +74,35 @@ def test_two_processes_run_as_one_does(spec: Spec, workplace: Workplace, alone: 
     finish(start(spec, workplace, tmp_path / "two", 2))
     assert_same_run(tmp_path / "two", alone)
     assert read_json(tmp_path / "two" / "done.json")["processes"] == 2
+
+
+def test_a_process_whose_first_step_has_no_readable_photograph_goes_on(
+    spec: Spec, workplace: Workplace, tmp_path: Path
+) -> None:
+    """It knows by then what the others have measured; a resumed run begins anywhere."""
+    spec["labels"] = None
+    spec["recipe"] |= {
+        "supervision": "hard", "class_target": "label", "token_weight": 0.0, "batch_size": 2, "epochs": 1,
+    }  # fmt: skip
+    manifest = workplace.manifests["train"]
+    bad = next(
+        row for row in range(36) if (workplace.root / "data" / "train" / manifest.path(row)).stat().st_size == 500
+    )
+    seed = next(n for n in range(1000) if ReadingOrder(manifest, np.arange(36), spec["recipe"], n)(0)[1] == bad)
+    finish(start(spec, workplace, tmp_path, 2, seed=seed, micro_batch=1))
+    (line,) = lines(tmp_path)
+    assert (line["images"], line["skipped"]) == (35, 1)
+
+
+def test_a_recipe_that_makes_no_sense_is_one_line_of_one_process(
+    spec: Spec, workplace: Workplace, tmp_path: Path
+) -> None:
+    spec["recipe"]["warmup_epochs"] = 3
+    process = start(spec, workplace, tmp_path, 2)
+    _, stderr = process.communicate(timeout=240)
+    assert process.returncode == 2
+    (said,) = [line for line in stderr.splitlines() if "error: " in line]
+    assert "error: spec.json: recipe: warmup_epochs 3 must be below epochs 3" in said
 
 
 @pytest.mark.campaign
