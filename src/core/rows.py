@@ -91,9 +91,7 @@ def revalidated(section: Section, update: dict[str, Any], where: str) -> Section
     try:
         return type(section).model_validate({**section.model_dump(), **update})
     except pydantic.ValidationError as error:
-        raise ConfigError(
-            describe_problems(error).replace("configuration key ", f"configuration key {where}.")
-        ) from None
+        raise ConfigError(describe_problems(error, where)) from None
 
 
 def with_overrides(recipe: Recipe, choice: Mapping[str, Any], prefix: str, where: str) -> Recipe:

@@ -36,6 +36,7 @@ from ..engine.stopping import Stop, find_deadline, stopping_after_step
 from ..engine.validation import CenterCrops, measure_accuracy
 from ..labels import LabelStore
 from ..models import TokenModel, describe_model, save_weights, settings_of_spec, write_model_config
+from ..models.weights import WEIGHTS_FILE
 from .augment import Augmentation
 from .batches import Batches, TrainingSet
 from .preflight import LabelCoverage, check_before_training
@@ -89,7 +90,11 @@ def train_run(
         stopping_after_step(release, find_deadline(deadline_s)) as stop,
     ):
         marker = {"digest": digest_of(spec), "seed": seed}
-        if until_epoch is not None and _is_finished(folder, marker):
+        finished = processes.broadcast(_finished(folder, marker) if processes.is_main else None)
+        if finished is not None and until_epoch is None:
+            logger.info("%s: the run is finished; to train it anew, delete %s", folder, done.name)
+            return finished
+        if finished is not None:
             logger.info("%s: the run is finished; nothing is left for this leg", folder)
             marker |= {"epochs": until_epoch}
         else:
@@ -235,7 +240,7 @@ def _recipe_of(spec: dict[str, Any]) -> Recipe:
     try:
         return Recipe.model_validate(spec["recipe"])
     except pydantic.ValidationError as error:  # a spec by hand; the workflow's own is validated when it is planned
-        problems = describe_problems(error).replace("configuration key ", "recipe.")
+        problems = describe_problems(error, "recipe").replace("configuration key ", "")
         raise ConfigError(f"spec.json: {problems}. Mend it, or let snakemake write it.") from None
 
 
@@ -249,13 +254,14 @@ def _lease(folder: Path, processes: Processes) -> Iterator[Callable[[], None]]:
         yield lease.release
 
 
-def _is_finished(folder: Path, marker: dict[str, Any]) -> bool:
-    """Whether the whole run is done already."""
+def _finished(folder: Path, marker: dict[str, Any]) -> dict[str, Any] | None:
+    """The marker of the whole run, if it is done already and its weights are there."""
     try:
         said = read_json(folder / DONE)
     except (OSError, ValueError):
-        return False
-    return isinstance(said, dict) and marker.items() <= said.items()
+        return None
+    is_this_run = isinstance(said, dict) and marker.items() <= said.items()
+    return said if is_this_run and (folder / WEIGHTS_FILE).is_file() else None
 
 
 def _open_labels(folder: Path | None, spec: dict[str, Any], manifest: Manifest) -> LabelStore | None:

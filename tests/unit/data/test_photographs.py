@@ -104,7 +104,9 @@ def test_a_cache_without_its_sizes_is_refused(place: tuple[Manifest, dict[str, A
     with pytest.raises(DataError, match=r"photographs, expected .*Delete it; the next training fills it again"):
         open_photographs(manifest, machine, SIDE)
     path.unlink()  # as the line says
-    assert torch.equal(open_photographs(manifest, machine, SIDE).pixels(0), Photographs(manifest, machine, SIDE).pixels(0))
+    assert torch.equal(
+        open_photographs(manifest, machine, SIDE).pixels(0), Photographs(manifest, machine, SIDE).pixels(0)
+    )
     assert sizes.read_bytes() == whole
 
 
