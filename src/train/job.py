@@ -24,7 +24,7 @@ from ..core.errors import CheckpointError, ConfigError, LabelError, OutputError
 from ..core.files import Lease, read_json, sha256_of, write_json
 from ..core.identity import digest_of
 from ..core.log import logger
-from ..core.recipes import scaled_rate
+from ..core.recipes import scaled_rate, with_batch
 from ..data.manifest import Manifest
 from ..engine.checkpoints import Checkpoints
 from ..engine.device import choose_device, choose_precision, set_tf32, set_threads
@@ -280,10 +280,11 @@ def _open_labels(folder: Path | None, spec: dict[str, Any], manifest: Manifest) 
 
 
 def _optimisation(recipe: Recipe, batch_size: int) -> Optimisation:
+    recipe = with_batch(recipe, batch_size)  # the one really used: a small data set's is smaller
     return Optimisation(
         epochs=recipe.epochs,
         cooldown_epochs=recipe.cooldown_epochs,
-        learning_rate=scaled_rate(recipe, batch_size),  # of the batch really used: a small data set's is smaller
+        learning_rate=scaled_rate(recipe, batch_size),
         min_learning_rate=recipe.min_learning_rate,
         warmup_learning_rate=recipe.warmup_learning_rate,
         warmup_epochs=recipe.warmup_epochs,
