@@ -90,7 +90,7 @@ def train_run(
         stopping_after_step(release, find_deadline(deadline_s)) as stop,
     ):
         marker = {"digest": digest_of(spec), "seed": seed}
-        finished = processes.broadcast(_finished(folder, marker) if processes.is_main else None)
+        finished: dict[str, Any] | None = processes.broadcast(_finished(folder, marker) if processes.is_main else None)
         if finished is not None and until_epoch is None:
             logger.info("%s: the run is finished; to train it anew, delete %s", folder, done.name)
             return finished
