@@ -449,18 +449,23 @@ def check_annotator_fits(config: Config, name: str, where: str) -> None:
         )
 
 
-def describe_problems(error: pydantic.ValidationError) -> str:
-    """Turns pydantic's report into one sentence per problem, at most three, unknown keys first."""
+def describe_problems(error: pydantic.ValidationError, within: str = "") -> str:
+    """Turns pydantic's report into one sentence per problem, at most three, unknown keys first.
+
+    Args:
+        error: of the validation of the whole configuration, or of a section of it.
+        within: the section's path, "" for the whole.
+    """
     problems = sorted(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
-    lines = [_sentence(item) for item in problems[:3]]
+    lines = [_sentence(item, within) for item in problems[:3]]
     if len(problems) > 3:
         lines.append(f"and {len(problems) - 3} more")
     return "; ".join(lines)
 
 
-def _sentence(item: Any) -> str:
+def _sentence(item: Any, within: str) -> str:
     path = [part for part in item["loc"] if not _is_type_tag(part)]
-    where = ".".join(str(part) for part in path).replace(".[", "[")
+    where = ".".join(filter(None, [within, *map(str, path)])).replace(".[", "[")
     found = item.get("input")
     shown = repr(found) if isinstance(found, (str, int, float, bool, type(None), list)) else type(found).__name__
     if item["type"] == "extra_forbidden":
@@ -476,6 +481,10 @@ def _sentence(item: Any) -> str:
         hint = f" Did you mean {close[0]!r}?" if close else ""
         return f"configuration key {where}: {shown} is not legal.{hint} Legal: {choices}"
     message = item["msg"].removeprefix("Value error, ")
+    if item["type"] == "value_error" and isinstance(
+        found, Mapping
+    ):  # of several keys of a section, which the message names
+        return f"configuration key {where}: {message}"
     return f"configuration key {where}: {shown} is not legal: {message[0].lower()}{message[1:]}"
 
 

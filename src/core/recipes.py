@@ -44,6 +44,18 @@ def scaled_rate(recipe: Recipe, batch_size: int) -> float:
     return recipe.learning_rate * (batch_size / recipe.learning_rate_batch if recipe.learning_rate_batch else 1.0)
 
 
+def with_batch(recipe: Recipe, batch_size: int) -> Recipe:
+    """The recipe with another batch; a rate that follows it takes floor and first rate along, for it never ends above itself."""
+    highest = scaled_rate(recipe, batch_size)
+    return recipe.model_copy(
+        update={
+            "batch_size": batch_size,
+            "min_learning_rate": min(recipe.min_learning_rate, highest),
+            "warmup_learning_rate": min(recipe.warmup_learning_rate, highest),
+        }
+    )
+
+
 def check_schedule(recipe: Recipe, machine: Machine, where: str) -> None:
     """Refuses a batch that the processes cannot share and a schedule that would rise where it should fall.
 

@@ -14,7 +14,7 @@ import pydantic
 
 from .config import Caps, Config, Experiment, Model, ModelSettings, Recipe, Row, describe_problems
 from .errors import ConfigError, unknown_name
-from .recipes import scaled_rate
+from .recipes import with_batch
 
 Section = TypeVar("Section", bound=pydantic.BaseModel)
 
@@ -91,9 +91,7 @@ def revalidated(section: Section, update: dict[str, Any], where: str) -> Section
     try:
         return type(section).model_validate({**section.model_dump(), **update})
     except pydantic.ValidationError as error:
-        raise ConfigError(
-            describe_problems(error).replace("configuration key ", f"configuration key {where}.")
-        ) from None
+        raise ConfigError(describe_problems(error, where)) from None
 
 
 def with_overrides(recipe: Recipe, choice: Mapping[str, Any], prefix: str, where: str) -> Recipe:
@@ -158,11 +156,8 @@ def capped_recipe(recipe: Recipe, caps: Caps) -> tuple[Recipe, tuple[str, ...]]:
         update["cooldown_epochs"] = min(recipe.cooldown_epochs, caps.epochs // 10)
         notes.append(f"epochs {recipe.epochs}->{caps.epochs}")
     if caps.batch_size is not None and caps.batch_size < recipe.batch_size:
-        update["batch_size"] = caps.batch_size
-        highest = scaled_rate(recipe, caps.batch_size)  # a schedule never ends above it
-        update["min_learning_rate"] = min(recipe.min_learning_rate, highest)
-        update["warmup_learning_rate"] = min(recipe.warmup_learning_rate, highest)
         notes.append(f"batch_size {recipe.batch_size}->{caps.batch_size}")
+        recipe = with_batch(recipe, caps.batch_size)
     return recipe.model_copy(update=update), tuple(notes)
 
 

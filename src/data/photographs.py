@@ -68,13 +68,13 @@ class CachedPhotographs(Photographs):
         path: of the cache's pixels.
 
     Raises:
-        DataError: the file is not as long as its sizes say.
+        DataError: its sizes are missing, or the files are not as long as they should be.
     """
 
     def __init__(self, manifest: Manifest, machine: dict[str, Any], short_side_px: int, path: Path) -> None:
         super().__init__(manifest, machine, short_side_px)
         self._path = path
-        self._sizes = np.fromfile(_sizes_path(path), dtype="<u4").reshape(-1, 2)
+        self._sizes = _whole_sizes(_sizes_path(path)) if _sizes_path(path).exists() else np.empty((0, 2), np.uint32)
         self._starts = _starts(self._sizes)
         self._memory: NDArray[np.uint8] | None = None
         found, expected = path.stat().st_size, int(self._starts[-1])
@@ -132,6 +132,12 @@ def _sizes_path(path: Path) -> Path:
     return path.with_suffix(".sizes")
 
 
+def _whole_sizes(path: Path) -> NDArray[np.uint32]:
+    """Height and width of each photograph, (photographs, 2); what a kill has left of another one is not counted."""
+    numbers = np.fromfile(path, dtype="<u4")
+    return numbers[: len(numbers) // 2 * 2].reshape(-1, 2)
+
+
 def _starts(sizes: NDArray[np.uint32]) -> NDArray[np.int64]:
     """Where each photograph begins in the file, and the last one ends."""
     return np.concatenate([[0], np.cumsum(sizes.astype(np.int64).prod(1) * CHANNELS)])
@@ -145,7 +151,7 @@ def _fill(path: Path, photographs: Photographs, threads: int, lease: Lease) -> N
         with open(part, "ab") as pixels, open(sizes_path, "ab") as sizes, ThreadPoolExecutor(threads) as pool:
             done = _whole_rows(part, sizes_path)
             sizes.truncate(done * 8)
-            pixels.truncate(int(_starts(np.fromfile(sizes_path, dtype="<u4").reshape(-1, 2))[-1]))
+            pixels.truncate(int(_starts(_whole_sizes(sizes_path))[-1]))
             logger.info("decode cache %s: %d of %d photographs are there", path, done, count)
             for rows in _blocks(range(done, count)):
                 block = list(pool.map(lambda row: _stored(photographs, row), rows))
@@ -170,8 +176,7 @@ def _blocks(rows: range) -> Iterator[range]:
 
 def _whole_rows(part: Path, sizes_path: Path) -> int:
     """Photographs of an interrupted cache whose size and pixels are both there."""
-    whole = np.fromfile(sizes_path, dtype="<u4")
-    ends = _starts(whole[: len(whole) // 2 * 2].reshape(-1, 2))
+    ends = _starts(_whole_sizes(sizes_path))
     return int(np.searchsorted(ends, part.stat().st_size, side="right")) - 1
 
 

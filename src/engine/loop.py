@@ -135,7 +135,7 @@ def fit(
     Raises:
         ConfigError: settings that train nothing.
         CheckpointError: no checkpoint can be continued from.
-        TrainingError: the loss is not finite, or memory does not suffice.
+        TrainingError: the loss is not finite, no photograph can be read, or memory does not suffice.
         StoppedError: told to stop; the state is saved.
     """
     _check_something_is_trained(task, optimisation)
@@ -217,6 +217,11 @@ class _Training:
             "learning_rate": self.learner.learning_rate,
             **self._meters.epoch_means(),
         }
+        if not line.get("images"):
+            raise TrainingError(
+                f"none of the photographs of epoch {epoch} can be read, so nothing was trained. Mend them (the log names each), or "
+                "the data set's place."
+            )
         every = self.task.validate_every_epochs
         if self.task.validate and every and (epoch + 1) % every == 0:
             self._save()  # a validation may take longer than a scheduler waits

@@ -20,6 +20,7 @@ from ..core.errors import CheckpointError, ConfigError
 from ..core.files import sha256_of
 from .weights import Checkpoint, checkpoint_file, read_checkpoint, read_metadata, read_state_dict
 
+_WEIGHTS_KEY = "weights (of the annotator or model; start of a row that is only fine-tuned)"
 FOLD_HEADS = "folds.safetensors"  # beside the checkpoint of an annotator that was adapted in folds
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar")
 FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")  # as timm's save_for_hf and the hub's snapshots name them
@@ -48,9 +49,7 @@ def find_weights_file(weights: str, weights_root: Path) -> Path | None:
     if kind == "file":
         path = weights_root / name
         if not path.is_file():
-            raise CheckpointError(
-                f"{path}: no such weights file. Put it there, or set weights_root or the annotator's weights."
-            )
+            raise CheckpointError(f"{path}: no such weights file. Put it there, or set weights_root or {_WEIGHTS_KEY}.")
         return path
     if kind == "folder":
         path = weights_root / name
@@ -59,7 +58,7 @@ def find_weights_file(weights: str, weights_root: Path) -> Path | None:
                 return path / file_name
         raise CheckpointError(
             f"weights {weights}: expected {' or '.join(FOLDER_FILES)} in {path}, found neither. Put one there, or set "
-            "weights_root or the annotator's weights."
+            f"weights_root or {_WEIGHTS_KEY}."
         )
     try:
         found = importlib.util.find_spec(name)
@@ -128,7 +127,7 @@ def hub_file(architecture: str) -> tuple[str, str | None, str]:
             else "Put a file under weights_root"
         )
         raise CheckpointError(
-            f"annotator {architecture}: timm knows no hub weights for it. {place} and set the annotator's weights to file:NAME."
+            f"{architecture}: timm knows no hub weights for it. {place} and set {_WEIGHTS_KEY} to file:NAME."
         )
     repository, _, revision = config.hf_hub_id.partition("@")
     return repository, revision or None, config.hf_hub_filename or FOLDER_FILES[0]
@@ -156,8 +155,8 @@ def _download(architecture: str) -> Path:
         return Path(hf_hub_download(repository, file_name, revision=revision))
     except Exception as error:  # noqa: BLE001 - the transport's errors belong to another package in each hub version
         raise CheckpointError(
-            f"annotator {architecture}: the model hub gives no weights ({type(error).__name__}). Fetch {file_name} of "
-            f"{repository} elsewhere, put it under weights_root and set the annotator's weights to file:NAME."
+            f"{architecture}: the model hub gives no weights ({type(error).__name__}). Fetch {file_name} of "
+            f"{repository} elsewhere, put it under weights_root and set {_WEIGHTS_KEY} to file:NAME."
         ) from None
 
 

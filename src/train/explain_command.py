@@ -21,7 +21,7 @@ from ..core.config import Config, RandAugmentOperation, Recipe, load_config
 from ..core.errors import DataError, unknown_name
 from ..core.overlays import read_configuration, study_files
 from ..core.recipe_sources import RecipeSources, read_recipe_sources
-from ..core.recipes import Schedule, check_schedule
+from ..core.recipes import Schedule, check_schedule, with_batch
 from ..core.rows import canonical_recipe, capped_model, capped_recipe
 
 COUNTERPARTS = {"released_code": "paper_text", "finetune": "paper_text_finetune"}
@@ -144,6 +144,7 @@ def describe_schedule(recipe: Recipe, config: Config, images: int) -> list[str]:
     """What the recipe comes to: rate and its rule, epochs and steps, micro-batches of each process."""
     machine = config.machine
     schedule = Schedule.of(recipe, machine, images)
+    recipe = with_batch(recipe, schedule.batch_size)
     rule = ", whatever the batch"
     if recipe.learning_rate_batch:
         rule = (

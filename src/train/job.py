@@ -25,7 +25,7 @@ from ..core.errors import CheckpointError, ConfigError, LabelError, OutputError
 from ..core.files import Lease, read_json, sha256_of, write_json
 from ..core.identity import digest_of
 from ..core.log import logger
-from ..core.recipes import scaled_rate
+from ..core.recipes import scaled_rate, with_batch
 from ..data.manifest import Manifest
 from ..engine.checkpoints import Checkpoints
 from ..engine.device import choose_device, choose_precision, set_tf32, set_threads
@@ -37,6 +37,7 @@ from ..engine.stopping import Stop, find_deadline, stopping_after_step
 from ..engine.validation import CenterCrops, measure_accuracy
 from ..labels import LabelStore
 from ..models import TokenModel, describe_model, save_weights, settings_of_spec, write_model_config
+from ..models.weights import WEIGHTS_FILE
 from .augment import Augmentation
 from .batches import Batches, TrainingSet
 from .preflight import LabelCoverage, check_before_training
@@ -91,13 +92,13 @@ def train_run(
         recipe = _recipe_of(spec)  # here, so that of several processes one speaks
         marker = {"digest": digest_of(spec), "seed": seed}
         # the main process has waited for the lease, and what it finds now another job may have finished meanwhile
-        finished = processes.broadcast(_finished(folder, marker) if processes.is_main else None)
+        finished: dict[str, Any] | None = processes.broadcast(_finished(folder, marker) if processes.is_main else None)
         if finished is not None:
             logger.info("%s: the run is finished; nothing is left to do. To train it again, delete %s", folder, DONE)
             if until_epoch is None:
                 if processes.is_main:
                     Checkpoints(folder, "", {}, processes).remove()  # a kill may have come between marker and removal
-                return dict(finished)
+                return finished
             marker |= {"epochs": until_epoch}
         else:
             marker |= _train(
@@ -247,10 +248,7 @@ def _recipe_of(spec: dict[str, Any]) -> Recipe:
     try:
         return Recipe.model_validate(spec["recipe"])
     except pydantic.ValidationError as error:  # a spec by hand; the workflow's own is validated when it is planned
-        problems = describe_problems(error).replace("configuration key ", "recipe.")
-        problems = problems.replace(
-            "recipe.: dict is not legal: ", "recipe: "
-        )  # several keys that do not fit each other
+        problems = describe_problems(error, "recipe").replace("configuration key ", "")
         raise ConfigError(f"spec.json: {problems}. Mend it, or let snakemake write it.") from None
 
 
@@ -283,8 +281,8 @@ def _finished(folder: Path, marker: dict[str, Any]) -> dict[str, Any] | None:
         said = read_json(folder / DONE)
     except (OSError, ValueError):
         return None
-    is_it = isinstance(said, dict) and marker.items() <= said.items() and (folder / "model.safetensors").exists()
-    return said if is_it else None
+    is_this_run = isinstance(said, dict) and marker.items() <= said.items()
+    return said if is_this_run and (folder / WEIGHTS_FILE).is_file() else None
 
 
 def _open_labels(folder: Path | None, spec: dict[str, Any], manifest: Manifest) -> LabelStore | None:
@@ -303,10 +301,11 @@ def _open_labels(folder: Path | None, spec: dict[str, Any], manifest: Manifest) 
 
 
 def _optimisation(recipe: Recipe, batch_size: int) -> Optimisation:
+    recipe = with_batch(recipe, batch_size)  # the one really used: a small data set's is smaller
     return Optimisation(
         epochs=recipe.epochs,
         cooldown_epochs=recipe.cooldown_epochs,
-        learning_rate=scaled_rate(recipe, batch_size),  # of the batch really used: a small data set's is smaller
+        learning_rate=scaled_rate(recipe, batch_size),
         min_learning_rate=recipe.min_learning_rate,
         warmup_learning_rate=recipe.warmup_learning_rate,
         warmup_epochs=recipe.warmup_epochs,

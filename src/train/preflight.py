@@ -16,7 +16,7 @@ import numpy as np
 from ..core.config import Recipe
 from ..core.errors import LabelError
 from ..core.log import logger
-from ..core.recipes import scaled_rate
+from ..core.recipes import scaled_rate, with_batch
 from ..data.manifest import Manifest
 from ..labels import LabelStore
 from ..labels.class_order import (
@@ -96,7 +96,7 @@ def check_before_training(
         ("augmentation", describe_augmentation(recipe)),
         ("batch", _batch(batches_size, machine["micro_batch"], processes_count) + f"; {steps:,} steps an epoch"),
         ("learning rate", describe_learning_rate(recipe, batches_size)),
-        ("schedule", _schedule(recipe, steps)),
+        ("schedule", _schedule(with_batch(recipe, batches_size), steps)),
         ("weights", _weights(recipe, parameters)),
     ]
     logger.info("before the first step of %s at %d px:", spec["model"]["architecture"], spec["image_px"])

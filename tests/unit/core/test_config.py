@@ -127,7 +127,7 @@ MISTAKES: list[tuple[str, Callable[[Raw], Any], list[str]]] = [
     (
         "warm-up as long as the training",
         lambda c: c["experiments"]["main"]["rows"][0]["set"].update({"train.epochs": 5}),
-        ["experiments.main.rows.lvvit_t.set.train", "warmup_epochs 5 must be below epochs 5"],
+        ["experiments.main.rows.lvvit_t.set.train: warmup_epochs 5 must be below epochs 5"],
     ),
     (
         "token labels without an annotator",
@@ -150,7 +150,11 @@ MISTAKES: list[tuple[str, Callable[[Raw], Any], list[str]]] = [
         ["min_learning_rate 1e-05", "6.25e-06", "batch_size 4 / 640"],
     ),
     ("a reversed range", lambda c: c["recipes"]["finetune"].update(crop_ratio=[1.3, 0.7]), ["crop_ratio", "smallest"]),
-    ("more warm-up than training", lambda c: c["recipes"]["finetune"].update(warmup_epochs=99), ["warmup_epochs 99", "30"]),
+    (
+        "more warm-up than training",
+        lambda c: c["recipes"]["finetune"].update(warmup_epochs=99),
+        ["key recipes.finetune: warmup_epochs 99", "30"],
+    ),
     (
         "no operation to choose from",
         lambda c: c["recipes"]["finetune"].update(randaugment_operations=[]),

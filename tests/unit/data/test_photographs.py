@@ -93,6 +93,23 @@ def test_a_cache_of_another_length_is_refused(place: tuple[Manifest, dict[str, A
         open_photographs(manifest, machine, SIDE)
 
 
+@pytest.mark.parametrize("kept_bytes", [None, 0, 8, -3], ids=["missing", "empty", "short", "torn"])
+def test_a_cache_without_its_sizes_is_refused(place: tuple[Manifest, dict[str, Any]], kept_bytes: int | None) -> None:
+    manifest, machine = place
+    open_photographs(manifest, machine, SIDE)
+    path = cache_path(Path(machine["decode_cache"]), manifest, SIDE)
+    sizes = path.with_suffix(".sizes")
+    whole = sizes.read_bytes()
+    sizes.unlink() if kept_bytes is None else sizes.write_bytes(whole[:kept_bytes])
+    with pytest.raises(DataError, match=r"photographs, expected .*Delete it; the next training fills it again"):
+        open_photographs(manifest, machine, SIDE)
+    path.unlink()  # as the line says
+    assert torch.equal(
+        open_photographs(manifest, machine, SIDE).pixels(0), Photographs(manifest, machine, SIDE).pixels(0)
+    )
+    assert sizes.read_bytes() == whole
+
+
 def test_a_place_that_cannot_be_written_is_named(place: tuple[Manifest, dict[str, Any]], tmp_path: Path) -> None:
     manifest, machine = place
     (tmp_path / "file").write_text("no folder")

@@ -298,6 +298,20 @@ def test_what_would_train_nothing_is_refused(
         train(tmp_path, dataclasses.replace(TASK, **task), dataclasses.replace(OPTIMISATION, **optimisation))
 
 
+def test_an_epoch_of_which_nothing_can_be_read_ends_the_training(tmp_path: Path) -> None:
+    """Else it would end well, with the weights that it began with."""
+
+    def unreadable(epoch: int, first_step: int) -> Iterator[list[Numbers]]:
+        for step in range(first_step, STEPS):
+            yield [
+                dataclasses.replace(batch, values=batch.values[:0], target=batch.target[:0], skipped=len(batch.values))
+                for batch in micro_batches(epoch, step)
+            ]
+
+    with pytest.raises(TrainingError, match=r"^none of the photographs of epoch 0 can be read[^\n]*$"):
+        train(tmp_path, dataclasses.replace(TASK, batches=unreadable))
+
+
 def test_other_settings_are_listed_and_refused_unless_allowed(tmp_path: Path) -> None:
     train(tmp_path, until_epoch=1, settings={"recipe": {"epochs": 3, "weight_decay": 0.05}, "seed": 0})
     changed: dict[str, Any] = {"digest": "b", "settings": {"recipe": {"epochs": 3, "weight_decay": 0.5}, "seed": 0}}

@@ -22,7 +22,7 @@ from tokenlabel.engine.reporting import TIMES, MetricsFile
 from tokenlabel.eval.evaluation import evaluate_run
 from tokenlabel.labels import SparseTargets
 from tokenlabel.models import load_model, read_metadata
-from tokenlabel.train import supervision
+from tokenlabel.train import job, supervision
 from tokenlabel.train.job import train_run
 from tokenlabel.train.start import build_model
 
@@ -234,6 +234,28 @@ def test_a_recipe_by_hand_that_makes_no_sense_is_one_line(
     spec["recipe"][key] = value
     with pytest.raises(ConfigError, match=rf"^spec\.json: recipe\.{key}: {value!r} is not legal.*[^\n]*$"):
         train(spec, workplace, tmp_path)
+
+
+def test_keys_by_hand_that_do_not_fit_each_other_are_one_line(spec: Spec, workplace: Workplace, tmp_path: Path) -> None:
+    spec["recipe"] |= {"epochs": 3, "warmup_epochs": 3}
+    with pytest.raises(ConfigError, match=r"^spec\.json: recipe: warmup_epochs 3 must be below epochs 3\. Mend it"):
+        train(spec, workplace, tmp_path)
+
+
+def test_a_finished_run_is_not_trained_again(
+    spec: Spec, workplace: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second job for the run, which waited for the first one, or a requeued one, does nothing; nor does the third by hand."""
+    marker = train(spec, workplace, tmp_path)
+    written = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in tmp_path.iterdir()}
+    with monkeypatch.context() as patched:
+        patched.setattr(job, "_train", lambda *_: pytest.fail("it is trained again"))
+        assert train(spec, workplace, tmp_path) == marker
+    assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in tmp_path.iterdir()} == written
+    (tmp_path / "model.safetensors").unlink()  # a marker without weights does not count
+    assert train(spec, workplace, tmp_path)["weights_sha256"] == marker["weights_sha256"]
+    spec["recipe"]["learning_rate"] *= 2  # nor does another run's
+    assert train(spec, workplace, tmp_path)["weights_sha256"] != marker["weights_sha256"]
 
 
 def test_a_missing_label_store_is_one_line(spec: Spec, workplace: Workplace, tmp_path: Path) -> None:

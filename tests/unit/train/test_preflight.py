@@ -16,6 +16,7 @@ from tokenlabel.core.log import logger
 from tokenlabel.data.manifest import Manifest
 from tokenlabel.labels import LabelStore
 from tokenlabel.train.batches import TrainingSet
+from tokenlabel.train.job import _optimisation
 from tokenlabel.train.preflight import (
     LabelCoverage,
     check_before_training,
@@ -76,6 +77,19 @@ def test_what_the_run_does_is_said_in_ten_lines(
     assert lines["schedule"] == "3 epochs, cosine to 1e-05, warm-up from 1e-06 in 1 epochs (2 steps)"
     assert "a checkpoint 16 MB" in lines["weights"]
     assert not [record for record in said.records if record.levelno > logging.INFO]
+
+
+def test_a_small_data_sets_rate_never_rises_where_it_should_fall(
+    spec: dict[str, Any], workplace: Workplace, said: pytest.LogCaptureFixture
+) -> None:
+    """Its batch is smaller than the recipe's, and so is its rate: here below the floor and the first rate."""
+    spec["recipe"] |= {"learning_rate_batch": 100_000, "batch_size": 100_000, "warmup_epochs": 1}
+    check(spec, workplace, workplace.manifests["train"])
+    lines = {line[2:15].strip(): line[17:] for line in said.messages}
+    assert lines["learning rate"].startswith("1.2e-07 = ")
+    assert lines["schedule"] == "3 epochs, cosine to 1.2e-07, warm-up from 1.2e-07 in 1 epochs (2 steps)"
+    used = _optimisation(Recipe.model_validate(spec["recipe"]), 12)
+    assert used.learning_rate == used.min_learning_rate == used.warmup_learning_rate == pytest.approx(1.2e-7)
 
 
 def test_hard_labels_need_no_store(spec: dict[str, Any], workplace: Workplace, said: pytest.LogCaptureFixture) -> None:
