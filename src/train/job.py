@@ -92,7 +92,9 @@ def train_run(
         recipe = _recipe_of(spec)  # here, so that of several processes one speaks
         marker = {"digest": digest_of(spec), "seed": seed}
         # the main process has waited for the lease, and what it finds now another job may have finished meanwhile
-        finished: dict[str, Any] | None = processes.broadcast(_finished(folder, marker) if processes.is_main else None)
+        finished: dict[str, Any] | None = processes.broadcast(
+            _finished(folder / DONE, marker, allow_changed) if processes.is_main else None
+        )
         if finished is not None:
             logger.info("%s: the run is finished; nothing is left to do. To train it again, delete %s", folder, DONE)
             if until_epoch is None:
@@ -275,14 +277,26 @@ def _owning(folder: Path, processes: Processes) -> Iterator[_Ownership]:
         yield _Ownership(lease.check, lease.release)
 
 
-def _finished(folder: Path, marker: dict[str, Any]) -> dict[str, Any] | None:
-    """The whole run's marker where it is done already, with its weights."""
+def _finished(done: Path, marker: dict[str, Any], allow_changed: bool) -> dict[str, Any] | None:
+    """The marker of the whole run, if it is done already and its weights are there.
+
+    Raises:
+        CheckpointError: the folder holds another finished run, whose weights would be written over.
+    """
     try:
-        said = read_json(folder / DONE)
+        said = read_json(done)
     except (OSError, ValueError):
         return None
-    is_this_run = isinstance(said, dict) and marker.items() <= said.items()
-    return said if is_this_run and (folder / WEIGHTS_FILE).is_file() else None
+    if not isinstance(said, dict) or not (done.parent / WEIGHTS_FILE).is_file():
+        return None
+    if marker.items() <= said.items():
+        return said
+    if not allow_changed:
+        raise CheckpointError(
+            f"{done}: of another run (spec {said.get('digest')}, seed {said.get('seed')}; this one is {marker['digest']}, seed "
+            f"{marker['seed']}). Give --done in another folder, or --allow-changed to write over it."
+        )
+    return None
 
 
 def _open_labels(folder: Path | None, spec: dict[str, Any], manifest: Manifest) -> LabelStore | None:

@@ -193,18 +193,6 @@ def test_legs_leave_what_the_unbroken_run_leaves(spec: Spec, workplace: Workplac
     require_equal_runs(folder, tmp_path / "whole")
 
 
-def test_a_finished_run_is_not_trained_again(spec: Spec, workplace: Workplace, tmp_path: Path) -> None:
-    """A second job of a run waits for the first one's lease; what it finds then took days."""
-    spec["recipe"]["epochs"] = 1
-    marker = train(spec, workplace, tmp_path)
-    before = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
-    assert train(spec, workplace, tmp_path) == marker
-    assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
-    (tmp_path / "done.json").unlink()
-    assert train(spec, workplace, tmp_path)["weights_sha256"] == marker["weights_sha256"]
-    assert (tmp_path / "model.safetensors").stat().st_mtime_ns != before["model.safetensors"]
-
-
 def test_a_job_that_was_taken_over_while_it_was_suspended_writes_nothing_more(
     spec: Spec, workplace: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -254,8 +242,10 @@ def test_a_finished_run_is_not_trained_again(
     assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in tmp_path.iterdir()} == written
     (tmp_path / "model.safetensors").unlink()  # a marker without weights does not count
     assert train(spec, workplace, tmp_path)["weights_sha256"] == marker["weights_sha256"]
-    spec["recipe"]["learning_rate"] *= 2  # nor does another run's
-    assert train(spec, workplace, tmp_path)["weights_sha256"] != marker["weights_sha256"]
+    spec["recipe"]["learning_rate"] *= 2
+    with pytest.raises(CheckpointError, match=r"done\.json: of another run.*--allow-changed"):
+        train(spec, workplace, tmp_path)
+    assert train(spec, workplace, tmp_path, allow_changed=True)["weights_sha256"] != marker["weights_sha256"]
 
 
 def test_a_missing_label_store_is_one_line(spec: Spec, workplace: Workplace, tmp_path: Path) -> None:
