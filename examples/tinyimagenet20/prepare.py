@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import sys
 import tarfile
 from collections import defaultdict
 from pathlib import Path
@@ -69,7 +70,8 @@ def main() -> None:
             (args.folder / "train2000" / folder).mkdir(parents=True, exist_ok=True)
             os.link(args.folder / "train" / place, args.folder / "train2000" / place)
             counts["train2000"] += 1
-    print(", ".join(f"{split}: {count:,}" for split, count in sorted(counts.items())))
+    said = ", ".join(f"{split}: {count:,}" for split, count in sorted(counts.items()))
+    sys.stdout.write(f"{said}\n")
 
 
 def _split_of(name: str) -> str:
