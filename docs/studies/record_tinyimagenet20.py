@@ -56,7 +56,8 @@ def collect_runs(folder: Path) -> Iterator[Row]:
                 "epochs": row.run.spec["recipe"]["epochs"], "top1": round(measured["top1"], 3),
                 "class_top1": round(measured["class_top1"], 3), "token_head": measured["token_head"],
                 "token_agreement": round(measured["token_agreement"], 3), "token_kl": round(measured["token_kl"], 4),
-                "class_loss": round(last["class_loss"], 4), "token_loss": round(last["token_loss"], 4) if "token_loss" in last else "",
+                "class_loss": round(last["class_loss"], 4),
+                "token_loss": round(last["token_loss"], 4) if "token_loss" in last else "",
                 "train_seconds": round(measured["train_seconds"]), "val_images": measured["val_images"],
                 "right": measured["right"],
             }  # fmt: skip
@@ -141,79 +142,49 @@ def draw(rows: list[Row], path: Path) -> None:
     from tokenlabel.eval.figures import BLUE, GREY, ORANGE, STYLE
 
     lines = list(summarise(rows))
-    names = list(dict.fromkeys(line["arm"] for line in lines if line["kind"] == "arm"))
-    labels = {
-        line["arm"]: line["row"].replace(", ", ",\n").replace(" beside ", "\nbeside ")
-        for line in lines
-        if line["kind"] == "arm"
-    }
-    places = {name: place for place, name in enumerate(reversed(names))}
-    style = {
-        images: look
-        for images, look in zip(
-            sorted({row["train_images"] for row in rows}), ((ORANGE, "s", 0.14), (BLUE, "o", -0.14)), strict=False
-        )
-    }
+    arms = [line for line in lines if line["kind"] == "arm"]
+    labels = {line["arm"]: line["row"].replace(", ", ",\n").replace(" beside ", "\nbeside ") for line in arms}
+    place = {arm: -float(number) for number, arm in enumerate(labels)}
+    sizes = sorted({row["train_images"] for row in rows})
     with plt.rc_context(STYLE):
-        figure, (accuracy, difference, agreement) = plt.subplots(
-            1, 3, figsize=(10.5, 0.9 + 0.62 * len(names)), sharey=True
-        )
-        for images, (colour, marker, shift) in style.items():
+        figure, panels = plt.subplots(1, 3, figsize=(10.5, 1.0 + 0.6 * len(labels)), sharey=True)
+        accuracy, difference, agreement = panels
+        for images, colour, marker, shift in zip(sizes, (ORANGE, BLUE), "so", (0.14, -0.14), strict=False):
             for axes, field in ((accuracy, "top1"), (agreement, "token_agreement")):
-                runs = [row for row in rows if row["train_images"] == images]
-                axes.plot(
-                    [run[field] for run in runs],
-                    [places[run["arm"]] + shift for run in runs],
-                    marker,
-                    color=colour,
-                    markersize=3.5,
-                    alpha=0.45,
-                    markeredgewidth=0,
-                )
-                arms = [line for line in lines if line["kind"] == "arm" and line["train_images"] == images]
-                axes.plot(
-                    [line[f"{field}_mean"] for line in arms],
-                    [places[line["arm"]] + shift for line in arms],
-                    "|",
-                    color=colour,
-                    markersize=13,
-                    label=f"{images:,} photographs",
-                )
-            pairs = [
-                line
-                for line in lines
-                if line["kind"] == "pair"
-                and line["train_images"] == images
-                and line["over"] == "hard"
-                and line["field"] == "top1"
-            ]
-            difference.errorbar(
-                [line["mean"] for line in pairs],
-                [places[line["arm"]] + shift for line in pairs],
-                xerr=[line["high"] - line["mean"] for line in pairs],
-                fmt=marker,
-                color=colour,
-                markersize=5,
-                capsize=3,
-                linewidth=1.2,
-            )
-            difference.plot(
-                [value for line in pairs for value in (line["photographs_low"], line["photographs_high"], None)],
-                [place for line in pairs for place in (places[line["arm"]] + shift,) * 3],
-                color=colour,
-                linewidth=5,
-                alpha=0.25,
-                solid_capstyle="butt",
-            )
+                runs = [(row[field], place[row["arm"]] + shift) for row in rows if row["train_images"] == images]
+                axes.plot(*zip(*runs, strict=True), marker, color=colour, markersize=4, alpha=0.5, markeredgewidth=0)
+                means = [
+                    (line[f"{field}_mean"], place[line["arm"]] + shift)
+                    for line in arms
+                    if line["train_images"] == images
+                ]
+                axes.plot(*zip(*means, strict=True), "|", color=colour, markersize=13, label=f"{images:,} photographs")
+            for line in lines:
+                if (line.get("over"), line.get("field"), line["train_images"]) == ("hard", "top1", images):
+                    height, reach = place[line["arm"]] + shift, line["high"] - line["mean"]
+                    difference.errorbar(
+                        line["mean"],
+                        height,
+                        xerr=reach,
+                        fmt=marker,
+                        color=colour,
+                        markersize=5,
+                        capsize=3,
+                        linewidth=1.2,
+                    )
+                    band = (line["photographs_low"], line["photographs_high"])
+                    difference.plot(
+                        band, (height, height), color=colour, linewidth=6, alpha=0.25, solid_capstyle="butt"
+                    )
         difference.axvline(0, color=GREY, linewidth=1)
-        accuracy.set_yticks(list(places.values()), [labels[name] for name in places])
-        accuracy.set_ylim(-0.6, len(names) - 0.4)
+        accuracy.set_yticks(list(place.values()), list(labels.values()))
+        accuracy.set_ylim(0.6 - len(labels), 0.6)
         accuracy.set_xlabel("top-1 (%)\nevery run; bar: mean")
         difference.set_xlabel(
-            "top-1 above own labels, same seeds (points)\nline: 95 % over seeds (t), band: over photographs"
+            "top-1 above own labels, same seeds (points)\n95 %: line over seeds (t), band over photographs"
         )
         agreement.set_xlabel("tokens whose best class is the annotator's (%)\nevery run; bar: mean")
-        accuracy.legend(frameon=False, fontsize=7, loc="best")
+        accuracy.legend(frameon=False, fontsize=7)
         figure.tight_layout()
         figure.savefig(path)
         plt.close(figure)

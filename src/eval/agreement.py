@@ -89,7 +89,8 @@ def measure_agreement(
     agreed, divergence, tokens = sums.tolist()
     if not counted or (head and not tokens):
         raise DataError(
-            f"labels {store.path}: no photograph of split {manifest.split} has both pixels and a map. See its unreadable.csv."
+            f"labels {store.path}: no photograph of split {manifest.split} has both pixels and a map. "
+            f"See unreadable-{manifest.split}.csv there."
         )
     measured = {
         "class_top1": 100 * class_right / counted,
