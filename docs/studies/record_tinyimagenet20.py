@@ -31,8 +31,8 @@ from tokenlabel.eval.agreement import unpack_right
 HERE = Path(__file__).resolve().parent
 CSV, FIGURE = HERE / "tinyimagenet20.csv", HERE / "tinyimagenet20.png"
 PAIRS = (
-    ("relabel", "hard"), ("token", "hard"), ("token_20", "hard"), ("token_own", "hard"), ("token", "relabel"),
-    ("token_20", "token"),
+    ("relabel", "hard"), ("token", "hard"), ("token_20", "hard"), ("token_own", "hard"), ("token_half", "hard"), ("token", "relabel"),
+    ("token_half", "relabel"), ("token_20", "token"),
 )  # fmt: skip
 MEASURES = {"top1": "top-1 %", "token_agreement": "tokens that agree %"}
 RESAMPLES = 10_000
