@@ -278,6 +278,7 @@ TABLES: dict[str, Table | FaultTable] = {
             "class head alone %": ("class_top1_mean", ".1f"),
             "tokens that agree %": ("token_agreement_mean", ".1f"),
             "sd of these": ("token_agreement_sd", ".1f"),
+            "if all said the photograph's class": ("image_agreement_mean", ".1f"),
             "KL, nats": ("token_kl_mean", ".2f"),
         },
         lambda line: line["kind"] == "arm",

@@ -31,9 +31,10 @@ from tokenlabel.eval.agreement import unpack_right
 HERE = Path(__file__).resolve().parent
 CSV, FIGURE = HERE / "tinyimagenet20.csv", HERE / "tinyimagenet20.png"
 PAIRS = (
-    ("relabel", "hard"), ("token", "hard"), ("token_20", "hard"), ("token_own", "hard"), ("token_half", "hard"), ("token", "relabel"),
-    ("token_half", "relabel"), ("token_20", "token"),
+    ("relabel", "hard"), ("token", "hard"), ("token_20", "hard"), ("token_own", "hard"), ("token_half", "hard"),
+    ("token", "relabel"), ("token_half", "relabel"), ("token_20", "token"),
 )  # fmt: skip
+MEANS = ("top1", "class_top1", "token_agreement", "image_agreement", "token_kl")
 MEASURES = {"top1": "top-1 %", "token_agreement": "tokens that agree %"}
 RESAMPLES = 10_000
 Row = dict[str, Any]
@@ -55,7 +56,8 @@ def collect_runs(folder: Path) -> Iterator[Row]:
                 "train_images": study.config.dataset.train_images, "arm": row.name, "label": row.label, "seed": seed,
                 "epochs": row.run.spec["recipe"]["epochs"], "top1": round(measured["top1"], 3),
                 "class_top1": round(measured["class_top1"], 3), "token_head": measured["token_head"],
-                "token_agreement": round(measured["token_agreement"], 3), "token_kl": round(measured["token_kl"], 4),
+                "token_agreement": round(measured["token_agreement"], 3),
+                "image_agreement": round(measured["image_agreement"], 3), "token_kl": round(measured["token_kl"], 4),
                 "class_loss": round(last["class_loss"], 4),
                 "token_loss": round(last["token_loss"], 4) if "token_loss" in last else "",
                 "train_seconds": round(measured["train_seconds"]), "val_images": measured["val_images"],
@@ -70,7 +72,7 @@ def read_runs(path: Path = CSV) -> list[Row]:
     for row in rows:
         for name in ("train_images", "seed", "epochs", "val_images", "train_seconds"):
             row[name] = int(row[name])
-        for name in ("top1", "class_top1", "token_agreement", "token_kl", "class_loss"):
+        for name in ("top1", "class_top1", "token_agreement", "image_agreement", "token_kl", "class_loss"):
             row[name] = float(row[name])
     return rows
 
@@ -87,7 +89,7 @@ def summarise(rows: list[Row]) -> Iterator[Row]:
             yield {
                 "kind": "arm", "train_images": images, "arm": runs[0]["arm"], "row": runs[0]["label"], "runs": len(runs),
                 "epochs": runs[0]["epochs"],
-                **{f"{name}_mean": _mean(runs, name) for name in ("top1", "class_top1", "token_agreement", "token_kl")},
+                **{f"{name}_mean": _mean(runs, name) for name in MEANS},
                 **{f"{name}_sd": _deviation(runs, name) for name in MEASURES},
                 "head": runs[0]["token_head"],
             }  # fmt: skip

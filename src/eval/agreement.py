@@ -58,10 +58,11 @@ def measure_agreement(
         precision: of autocast.
 
     Returns:
-        token_agreement: % of the tokens whose best class is the annotator's there; token_kl: mean KL(annotator || token), nats;
+        token_agreement: % of the tokens whose best class is the annotator's there; image_agreement: the same if each token said
+        what the model says of the whole photograph, which a model that sees where should beat; token_kl: mean KL(annotator || token), nats;
         class_top1: % right of the class head alone; token_head: `token` or `class`, which head was asked; right: base64 of a bit
         a photograph, in the manifest's order, whether the model's own rule has it right: what paired tests of two runs need.
-        Without token_agreement and token_kl where no head fits the tokens.
+        Without the token measures where no head fits the tokens.
 
     Raises:
         DataError: no photograph has both pixels and a map.
@@ -71,7 +72,9 @@ def measure_agreement(
         _NumberedCrops(crops), batch_size=machine["micro_batch"], num_workers=machine["workers"], collate_fn=_collate
     )
     right = np.zeros(len(manifest), dtype=bool)
-    sums = torch.zeros(3, dtype=torch.float64)  # tokens that agree, divergence, tokens
+    sums = torch.zeros(
+        4, dtype=torch.float64
+    )  # tokens that agree, that would with one class for all, divergence, tokens
     counted = class_right = 0
     with torch.inference_mode():
         for rows, images in loader:
@@ -82,11 +85,12 @@ def measure_agreement(
             class_logits, token_logits = output.class_logits.float().cpu(), output.token_logits.float().cpu()
             classes = torch.from_numpy(manifest.class_index[rows].astype(np.int64))
             class_right += int((class_logits.argmax(-1) == classes).sum())
-            right[rows] = (model.score_classes(class_logits, token_logits).argmax(-1) == classes).numpy()
+            best = model.score_classes(class_logits, token_logits).argmax(-1)
+            right[rows] = (best == classes).numpy()
             counted += len(rows)
             if head:
-                sums += _compared(token_logits, output.grid, rows, crop, manifest, store)
-    agreed, divergence, tokens = sums.tolist()
+                sums += _compared(token_logits, best, output.grid, rows, crop, manifest, store)
+    agreed, by_image, divergence, tokens = sums.tolist()
     if not counted or (head and not tokens):
         raise DataError(
             f"labels {store.path}: no photograph of split {manifest.split} has both pixels and a map. "
@@ -98,7 +102,8 @@ def measure_agreement(
         "right": base64.b64encode(np.packbits(right).tobytes()).decode(),
     }
     if head:
-        measured |= {"token_agreement": 100 * agreed / tokens, "token_kl": divergence / tokens}
+        shares = {"token_agreement": agreed, "image_agreement": by_image}
+        measured |= {name: 100 * count / tokens for name, count in shares.items()} | {"token_kl": divergence / tokens}
     return measured
 
 
@@ -127,14 +132,14 @@ def _head_for_tokens(model: TokenModel) -> str | None:
 
 
 def _compared(
-    token_logits: Tensor, grid: tuple[int, int], rows: np.ndarray[Any, np.dtype[np.int64]], crop: float, manifest: Manifest,
-    store: LabelStore,
+    token_logits: Tensor, best: Tensor, grid: tuple[int, int], rows: np.ndarray[Any, np.dtype[np.int64]], crop: float,
+    manifest: Manifest, store: LabelStore,
 ) -> Tensor:  # fmt: skip
-    """Float64 (3,): tokens that agree, summed divergence, and tokens compared, of those photographs that have a map."""
+    """Float64 (4,), of those photographs that have a map: see `sums` above; best is the class of each whole photograph."""
     identifiers = manifest.sample_id[rows]
     usable = store.status_of(identifiers) == STATUS_OK
     if not usable.any():
-        return torch.zeros(3, dtype=torch.float64)
+        return torch.zeros(4, dtype=torch.float64)
     labels = store.get_many(identifiers[usable])
     affine = map_affine(store.view, labels.image_size, centre_affine(labels.image_size, crop))
     targets = sparse_targets(
@@ -143,8 +148,11 @@ def _compared(
     truth, inside = targets.dense(), targets.inside
     said = token_logits[torch.from_numpy(usable)].log_softmax(-1)
     divergence = (truth * (truth.clamp_min(1e-12).log() - said)).sum(-1)
-    agreed = truth.argmax(-1) == said.argmax(-1)
-    return torch.stack([(agreed & inside).sum(), divergence[inside].sum(), inside.sum()]).double()
+    wanted = truth.argmax(-1)
+    agreed, by_image = wanted == said.argmax(-1), wanted == best[torch.from_numpy(usable), None]
+    return torch.stack(
+        [(agreed & inside).sum(), (by_image & inside).sum(), divergence[inside].sum(), inside.sum()]
+    ).double()
 
 
 def centre_affine(image_size: np.ndarray[Any, Any], crop: float) -> Tensor:

@@ -42,6 +42,7 @@ class ResultRow:
     class_top1_mean: float | None
     token_agreement_mean: float | None
     token_agreement_sd: float | None
+    image_agreement_mean: float | None
     token_kl_mean: float | None
     parameters_m: float
     gmacs: float
@@ -91,6 +92,7 @@ def _row(row: dict[str, Any], base: Path) -> ResultRow:
         class_top1_mean=_mean(results, "class_top1"),
         token_agreement_mean=_mean(results, "token_agreement"),
         token_agreement_sd=_deviation(results, "token_agreement"),
+        image_agreement_mean=_mean(results, "image_agreement"),
         token_kl_mean=_mean(results, "token_kl"),
         paper_top1=paper,
         difference=mean - paper if paper is not None and not row["capped"] else None,
