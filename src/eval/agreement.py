@@ -59,10 +59,10 @@ def measure_agreement(
 
     Returns:
         token_agreement: % of the tokens whose best class is the annotator's there; image_agreement: the same if each token said
-        what the model says of the whole photograph, which a model that sees where should beat; token_kl: mean KL(annotator || token), nats;
-        class_top1: % right of the class head alone; token_head: `token` or `class`, which head was asked; right: base64 of a bit
-        a photograph, in the manifest's order, whether the model's own rule has it right: what paired tests of two runs need.
-        Without the token measures where no head fits the tokens.
+        what the model says of the whole photograph, which a model that sees where should beat; token_kl: mean of
+        KL(annotator || token), nats; class_top1: % right of the class head alone; token_head: `token` or `class`, which head was
+        asked; right: base64 of a bit a photograph, in the manifest's order, whether the model's own rule has it right: what
+        paired tests of two runs need. Without the token measures where no head fits the tokens.
 
     Raises:
         DataError: no photograph has both pixels and a map.
