@@ -161,6 +161,12 @@ def draw(rows: list[Row], path: Path) -> None:
                     if line["train_images"] == images
                 ]
                 axes.plot(*zip(*means, strict=True), "|", color=colour, markersize=13, label=f"{images:,} photographs")
+            floor = [
+                (line["image_agreement_mean"], place[line["arm"]] + shift)
+                for line in arms
+                if line["train_images"] == images
+            ]
+            agreement.plot(*zip(*floor, strict=True), "x", color=colour, markersize=5)
             for line in lines:
                 if (line.get("over"), line.get("field"), line["train_images"]) == ("hard", "top1", images):
                     height, reach = place[line["arm"]] + shift, line["high"] - line["mean"]
@@ -182,11 +188,9 @@ def draw(rows: list[Row], path: Path) -> None:
         accuracy.set_yticks(list(place.values()), list(labels.values()))
         accuracy.set_ylim(0.6 - len(labels), 0.6)
         accuracy.set_xlabel("top-1 (%)\nevery run; bar: mean")
-        difference.set_xlabel(
-            "top-1 above own labels, same seeds (points)\n95 %: line over seeds (t), band over photographs"
-        )
-        agreement.set_xlabel("tokens whose best class is the annotator's (%)\nevery run; bar: mean")
-        accuracy.legend(frameon=False, fontsize=7)
+        difference.set_xlabel("top-1 above own labels (points)\n95 %: line seeds, band photographs")
+        agreement.set_xlabel("tokens that agree with the annotator (%)\nx: if all said the photograph's class")
+        accuracy.legend(frameon=False, fontsize=7, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
         figure.tight_layout()
         figure.savefig(path)
         plt.close(figure)
