@@ -95,7 +95,7 @@ def summarise(rows: list[Row]) -> Iterator[Row]:
             }  # fmt: skip
         for (one, other), measure in itertools.product(PAIRS, MEASURES):
             seeds = sorted(arms.get(one, {}).keys() & arms.get(other, {}).keys())
-            if len(seeds) < 2:
+            if len(seeds) < 3:  # an interval over two seeds says nothing
                 continue
             pairs = [(arms[one][seed], arms[other][seed]) for seed in seeds]
             differences = [a[measure] - b[measure] for a, b in pairs]
