@@ -1,4 +1,4 @@
-"""Fills the tables of docs/*.md from the committed result files, so that no figure there is typed by hand.
+"""Fills the tables of docs/**/*.md from the committed result files, so that no figure there is typed by hand.
 
 usage: python docs/tables.py [--check]; `make docs` calls it. A table stands between `<!-- table NAME -->` and `<!-- end -->`; one
 whose measurement is still to come is `<!-- table NAME pending -->`. TABLES says which file and columns a table has.
@@ -351,6 +351,38 @@ TABLES: dict[str, Table | FaultTable | RecipeTable] = {
             "standard deviation": ("sd", ".1f"),
         },
     ),
+    "tinyimagenet20": Table(
+        "tinyimagenet20",
+        {
+            "photographs": ("train_images", ","),
+            "labels": ("row", ""),
+            "runs": ("runs", ""),
+            "epochs": ("epochs", ""),
+            "top-1 %": ("top1_mean", ".1f"),
+            "sd": ("top1_sd", ".1f"),
+            "class head alone %": ("class_top1_mean", ".1f"),
+            "tokens that agree %": ("token_agreement_mean", ".1f"),
+            "sd of these": ("token_agreement_sd", ".1f"),
+            "if all said the photograph's class": ("image_agreement_mean", ".1f"),
+            "KL, nats": ("token_kl_mean", ".2f"),
+        },
+        lambda line: line["kind"] == "arm",
+    ),
+    "tinyimagenet20_pairs": Table(
+        "tinyimagenet20",
+        {
+            "photographs": ("train_images", ","),
+            "difference": ("pair", ""),
+            "of": ("measure", ""),
+            "seeds": ("runs", ""),
+            "mean": ("mean", "+.1f"),
+            "95 % over seeds from": ("low", "+.1f"),
+            "to": ("high", "+.1f"),
+            "95 % over photographs from": ("photographs_low", "+.1f"),
+            "to ": ("photographs_high", "+.1f"),
+        },
+        lambda line: line["kind"] == "pair" and (line["field"] == "top1" or line["over"] == "hard"),
+    ),
 }
 
 
@@ -415,16 +447,16 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="change nothing; return 1 if a page differs")
     args = parser.parse_args()
     differing = []
-    for path in sorted((ROOT / "docs").glob("*.md")):
+    for path in sorted((ROOT / "docs").rglob("*.md")):
         before = path.read_text(encoding="utf-8")
         try:
-            after = filled(before, f"docs/{path.name}")
+            after = filled(before, str(path.relative_to(ROOT)))
         except TableError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
         if after == before:
             continue
-        differing.append(path.name)
+        differing.append(str(path.relative_to(ROOT)))
         if not args.check:
             path.write_text(after, encoding="utf-8")
     print(f"{'differ from the result files' if args.check else 'rewritten'}: {', '.join(differing) or 'none'}")

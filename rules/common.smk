@@ -106,6 +106,7 @@ wildcard_constraints:
     annotator=r"[A-Za-z0-9_]+-[0-9a-f]{8}",
     run=r"[A-Za-z0-9_]+(-[A-Za-z0-9_]+)*-[0-9a-f]{8}",
     seed=r"\d+",
+    split=r"train|val",
     shard=r"\d{5}",
     total=r"\d{5}",
     evaluation=r"[0-9a-f]{8}",
@@ -195,7 +196,7 @@ def manifest_of_shard(wildcards):
     """Input function: the manifest's marker, after writing the label spec; newer than a shard that it makes stale."""
     job = label_job_of(wildcards)
     write_document(*job.document)
-    stale = job.markers[int(wildcards.shard)] in STALE
+    stale = job.markers_of(wildcards.split)[int(wildcards.shard)] in STALE
     return STUDY.data.marker if stale else ancient(STUDY.data.marker)
 
 
@@ -224,6 +225,24 @@ def labels_of_run(wildcards):
 def labels_to_measure(wildcards):
     """Markers of all shards of a label folder."""
     return [ancient(marker) for marker in label_job_of(wildcards).markers]
+
+
+def compared_labels(wildcards):
+    """The label job that an evaluation compares tokens with; None without."""
+    _, evaluation = STUDY.evaluation_document(wildcards.evaluation)
+    return STUDY.reference if "agreement" in evaluation else None
+
+
+def labels_to_compare(wildcards):
+    """Markers of the validation shards that an evaluation compares tokens with."""
+    job = compared_labels(wildcards)
+    return [ancient(marker) for marker in job.markers_of("val")] if job else []
+
+
+def compare_argument(wildcards):
+    """Their folder, as a command line argument."""
+    job = compared_labels(wildcards)
+    return f"--labels {shlex.quote(job.folder)}" if job else ""
 
 
 def results_of_table(wildcards):

@@ -108,7 +108,8 @@ def annotate_shard(
         marker = marker_of(attributes, summary, time.monotonic() - started)
         marker |= {"job": facts, "unreadable_photographs": [vars(photograph) for photograph in unreadable.found]}
         lease.check()
-        unreadable.write_table(done.parent / "unreadable.csv", shard, done, partial(write_json, done, marker))
+        table = "unreadable.csv" if manifest.split == "train" else f"unreadable-{manifest.split}.csv"
+        unreadable.write_table(done.parent / table, shard, done, partial(write_json, done, marker))
         shutil.rmtree(parts_folder, ignore_errors=True)
         said = {"shard": done.name, "images": marker["images"], "unreadable": marker["unreadable"], **facts}
         logger.info("summary %s", json.dumps(said))

@@ -296,6 +296,7 @@ class Evaluation(Frozen):
 
     interpolation: Literal["bilinear", "bicubic"]
     use_ema: bool
+    agreement: Name | None
 
 
 class Fidelity(Frozen):
@@ -428,6 +429,9 @@ def _check_references(config: Config) -> None:
     check("annotator", config.defaults.annotator, config.annotators, "defaults.annotator")
     check("recipe", config.defaults.recipe, config.recipes, "defaults.recipe")
     check("recipe", config.defaults.finetune_recipe, config.recipes, "defaults.finetune_recipe")
+    if config.evaluation.agreement is not None:
+        check("annotator", config.evaluation.agreement, config.annotators, "evaluation.agreement")
+        check_annotator_fits(config, config.evaluation.agreement, "evaluation.agreement")
     for position, name in enumerate(config.select.annotators):
         check("annotator", name, config.annotators, f"select.annotators[{position}]")
     for position, name in enumerate(config.select.experiments):

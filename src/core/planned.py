@@ -82,7 +82,11 @@ class LabelJob(Planned):
     @property
     def markers(self) -> list[str]:
         """Path of every shard's marker."""
-        return [f"{self.folder}/train-{shard:05d}-of-{self.shards:05d}.done" for shard in range(self.shards)]
+        return self.markers_of("train")
+
+    def markers_of(self, split: str) -> list[str]:
+        """The same for another split."""
+        return [f"{self.folder}/{split}-{shard:05d}-of-{self.shards:05d}.done" for shard in range(self.shards)]
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ one run, whoever asks for them. Nothing here reads a photograph or a checkpoint.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .config import Annotator, Config, Experiment, Model, Recipe, check_annotator_fits, load_config
@@ -44,6 +44,7 @@ class Study:
     annotators: dict[str, AnnotatorJob] = field(default_factory=dict)
     runs: dict[str, Run] = field(default_factory=dict)
     tables: dict[str, Table] = field(default_factory=dict)
+    reference: LabelJob | None = None  # whose maps evaluations compare the tokens' predictions with
 
     @classmethod
     def plan(cls, raw: Mapping[str, Any]) -> Study:
@@ -54,6 +55,8 @@ class Study:
         """
         config = load_config(raw)
         study = cls(config=config, data=_data_job(config))
+        if config.evaluation.agreement is not None:
+            study = replace(study, reference=study._label_job(config.evaluation.agreement))
         for position, annotator in enumerate(config.select.annotators):
             check_annotator_fits(config, annotator, f"select.annotators[{position}]")
             study._label_job(annotator)
@@ -120,8 +123,9 @@ class Study:
 
     def evaluation_document(self, digest: str) -> tuple[str, dict[str, Any]]:
         """Path and content of the evaluation spec with this digest."""
-        for crop in {ANNOTATOR_CROP, *(model.eval_crop for model in self.config.models.values())}:
-            spec = self.evaluation_spec(crop)
+        crops = {ANNOTATOR_CROP, *(model.eval_crop for model in self.config.models.values())}
+        for crop, reference in itertools.product(crops, (None, self.reference)):
+            spec = self.evaluation_spec(crop, reference)
             if digest_of(spec) == digest:
                 return str(RESULTS / "evaluations" / f"{digest}.json"), spec
         raise ConfigError(f"evaluation-{digest}: no evaluation of this configuration has that digest.")
@@ -385,15 +389,21 @@ class Study:
                 spec=spec,
                 labels=labels,
                 start=start,
-                evaluation=digest_of(self.evaluation_spec(model.eval_crop)),
+                evaluation=digest_of(self.evaluation_spec(model.eval_crop, self.reference)),
                 capped=tuple(dict.fromkeys((*capped, *recipe_caps))),
             )
         return self.runs[name]
 
-    def evaluation_spec(self, crop: float) -> dict[str, Any]:
-        """What an evaluation depends on besides the run; crop: share of the shorter side."""
+    def evaluation_spec(self, crop: float, reference: LabelJob | None = None) -> dict[str, Any]:
+        """What an evaluation depends on besides the run.
+
+        Args:
+            crop: share of the shorter side.
+            reference: whose maps the tokens' predictions are compared with; an annotator measured alone is compared with none.
+        """
         evaluation = self.config.evaluation
-        return {
+        compared = {"agreement": reference.name} if reference else {}
+        return compared | {
             "stage": "evaluate",
             "version": STAGE_VERSIONS["evaluate"],
             "crop": crop,
