@@ -6,6 +6,7 @@ one run, whoever asks for them. Nothing here reads a photograph or a checkpoint.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
