@@ -1,8 +1,5 @@
 rule train_run:
-    """Stage 2 or a fine-tuning: one run of one seed, or its last leg, continued from its checkpoint where it was interrupted.
-
-    With machine.processes above 1 the job starts as many on its node; threads and memory are of each.
-    """
+    """Stage 2 or a fine-tuning: one run of one seed, or its last leg, continued from its checkpoint where it was interrupted."""
     input:
         manifest=manifest_after_spec(lambda wildcards: run_of(wildcards).document),
         labels=labels_of_run,
@@ -17,7 +14,7 @@ rule train_run:
     retries: 2
     conda:
         "../envs/train.yaml"
-    threads: SETTINGS.threads * SETTINGS.processes
+    threads: SETTINGS.threads * SETTINGS.processes  # of each process on the job's node, like memory
     resources:
         mem_mb=lambda wildcards, attempt: SETTINGS.train_mem_mb * SETTINGS.processes * attempt,
         runtime=train_runtime,

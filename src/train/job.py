@@ -22,7 +22,7 @@ import pydantic
 
 from ..core.config import Recipe, describe_problems
 from ..core.errors import CheckpointError, ConfigError, LabelError, OutputError
-from ..core.files import Lease, read_json, sha256_of, write_json
+from ..core.files import Lease, read_json, remove_leftovers_in, sha256_of, write_json
 from ..core.identity import digest_of
 from ..core.log import logger
 from ..core.recipes import scaled_rate, with_batch
@@ -274,6 +274,7 @@ def _owning(folder: Path, processes: Processes) -> Iterator[_Ownership]:
         yield _Ownership(lambda: None, lambda: None)
         return
     with Lease(folder / "run.lease") as lease:
+        remove_leftovers_in(folder)
         yield _Ownership(lease.check, lease.release)
 
 
