@@ -24,6 +24,7 @@ localrules:
     all,
     labels,
     make_table,
+    draw_curves,
     make_fidelity_table,
     draw_label_maps,
     make_report,
@@ -34,8 +35,7 @@ rule all:
     default_target: True
     input:
         [table.csv for table in STUDY.selected_tables],
-        "results/label_fidelity.csv",
-        "results/figures/label_maps.png",
+        results_about_labels(),
         "results/report.html",
 
 

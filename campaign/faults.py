@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import damage, hostile, interruptions, places
+from . import damage, hostile, interruptions, places, training
 from .workplace import Workplace, WriterPlace
 
 IMAGES = 20
@@ -25,7 +25,7 @@ class Fault:
         held: what has to hold.
         trial: (workplace, seed, scratch folder) -> what goes into the result line; `count` where it is not one.
         trials: in the campaign, seeds 0 to trials - 1.
-        place: which workplace it takes, `job`, `writer` or `maps`.
+        place: which workplace it takes, `job`, `writer`, `maps` or `training`.
     """
 
     title: str
@@ -37,6 +37,7 @@ class Fault:
 
 _WHOLE = "nothing opens as complete that is not; the rerun gives the undisturbed labels and leaves nothing over"
 _REFUSED = "verify finds it; reading refuses or gives the right labels and attributes"
+_SAME_RUN = "the same command goes on and logs and leaves exactly what the undisturbed run does, bit for bit"
 
 FAULTS = {
     "kill_job": Fault("annotate job killed (-9) at a random moment", _WHOLE, interruptions.kill_writer, 50),
@@ -88,6 +89,37 @@ FAULTS = {
         1,
         "maps",
     ),
+    "training_killed": Fault(
+        "training killed (-9), once or twice, mostly inside an epoch", _SAME_RUN, training.kill_training, 40, "training"
+    ),
+    "training_stopped": Fault(
+        "training told to stop (SIGTERM, SIGUSR1, SIGINT)",
+        f"a checkpoint within 20 s, one line and exit code 128 + number; {_SAME_RUN}",
+        training.stop_training,
+        12,
+        "training",
+    ),
+    "training_deadline": Fault(
+        "training that meets its deadline",
+        f"ends before it with a checkpoint and exit code 75; {_SAME_RUN}",
+        training.reach_deadline,
+        6,
+        "training",
+    ),
+    "training_damaged": Fault(
+        "newest checkpoint of a killed training damaged: a bit flipped, cut off",
+        f"the one before is taken and a line says so; {_SAME_RUN}",
+        training.damage_checkpoint,
+        20,
+        "training",
+    ),
+    "training_full_disk": Fault(
+        "disk full during a training, at a random size",
+        f"exit code 2 and one line; {_SAME_RUN}",
+        places.fill_disk,
+        10,
+        "training",
+    ),
 }
 
 
@@ -114,6 +146,11 @@ class Workplaces:
     def maps(self) -> Workplace:
         """A shard of real maps in the study's size, to be damaged."""
         return Workplace.make(self._folder / "maps", self._photographs, images=IMAGES, image_px=self._map_px)
+
+    @functools.cached_property
+    def training(self) -> Workplace:
+        """A training on the labels of `job`."""
+        return training.TrainingPlace(self._folder / "training", self.job)
 
     def of(self, fault: Fault) -> Workplace:
         """The workplace that a fault takes."""

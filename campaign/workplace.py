@@ -274,7 +274,8 @@ class Job:
 @functools.cache
 def _context() -> Any:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["timm", "tokenlabel.annotate.command", "tokenlabel.annotate.shard_job"])
+    stages = ("annotate.command", "annotate.shard_job", "train.command", "train.job")
+    context.set_forkserver_preload(["timm", *(f"tokenlabel.{stage}" for stage in stages)])
     return context
 
 

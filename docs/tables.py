@@ -1,4 +1,4 @@
-"""Fills the tables of docs/*.md from the committed result files, so that no figure there is typed by hand.
+"""Fills the tables of docs/**/*.md from the committed result files, so that no figure there is typed by hand.
 
 usage: python docs/tables.py [--check]; `make docs` calls it. A table stands between `<!-- table NAME -->` and `<!-- end -->`; one
 whose measurement is still to come is `<!-- table NAME pending -->`. TABLES says which file and columns a table has.
@@ -19,7 +19,10 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # run as a script, this folder is where Python looks
 
 from bench.record import read_results  # noqa: E402
-from campaign.faults import FAULTS  # noqa: E402
+from campaign.faults import FAULTS, Fault  # noqa: E402
+from tokenlabel.core.overlays import read_configuration  # noqa: E402
+from tokenlabel.core.recipe_sources import read_recipe_sources  # noqa: E402
+from tokenlabel.train.explain_command import show_value  # noqa: E402
 
 BENCH, CAMPAIGN = ROOT / "bench" / "results", ROOT / "campaign" / "results"
 _MARKED = re.compile(r"<!-- table (\w+) -->\n.*?<!-- end -->", re.DOTALL)
@@ -65,17 +68,28 @@ class Table:
         return "" if line[field] is None else format(line[field], form)
 
 
+@dataclass(frozen=True)
 class FaultTable:
-    """The campaign's faults: one row each, with counts."""
+    """The campaign's faults of one job: one row each, with counts.
+
+    Attributes:
+        training: those of trainings, else those of labels.
+    """
+
+    training: bool
+
+    @property
+    def _faults(self) -> dict[str, Fault]:
+        return {name: fault for name, fault in FAULTS.items() if name.startswith("training_") == self.training}
 
     def lines(self) -> list[Line]:
-        """All result lines of the campaign."""
-        return [line for fault in FAULTS for line in read_results(fault, CAMPAIGN)]
+        """All result lines of these faults."""
+        return [line for fault in self._faults for line in read_results(fault, CAMPAIGN)]
 
     def rows(self) -> list[list[str]]:
         """Heading and cells; a fault without results is an error, because a table with holes shows less than it says."""
         rows = [["fault", "trials", "what had to hold", "held", "median s a trial", "worst s"]]
-        for name, fault in FAULTS.items():
+        for name, fault in self._faults.items():
             lines = read_results(name, CAMPAIGN)
             if {line["seed"] for line in lines} != set(range(fault.trials)):
                 raise TableError(
@@ -88,9 +102,33 @@ class FaultTable:
         return rows
 
 
+class RecipeTable:
+    """The recipes of config.yaml: every value of the first with its source, and what the others have instead."""
+
+    def lines(self) -> list[Line]:
+        """The values of each recipe, one line a key."""
+        recipes = read_configuration([ROOT / "config.yaml"])["recipes"]
+        return [
+            {name: values[key] for name, values in recipes.items()} | {"key": key} for key in recipes["released_code"]
+        ]
+
+    def rows(self) -> list[list[str]]:
+        """Heading and cells; empty where a recipe has the first one's value."""
+        sources = read_recipe_sources([ROOT / "config.yaml"])
+        first, *others = sources.origins
+        rows = [["key", f"`{first}`", "source", *(f"`{name}`" for name in others)]]
+        for line in self.lines():
+            key, value = line["key"], line[first]
+            cells = ["" if line[name] == value else show_value(line[name]) for name in others]
+            rows.append([f"`{key}`", show_value(value), sources.origins[first][key].words, *cells])
+        return rows
+
+
 # one place for every table: the file in bench/results, then heading -> (field of a line, format)
-TABLES: dict[str, Table | FaultTable] = {
-    "faults": FaultTable(),
+TABLES: dict[str, Table | FaultTable | RecipeTable] = {
+    "faults": FaultTable(training=False),
+    "training_faults": FaultTable(training=True),
+    "recipes": RecipeTable(),
     "annotate_network": Table(
         "annotate_network",
         {
@@ -109,6 +147,38 @@ TABLES: dict[str, Table | FaultTable] = {
             "way": ("way", ""),
             "images/s": ("images_per_s", ",.1f"),
             "over the bare forward pass": ("over_bare", "+.1%"),
+        },
+    ),
+    "train_loader": Table(
+        "train_loader",
+        {
+            "way": ("way", ""),
+            "until": ("until", ""),
+            "images/s of a core": ("images_per_s", ",.0f"),
+            "ours is faster by": ("ratio", ".2f"),
+        },
+        where=lambda line: "way" in line,
+    ),
+    "train_loader_parts": Table(
+        "train_loader",
+        {
+            "part of a photograph": ("part", ""),
+            "µs": ("microseconds", ",.0f"),
+            "share of the loader's time": ("share", ".1%"),
+        },
+        where=lambda line: "part" in line,
+    ),
+    "train_step": Table(
+        "train_step",
+        {
+            "model": ("model", ""),
+            "batch": ("batch", ""),
+            "precision": ("precision", ""),
+            "hard labels, s": ("hard_s", ".3f"),
+            "token labels, s": ("token_s", ".3f"),
+            "ratio": ("ratio", ".3f"),
+            "targets": ("targets_share", ".2%"),
+            "token loss": ("token_loss_share", ".2%"),
         },
     ),
     "labels_storage": Table(
@@ -255,6 +325,21 @@ TABLES: dict[str, Table | FaultTable] = {
         },
         lambda line: line["kind"] == "ablation",
     ),
+    "train_scaling": Table(
+        "train_scaling",
+        {
+            "model": ("model", ""),
+            "px": ("image_px", ""),
+            "batch": ("batch", ""),
+            "micro-batch": ("micro_batch", ""),
+            "two processes by": ("way", ""),
+            "images/s, one process": ("one", ".1f"),
+            "two": ("two", ".1f"),
+            "two / one": ("ratio", ".2f"),
+            "lowest": ("low", ".2f"),
+            "highest": ("high", ".2f"),
+        },
+    ),
     "own_photographs": Table(
         "own_photographs",
         {
@@ -265,6 +350,38 @@ TABLES: dict[str, Table | FaultTable] = {
             "top-1 %": ("top1", ".1f"),
             "standard deviation": ("sd", ".1f"),
         },
+    ),
+    "tinyimagenet20": Table(
+        "tinyimagenet20",
+        {
+            "photographs": ("train_images", ","),
+            "labels": ("row", ""),
+            "runs": ("runs", ""),
+            "epochs": ("epochs", ""),
+            "top-1 %": ("top1_mean", ".1f"),
+            "sd": ("top1_sd", ".1f"),
+            "class head alone %": ("class_top1_mean", ".1f"),
+            "tokens that agree %": ("token_agreement_mean", ".1f"),
+            "sd of these": ("token_agreement_sd", ".1f"),
+            "if all said the photograph's class": ("image_agreement_mean", ".1f"),
+            "KL, nats": ("token_kl_mean", ".2f"),
+        },
+        lambda line: line["kind"] == "arm",
+    ),
+    "tinyimagenet20_pairs": Table(
+        "tinyimagenet20",
+        {
+            "photographs": ("train_images", ","),
+            "difference": ("pair", ""),
+            "of": ("measure", ""),
+            "seeds": ("runs", ""),
+            "mean": ("mean", "+.1f"),
+            "95 % over seeds from": ("low", "+.1f"),
+            "to": ("high", "+.1f"),
+            "95 % over photographs from": ("photographs_low", "+.1f"),
+            "to ": ("photographs_high", "+.1f"),
+        },
+        lambda line: line["kind"] == "pair" and (line["field"] == "top1" or line["over"] == "hard"),
     ),
 }
 
@@ -289,19 +406,21 @@ def filled(page: str, name: str) -> str:
     )
 
 
-def _described(table: str, name: str) -> Table | FaultTable:
+def _described(table: str, name: str) -> Table | FaultTable | RecipeTable:
     if table not in TABLES:
         raise TableError(f"{name}: no table {table!r}; there are {', '.join(TABLES)}")
     return TABLES[table]
 
 
-def render(table: Table | FaultTable, name: str) -> str:
+def render(table: Table | FaultTable | RecipeTable, name: str) -> str:
     """A table in Markdown, and under it which commits and machines the results are of."""
     lines = table.lines()
     if not lines:
         raise TableError(f"{name}: a table has no results; measure, or mark it pending")
     rows = table.rows()
-    text = [_row(rows[0]), _row(["---"] * len(rows[0])), *map(_row, rows[1:]), "", f"*{provenance(lines)}*"]
+    text = [_row(rows[0]), _row(["---"] * len(rows[0])), *map(_row, rows[1:])]
+    if not isinstance(table, RecipeTable):  # which is of this very checkout
+        text += ["", f"*{provenance(lines)}*"]
     return "\n".join([*text, ""])
 
 
@@ -328,16 +447,16 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="change nothing; return 1 if a page differs")
     args = parser.parse_args()
     differing = []
-    for path in sorted((ROOT / "docs").glob("*.md")):
+    for path in sorted((ROOT / "docs").rglob("*.md")):
         before = path.read_text(encoding="utf-8")
         try:
-            after = filled(before, f"docs/{path.name}")
+            after = filled(before, str(path.relative_to(ROOT)))
         except TableError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
         if after == before:
             continue
-        differing.append(path.name)
+        differing.append(str(path.relative_to(ROOT)))
         if not args.check:
             path.write_text(after, encoding="utf-8")
     print(f"{'differ from the result files' if args.check else 'rewritten'}: {', '.join(differing) or 'none'}")

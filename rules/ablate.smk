@@ -33,3 +33,35 @@ rule make_table:
         paper=lambda wildcards: STUDY.tables[wildcards.experiment].experiment.paper,
     shell:
         "{params.python} -m tokenlabel table --spec {params.plan} --csv {output.csv} --figure {output.figure} --log {log}"
+
+
+rule draw_curves:
+    """Training curves of one experiment's runs: losses, validation accuracy, learning rate."""
+    input:
+        trainings_of_table,
+    output:
+        csv="results/figures/curves_{experiment}.csv",
+        figure=report(
+            "results/figures/curves_{experiment}.png",
+            caption="captions/curves.rst",
+            category="Training curves",
+            labels={"experiment": "{experiment}"},
+        ),
+    log:
+        "logs/figures/curves_{experiment}.log",
+    benchmark:
+        "benchmarks/figures/curves_{experiment}.tsv"
+    retries: 1
+    conda:
+        "../envs/eval.yaml"
+    threads: 1
+    resources:
+        mem_mb=lambda wildcards, attempt: 2000 * attempt,
+        runtime=lambda wildcards, attempt: 20 * attempt,
+    params:
+        python=PYTHON,
+        plan=lambda wildcards: STUDY.tables[wildcards.experiment].plan,
+        question=lambda wildcards: STUDY.tables[wildcards.experiment].experiment.question,
+    shell:
+        "{params.python} -m tokenlabel table curves --spec {params.plan} --csv {output.csv} --figure {output.figure}"
+        " --log {log}"

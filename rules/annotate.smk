@@ -5,11 +5,11 @@ rule annotate_shard:
         adapted=adapted_annotator_of,
     output:
         # not deleted before the job: runs that are finished need not wait for a shard that is made again
-        done=update("results/labels/{labels}/train-{shard}-of-{total}.done"),
+        done=update("results/labels/{labels}/{split}-{shard}-of-{total}.done"),
     log:
-        "logs/labels/{labels}/train-{shard}-of-{total}.log",
+        "logs/labels/{labels}/{split}-{shard}-of-{total}.log",
     benchmark:
-        "benchmarks/labels/{labels}/train-{shard}-of-{total}.tsv"
+        "benchmarks/labels/{labels}/{split}-{shard}-of-{total}.tsv"
     retries: 2
     conda:
         "../envs/annotate.yaml"
@@ -25,7 +25,7 @@ rule annotate_shard:
         annotator=annotator_argument,
     shell:
         "{params.python} -m tokenlabel.annotate --spec {params.spec} --machine {params.machine} --manifest {params.manifest}"
-        " {params.annotator} --shard $((10#{wildcards.shard})) --done {output.done} --log {log}"
+        " {params.annotator} --split {wildcards.split} --shard $((10#{wildcards.shard})) --done {output.done} --log {log}"
 
 
 rule adapt_annotator:

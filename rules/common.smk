@@ -59,6 +59,13 @@ def python_command():
     return shlex.quote(sys.executable)
 
 
+def training_command():
+    """How a training job starts: one process, or as many as machine.processes says."""
+    processes = SETTINGS.processes
+    launch = f"tokenlabel.engine.launch --processes {processes} " if processes > 1 else ""
+    return f"{PYTHON} -m {launch}tokenlabel.train"
+
+
 def find_stale_shards():
     """Markers of shards that are of other photographs than the manifest's, since `tokenlabel refresh`.
 
@@ -99,10 +106,13 @@ wildcard_constraints:
     annotator=r"[A-Za-z0-9_]+-[0-9a-f]{8}",
     run=r"[A-Za-z0-9_]+(-[A-Za-z0-9_]+)*-[0-9a-f]{8}",
     seed=r"\d+",
+    split=r"train|val",
     shard=r"\d{5}",
     total=r"\d{5}",
     evaluation=r"[0-9a-f]{8}",
     fidelity=r"[0-9a-f]{8}",
+    leg=r"\d\d+",
+    legs=r"\d\d+",
     experiment="|".join(STUDY.tables),
 
 
@@ -186,7 +196,7 @@ def manifest_of_shard(wildcards):
     """Input function: the manifest's marker, after writing the label spec; newer than a shard that it makes stale."""
     job = label_job_of(wildcards)
     write_document(*job.document)
-    stale = job.markers[int(wildcards.shard)] in STALE
+    stale = job.markers_of(wildcards.split)[int(wildcards.shard)] in STALE
     return STUDY.data.marker if stale else ancient(STUDY.data.marker)
 
 
@@ -217,6 +227,24 @@ def labels_to_measure(wildcards):
     return [ancient(marker) for marker in label_job_of(wildcards).markers]
 
 
+def compared_labels(wildcards):
+    """The label job that an evaluation compares tokens with; None without."""
+    _, evaluation = STUDY.evaluation_document(wildcards.evaluation)
+    return STUDY.reference if "agreement" in evaluation else None
+
+
+def labels_to_compare(wildcards):
+    """Markers of the validation shards that an evaluation compares tokens with."""
+    job = compared_labels(wildcards)
+    return [ancient(marker) for marker in job.markers_of("val")] if job else []
+
+
+def compare_argument(wildcards):
+    """Their folder, as a command line argument."""
+    job = compared_labels(wildcards)
+    return f"--labels {shlex.quote(job.folder)}" if job else ""
+
+
 def results_of_table(wildcards):
     """Evaluations of all rows and seeds of an experiment, and the plan that names them.
 
@@ -224,14 +252,47 @@ def results_of_table(wildcards):
     are gone. A dry run writes no plan and lists it only where it exists.
     """
     table = STUDY.tables[wildcards.experiment]
+    return table.inputs + plan_of_table(table)
+
+
+def trainings_of_table(wildcards):
+    """Markers of all runs and seeds of an experiment, and the plan that names them."""
+    table = STUDY.tables[wildcards.experiment]
+    return table.trainings + plan_of_table(table)
+
+
+def plan_of_table(table):
+    """The plan's path, after writing it; nothing on a dry run of a plan that was never written."""
     write_document(table.plan, table.as_json())
-    return table.inputs + ([table.plan] if Path(table.plan).exists() else [])
+    return [table.plan] if Path(table.plan).exists() else []
 
 
 def start_of_run(wildcards):
     """Marker of the run that a fine-tuning continues; none for a training."""
     start = run_of(wildcards).start
     return [ancient(start.done(wildcards.seed))] if start else []
+
+
+def leg_before(wildcards):
+    """Marker of the leg that a leg continues; none for a first leg and for a run in one piece.
+
+    Snakemake runs a job again whose inputs are others than its records say. So a finished run lists the leg that it was
+    finished from, whatever `machine.leg_epochs` says now.
+    """
+    run, seed = run_of(wildcards), wildcards.seed
+    if "leg" in wildcards.keys():
+        leg, legs = int(wildcards.leg), int(wildcards.legs)
+    elif Path(run.done(seed)).exists():
+        return [ancient(marker) for marker in last_leg_before(run, seed)]
+    else:
+        leg = legs = run.legs(SETTINGS.leg_epochs)
+    return [ancient(run.leg_done(seed, leg - 1, legs))] if leg > 1 else []
+
+
+def last_leg_before(run, seed):
+    """Marker of the last leg but one of a finished run; none where it ran in one piece."""
+    legs = read_json(Path(run.done(seed))).get("legs", 1)
+    return [run.leg_done(seed, legs - 1, legs)] if legs > 1 else []
 
 
 def manifest_folder(wildcards):
@@ -252,6 +313,10 @@ def run_arguments(wildcards):
         arguments += ["--labels", run.labels.folder]
     if run.start:
         arguments += ["--start", str(Path(run.start.done(wildcards.seed)).parent)]
+    if "leg" in wildcards.keys():
+        # a finished run's legs are asked for as well, whatever the setting says now
+        leg_epochs = SETTINGS.leg_epochs or run.epochs // int(wildcards.legs) + 1
+        arguments += ["--until-epoch", str(int(wildcards.leg) * leg_epochs)]
     return " ".join(map(shlex.quote, arguments))
 
 
@@ -279,18 +344,22 @@ def fidelity_runtime(wildcards, attempt):
 def train_runtime(wildcards, attempt):
     """Minutes that a run may take; a run that is cut off continues from its checkpoint at the next attempt."""
     run = run_of(wildcards)
-    recipe = run.spec["recipe"]
-    epochs = recipe["epochs"] + recipe["cooldown_epochs"]
+    epochs = min(run.epochs, SETTINGS.leg_epochs or run.epochs)
     return attempt * cost.train_minutes(STUDY.train_images, epochs, STUDY.gmacs(run), SETTINGS.gpu_tflops)
 
 
 def selected_results():
     """Tables and figures of `select:`, in reading order."""
-    return [path for table in STUDY.selected_tables for path in (table.csv, table.figure)] + [
-        "results/label_fidelity.csv",
-        "results/figures/label_fidelity.png",
-        "results/figures/label_maps.png",
-    ]
+    return [
+        path for table in STUDY.selected_tables for path in (table.csv, table.figure, *table.curves)
+    ] + results_about_labels()
+
+
+def results_about_labels():
+    """Tables and figures of the labels themselves; none where no selected run learns from any."""
+    if not STUDY.used_labels:
+        return []
+    return ["results/label_fidelity.csv", "results/figures/label_fidelity.png", "results/figures/label_maps.png"]
 
 
 def results_to_report(wildcards):

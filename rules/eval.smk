@@ -1,8 +1,9 @@
 rule evaluate_run:
-    """Top-1 and top-5 of one run on the validation split."""
+    """Top-1 and top-5 of one run on the validation split, and its tokens against an annotator's maps where that is asked for."""
     input:
         manifest=manifest_after_spec(lambda wildcards: STUDY.evaluation_document(wildcards.evaluation)),
         done=ancient("results/runs/{run}/seed{seed}/done.json"),
+        labels=labels_to_compare,
     output:
         result="results/runs/{run}/seed{seed}/evaluation-{evaluation}.json",
     log:
@@ -22,9 +23,10 @@ rule evaluate_run:
         spec="results/evaluations/{evaluation}.json",
         manifest=manifest_folder,
         run_folder=seed_folder,
+        labels=compare_argument,
     shell:
         "{params.python} -m tokenlabel.eval --spec {params.spec} --machine {params.machine} --manifest {params.manifest}"
-        " --run {params.run_folder} --out {output.result} --log {log}"
+        " --run {params.run_folder} {params.labels} --out {output.result} --log {log}"
 
 
 rule draw_label_maps:

@@ -1,9 +1,10 @@
 rule train_run:
-    """Stage 2 or a fine-tuning: one run of one seed, continued from its checkpoint where it was interrupted."""
+    """Stage 2 or a fine-tuning: one run of one seed, or its last leg, continued from its checkpoint where it was interrupted."""
     input:
         manifest=manifest_after_spec(lambda wildcards: run_of(wildcards).document),
         labels=labels_of_run,
         start=start_of_run,
+        before=leg_before,
     output:
         done="results/runs/{run}/seed{seed}/done.json",
     log:
@@ -13,16 +14,25 @@ rule train_run:
     retries: 2
     conda:
         "../envs/train.yaml"
-    threads: SETTINGS.threads
+    threads: SETTINGS.threads * SETTINGS.processes  # of each process on the job's node, like memory
     resources:
-        mem_mb=lambda wildcards, attempt: SETTINGS.train_mem_mb * attempt,
+        mem_mb=lambda wildcards, attempt: SETTINGS.train_mem_mb * SETTINGS.processes * attempt,
         runtime=train_runtime,
     params:
-        python=PYTHON,
+        train=training_command(),
         machine=MACHINE,
         spec="results/runs/{run}/spec.json",
         manifest=manifest_folder,
         arguments=run_arguments,
     shell:
-        "{params.python} -m tokenlabel.train --spec {params.spec} --machine {params.machine} --manifest {params.manifest}"
+        "{params.train} --spec {params.spec} --machine {params.machine} --manifest {params.manifest}"
         " {params.arguments} --seed {wildcards.seed} --done {output.done} --log {log}"
+
+
+use rule train_run as train_leg with:
+    output:
+        done="results/runs/{run}/seed{seed}/leg-{leg}-of-{legs}.done",
+    log:
+        "logs/runs/{run}/seed{seed}/leg-{leg}-of-{legs}.log",
+    benchmark:
+        "benchmarks/runs/{run}/seed{seed}/leg-{leg}-of-{legs}.tsv"

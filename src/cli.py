@@ -26,8 +26,13 @@ VERBS = {
     "annotate list": ("annotate.list_command", "show a study's annotators: weights, pixels, licence"),
     "labels": ("labels.command", "inspect, verify, merge and export label shards"),
     "train": ("train.command", "stage 2 and fine-tuning: train a vision transformer on labels"),
+    "train explain": (
+        "train.explain_command",
+        "show a recipe: every value, where it comes from, how it differs from another",
+    ),
     "evaluate": ("eval.command", "measure top-1 and top-5 of a trained run"),
     "table": ("eval.table_command", "make an experiment's CSV and figure"),
+    "table curves": ("eval.curves_command", "make the training curves of an experiment's runs"),
     "table fidelity": ("eval.fidelity_table_command", "make the CSV and figure of label fidelity"),
     "draw": ("eval.draw_command", "draw label maps over photographs"),
     "report": ("eval.report_command", "make the HTML report of what exists"),
@@ -42,9 +47,10 @@ VERBS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Parses the command line and runs one verb; returns its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments[:1] == ["annotate"] and "--list" in arguments:
-        arguments.remove("--list")
-        arguments.insert(1, "list")
+    for verb, option in (("annotate", "list"), ("train", "explain")):
+        if arguments[:1] == [verb] and f"--{option}" in arguments:
+            arguments.remove(f"--{option}")
+            arguments.insert(1, option)
     if " ".join(arguments[:2]) in VERBS:  # a verb of two words
         arguments[:2] = [" ".join(arguments[:2])]
     parser = argparse.ArgumentParser(prog="tokenlabel", description="Token labeling for vision transformers.")

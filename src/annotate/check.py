@@ -8,7 +8,6 @@ users of the released labels a validation accuracy of 0.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,9 +17,9 @@ from numpy.typing import NDArray
 from ..core.errors import LabelError
 from ..data.manifest import Manifest
 from ..labels import LabelStore
-from ..labels.records import STATUS_OK, LabelRows
+from ..labels.class_order import hits, other_orders, pooled_top
+from ..labels.records import STATUS_OK
 
-TOP = 5
 _DEVIATIONS = 3.0  # a share counts as above another where it is so many standard errors higher
 _HARDLY_EVER = 0.1  # share of a class's photographs that show it
 _UNLIKELY = 0.01  # expected number of classes that are so by chance
@@ -74,12 +73,12 @@ def check_class_order(store: LabelStore, manifest: Manifest, images: int, seed: 
     labels = store.get_many(manifest.sample_id[rows])
     top = pooled_top(labels, store.num_classes)
     any_cell = (labels.classes.reshape(len(rows), -1) == own[:, None]).any(1)
-    share = _hits(top, own)
+    share = hits(top, own)
     generator = np.random.default_rng(seed)
-    shuffled = float(np.mean([_hits(top, generator.permutation(own)) for _ in range(20)]))
+    shuffled = float(np.mean([hits(top, generator.permutation(own)) for _ in range(20)]))
     chance = float((top >= 0).sum(1).mean() / store.num_classes)
     fits = {
-        name: _hits(top, mapping[own]) for name, mapping in other_orders(manifest.classes, store.num_classes).items()
+        name: hits(top, mapping[own]) for name, mapping in other_orders(manifest.classes, store.num_classes).items()
     }
     verdict, matches = _verdict(
         share, max(chance, shuffled if len(set(own.tolist())) > 1 else 0.0), fits, top[:, 0], own
@@ -108,53 +107,6 @@ def sample_rows(store: LabelStore, manifest: Manifest, images: int, seed: int) -
             "shards, mend the photographs and run snakemake labels."
         )
     return np.sort(np.random.default_rng(seed).permutation(usable)[:images])
-
-
-def ranks_that_tell(num_classes: int) -> int:
-    """How many of a map's best classes are looked at: 5, but fewer than half of all, so that chance does not always hit."""
-    return max(1, min(TOP, (num_classes - 1) // 2))
-
-
-def pooled_top(labels: LabelRows, num_classes: int) -> NDArray[np.int64]:
-    """The heaviest classes of each map's mean softmax, int64 (images, `ranks_that_tell`), best first, -1 for none."""
-    top = ranks_that_tell(num_classes)
-    found = np.full((len(labels.classes), top), -1, dtype=np.int64)
-    for image, (scores, classes) in enumerate(zip(labels.scores.astype(np.float32), labels.classes, strict=True)):
-        mass = np.exp(scores - scores.max(-1, keepdims=True))
-        mass /= mass.sum(-1, keepdims=True)
-        vocabulary, place = np.unique(classes, return_inverse=True)
-        best = np.argsort(-np.bincount(place.reshape(-1), weights=mass.reshape(-1)), kind="stable")[:top]
-        found[image, : len(best)] = vocabulary[best]
-    return found
-
-
-def other_orders(classes: Sequence[str], num_classes: int) -> dict[str, NDArray[np.int64]]:
-    """Class orders that labels are mistakenly made in: name -> the number that each class of the manifest has there."""
-    own = np.arange(num_classes)
-    orders = {
-        "every class one too high (a background class first?)": (own + 1) % num_classes,
-        "every class one too low (a background class removed?)": (own - 1) % num_classes,
-        "reversed order": own[::-1].copy(),
-    }
-    if len(classes) == num_classes:
-        orders["folders in natural order (2 before 10, as timm's readers sort)"] = _ranks(classes, _natural_key)
-        orders["folders in lexicographic order (10 before 2, as torchvision sorts)"] = _ranks(
-            classes, lambda name: [name]
-        )
-    return {name: mapping for name, mapping in orders.items() if not np.array_equal(mapping, own)}
-
-
-def _natural_key(name: str) -> list[int | str]:
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name.lower())]
-
-
-def _ranks(classes: Sequence[str], key: object) -> NDArray[np.int64]:
-    place = {name: rank for rank, name in enumerate(sorted(classes, key=key))}  # type: ignore[call-overload]
-    return np.array([place[name] for name in classes])
-
-
-def _hits(top: NDArray[np.int64], own: NDArray[np.int64]) -> float:
-    return float((top == own[:, None]).any(1).mean())
 
 
 def _verdict(

@@ -25,8 +25,8 @@ from ..data.manifest import Manifest
 from ..engine.device import choose_device, choose_precision, set_threads
 from ..labels import LabelStore, sparse_targets
 from ..labels.attributes import read_marker
+from ..labels.class_order import pooled_top
 from ..labels.records import STATUS_OK, STATUS_UNREADABLE, LabelRows
-from .check import pooled_top
 from .dense import Annotator, annotator_section, build_annotator
 from .folds import heads_of_rows
 from .labeling import label_batch

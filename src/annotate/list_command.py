@@ -7,14 +7,10 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from ..core.config import AdaptedAnnotator, Annotator, Config, load_config
-from ..core.errors import CheckpointError, ConfigError
-
-CHECKOUT = Path(__file__).resolve().parents[2]
+from ..core.errors import CheckpointError
+from ..core.overlays import read_configuration, study_files
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,42 +24,11 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ConfigError: no configuration, or a mistake in it.
     """
-    config = load_config(read_configuration(args.configfile))
+    config = load_config(read_configuration(study_files(args.configfile)))
     for name, annotator in config.annotators.items():
         for key, value in describe_annotator(name, annotator, config).items():
             print(f"{value}" if key == "name" else f"    {key:<14}{value}")  # noqa: T201
     return 0
-
-
-def read_configuration(overlays: list[Path]) -> dict[str, Any]:
-    """config.yaml with overlays: dictionaries are merged, everything else is replaced, as Snakemake does it.
-
-    Raises:
-        ConfigError: a file is missing or no YAML dictionary.
-    """
-    base = next((path for path in (Path("config.yaml"), CHECKOUT / "config.yaml") if path.is_file()), None)
-    if base is None:
-        raise ConfigError(
-            f"no config.yaml in {Path.cwd()} nor in {CHECKOUT}. Run this in the checkout of tokenlabel or of your study."
-        )
-    merged: dict[str, Any] = {}
-    for path in (base, *overlays):
-        try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise ConfigError(f"{path}: cannot be read ({' '.join(str(error).split())}).") from None
-        if not isinstance(content, dict):
-            raise ConfigError(f"{path}: expected a dictionary of settings, found {type(content).__name__}.")
-        merged = _merged(merged, content)
-    return merged
-
-
-def _merged(base: dict[str, Any], overlay: dict[str, Any]) -> dict[str, Any]:
-    both = {
-        key: _merged(base[key], value) if isinstance(value, dict) and isinstance(base.get(key), dict) else value
-        for key, value in overlay.items()
-    }
-    return {**base, **both}
 
 
 def describe_annotator(name: str, annotator: Annotator | AdaptedAnnotator, config: Config) -> dict[str, str]:

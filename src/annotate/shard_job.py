@@ -29,6 +29,7 @@ from ..data.manifest import Manifest
 from ..data.pixels import normalise, read_view
 from ..data.readers import ByteSource
 from ..engine.device import choose_device, choose_precision, set_threads
+from ..engine.stopping import stopping_by_signal
 from ..labels.records import STATUS_UNREADABLE
 from ..labels.shards import (
     ShardAssembly,
@@ -44,7 +45,6 @@ from .folds import heads_of_rows
 from .labeling import label_batch, label_padded
 from .pipeline import BatchReader, PartWriter, PhotographBatch, rows_of_batch
 from .progress import Progress
-from .stopping import stopping_by_signal
 from .unreadable import Unreadable, UnreadableList
 
 SECONDS_TO_STOP = 8.0  # of the ten that a job may take to end
@@ -108,7 +108,8 @@ def annotate_shard(
         marker = marker_of(attributes, summary, time.monotonic() - started)
         marker |= {"job": facts, "unreadable_photographs": [vars(photograph) for photograph in unreadable.found]}
         lease.check()
-        unreadable.write_table(done.parent / "unreadable.csv", shard, done, partial(write_json, done, marker))
+        table = "unreadable.csv" if manifest.split == "train" else f"unreadable-{manifest.split}.csv"
+        unreadable.write_table(done.parent / table, shard, done, partial(write_json, done, marker))
         shutil.rmtree(parts_folder, ignore_errors=True)
         said = {"shard": done.name, "images": marker["images"], "unreadable": marker["unreadable"], **facts}
         logger.info("summary %s", json.dumps(said))

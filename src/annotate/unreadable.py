@@ -73,13 +73,13 @@ class UnreadableList:
         return len(new)
 
     def write_table(self, table: Path, shard: int, done: Path, write_marker: Callable[[], None]) -> None:
-        """Writes the marker, and anew the table of all finished shards' unreadable photographs beside it.
+        """Writes the marker, and anew the table of its split's unreadable photographs, of all finished shards, beside it.
 
         Both under one lease, so that of two shards that finish together neither is missing.
         """
         with Lease(table.with_suffix(".lease")):
             lines = {shard: self.found}
-            for marker in table.parent.glob("*-of-*.done"):
+            for marker in table.parent.glob(f"{done.stem.rsplit('-', 3)[0]}-*-of-*.done"):
                 if marker != done:
                     listed = read_json(marker).get("unreadable_photographs", [])
                     lines[int(marker.stem.split("-")[-3])] = [Unreadable(**photograph) for photograph in listed]

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field
 
-from .errors import ConfigError, unknown_name
+from .errors import AnnotatorMisfitError, ConfigError, unknown_name
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_]*$")]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -274,7 +274,7 @@ class Experiment(Frozen):
 class Select(Frozen):
     """What this study builds, out of the catalogues."""
 
-    annotators: Annotated[tuple[Name, ...], Field(min_length=1)]
+    annotators: tuple[Name, ...]
     experiments: Annotated[tuple[Name, ...], Field(min_length=1)]
 
 
@@ -296,6 +296,7 @@ class Evaluation(Frozen):
 
     interpolation: Literal["bilinear", "bicubic"]
     use_ema: bool
+    agreement: Name | None
 
 
 class Fidelity(Frozen):
@@ -428,6 +429,9 @@ def _check_references(config: Config) -> None:
     check("annotator", config.defaults.annotator, config.annotators, "defaults.annotator")
     check("recipe", config.defaults.recipe, config.recipes, "defaults.recipe")
     check("recipe", config.defaults.finetune_recipe, config.recipes, "defaults.finetune_recipe")
+    if config.evaluation.agreement is not None:
+        check("annotator", config.evaluation.agreement, config.annotators, "evaluation.agreement")
+        check_annotator_fits(config, config.evaluation.agreement, "evaluation.agreement")
     for position, name in enumerate(config.select.annotators):
         check("annotator", name, config.annotators, f"select.annotators[{position}]")
     for position, name in enumerate(config.select.experiments):
@@ -438,29 +442,34 @@ def check_annotator_fits(config: Config, name: str, where: str) -> None:
     """Refuses an annotator whose classes are not the data set's.
 
     Raises:
-        ConfigError: the numbers of classes differ.
+        AnnotatorMisfitError: the numbers of classes differ.
     """
     annotator = config.annotators[name]
     if annotator.num_classes != config.dataset.num_classes:
-        raise ConfigError(
+        raise AnnotatorMisfitError(
             f"configuration key {where}: annotator {name!r} knows {annotator.num_classes} classes, data set "
             f"{config.dataset.name!r} has {config.dataset.num_classes} (dataset.num_classes). "
             "Choose an annotator trained for these classes, or give the data set a class_map onto the annotator's."
         )
 
 
-def describe_problems(error: pydantic.ValidationError) -> str:
-    """Turns pydantic's report into one sentence per problem, at most three, unknown keys first."""
+def describe_problems(error: pydantic.ValidationError, within: str = "") -> str:
+    """Turns pydantic's report into one sentence per problem, at most three, unknown keys first.
+
+    Args:
+        error: of the validation of the whole configuration, or of a section of it.
+        within: the section's path, "" for the whole.
+    """
     problems = sorted(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
-    lines = [_sentence(item) for item in problems[:3]]
+    lines = [_sentence(item, within) for item in problems[:3]]
     if len(problems) > 3:
         lines.append(f"and {len(problems) - 3} more")
     return "; ".join(lines)
 
 
-def _sentence(item: Any) -> str:
+def _sentence(item: Any, within: str) -> str:
     path = [part for part in item["loc"] if not _is_type_tag(part)]
-    where = ".".join(str(part) for part in path).replace(".[", "[")
+    where = ".".join(filter(None, [within, *map(str, path)])).replace(".[", "[")
     found = item.get("input")
     shown = repr(found) if isinstance(found, (str, int, float, bool, type(None), list)) else type(found).__name__
     if item["type"] == "extra_forbidden":
@@ -476,6 +485,10 @@ def _sentence(item: Any) -> str:
         hint = f" Did you mean {close[0]!r}?" if close else ""
         return f"configuration key {where}: {shown} is not legal.{hint} Legal: {choices}"
     message = item["msg"].removeprefix("Value error, ")
+    if item["type"] == "value_error" and isinstance(
+        found, Mapping
+    ):  # of several keys of a section, which the message names
+        return f"configuration key {where}: {message}"
     return f"configuration key {where}: {shown} is not legal: {message[0].lower()}{message[1:]}"
 
 

@@ -11,11 +11,17 @@ from collections.abc import Callable, Iterable
 
 
 class TokenLabelError(Exception):
-    """A mistake or a circumstance that the user can mend; shown as one line."""
+    """A mistake or a circumstance that the user can mend; shown as one line, `exit_code` is the process's then."""
+
+    exit_code = 2
 
 
 class ConfigError(TokenLabelError):
     """A key or value of the configuration that is not legal."""
+
+
+class AnnotatorMisfitError(ConfigError):
+    """An annotator of other classes than the data set's."""
 
 
 class DataError(TokenLabelError):
@@ -48,12 +54,12 @@ def unknown_name(kind: str, name: str, legal: Iterable[str], where: str = "") ->
 
 
 def exit_on_user_error(main: Callable[[], int]) -> int:
-    """Runs a command; prints a TokenLabelError as one line on standard error and returns 2."""
+    """Runs a command; prints a TokenLabelError as one line on standard error and returns its exit code."""
     try:
         return main()
     except TokenLabelError as error:
         print(f"error: {_one_line(error)}", file=sys.stderr)  # noqa: T201
-        return 2
+        return error.exit_code
 
 
 def _one_line(error: TokenLabelError) -> str:

@@ -109,6 +109,15 @@ def remove_leftovers(path: Path) -> None:
                 left.unlink()
 
 
+def remove_leftovers_in(folder: Path) -> None:
+    """Removes what killed writers left in a folder of whose lease this job is the holder; safetensors' own files too."""
+    own = f".{socket.gethostname()}.{os.getpid()}.tmp"
+    for left in [*folder.glob(".*.tmp"), *folder.glob(".tmp??????")]:
+        if not left.name.endswith(own):
+            with contextlib.suppress(OSError):
+                left.unlink()
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Writes bytes atomically."""
     with atomic_path(path) as temporary:

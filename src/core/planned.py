@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, ClassVar
@@ -81,7 +82,11 @@ class LabelJob(Planned):
     @property
     def markers(self) -> list[str]:
         """Path of every shard's marker."""
-        return [f"{self.folder}/train-{shard:05d}-of-{self.shards:05d}.done" for shard in range(self.shards)]
+        return self.markers_of("train")
+
+    def markers_of(self, split: str) -> list[str]:
+        """The same for another split."""
+        return [f"{self.folder}/{split}-{shard:05d}-of-{self.shards:05d}.done" for shard in range(self.shards)]
 
 
 @dataclass(frozen=True)
@@ -98,6 +103,19 @@ class Run(Planned):
     def done(self, seed: int) -> str:
         """Path of the marker that says the run is finished."""
         return f"{self.folder}/seed{seed}/done.json"
+
+    @property
+    def epochs(self) -> int:
+        """Epochs with the cool-down's."""
+        return int(self.spec["recipe"]["epochs"] + self.spec["recipe"]["cooldown_epochs"])
+
+    def legs(self, leg_epochs: int | None) -> int:
+        """How many jobs in a row the run is, when one does at most so many epochs; None: one."""
+        return math.ceil(self.epochs / leg_epochs) if leg_epochs else 1
+
+    def leg_done(self, seed: int, leg: int, legs: int) -> str:
+        """Path of the marker that says leg `leg`, from 1, of the run is finished; the last leg finishes the run."""
+        return f"{self.folder}/seed{seed}/leg-{leg:02d}-of-{legs:02d}.done"
 
     def result(self, seed: int) -> str:
         """Path of the run's evaluation."""
@@ -136,6 +154,17 @@ class Table:
         return str(RESULTS / "figures" / f"{self.name}.png")
 
     @property
+    def trainings(self) -> list[str]:
+        """Markers of every run and seed, each once; none where only annotators are measured."""
+        runs = (row.run for row in self.rows if isinstance(row.run, Run))
+        return list(dict.fromkeys(run.done(seed) for run in runs for seed in self.seeds))
+
+    @property
+    def curves(self) -> list[str]:
+        """Path of the figure of its training curves; none where nothing is trained."""
+        return [str(RESULTS / "figures" / f"curves_{self.name}.png")] if self.trainings else []
+
+    @property
     def plan(self) -> str:
         """Path of the document that the table job reads."""
         return str(RESULTS / "tables" / f"{self.name}-{digest_of(self.as_json())}.json")
@@ -172,7 +201,4 @@ class Table:
 
 
 def _epochs(run: Run | AnnotatorJob) -> int:
-    if isinstance(run, AnnotatorJob):
-        return 0
-    recipe = run.spec["recipe"]
-    return int(recipe["epochs"] + recipe["cooldown_epochs"])
+    return 0 if isinstance(run, AnnotatorJob) else run.epochs

@@ -7,36 +7,32 @@ one run, whoever asks for them. Nothing here reads a photograph or a checkpoint.
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-import pydantic
-
-from .config import (
-    Annotator,
-    Caps,
-    Config,
-    Experiment,
-    Model,
-    ModelSettings,
-    Recipe,
-    Row,
-    check_annotator_fits,
-    describe_problems,
-    load_config,
-)
+from .config import Annotator, Config, Experiment, Model, Recipe, check_annotator_fits, load_config
 from .cost import multiply_adds_at
-from .errors import ConfigError, unknown_name
+from .errors import AnnotatorMisfitError, ConfigError, unknown_name
 from .identity import STAGE_VERSIONS, digest_of
 from .planned import RESULTS, AnnotatorJob, DataJob, LabelJob, Planned, Run, Table, TableRow
-
-Section = TypeVar("Section", bound=pydantic.BaseModel)
+from .recipes import check_schedule
+from .rows import (
+    NotApplicable,
+    canonical_recipe,
+    capped_model,
+    capped_recipe,
+    check_row_keys,
+    expanded_rows,
+    known_name,
+    revalidated,
+    starting_from,
+    with_overrides,
+    with_settings,
+)
 
 ANNOTATOR_ALONE = "annotator"  # as a row's model: the annotator itself is measured
 ANNOTATOR_CROP = 1.0  # share of the shorter side that it sees then
-ROW_KEYS = ("model", "annotator", "recipe", "finetune_recipe", "finetune_px", "image_px", "stochastic_depth")
 
 
 @dataclass(frozen=True)
@@ -49,6 +45,7 @@ class Study:
     annotators: dict[str, AnnotatorJob] = field(default_factory=dict)
     runs: dict[str, Run] = field(default_factory=dict)
     tables: dict[str, Table] = field(default_factory=dict)
+    reference: LabelJob | None = None  # whose maps evaluations compare the tokens' predictions with
 
     @classmethod
     def plan(cls, raw: Mapping[str, Any]) -> Study:
@@ -59,6 +56,8 @@ class Study:
         """
         config = load_config(raw)
         study = cls(config=config, data=_data_job(config))
+        if config.evaluation.agreement is not None:
+            study = replace(study, reference=study._label_job(config.evaluation.agreement))
         for position, annotator in enumerate(config.select.annotators):
             check_annotator_fits(config, annotator, f"select.annotators[{position}]")
             study._label_job(annotator)
@@ -66,10 +65,20 @@ class Study:
             selected = name in config.select.experiments
             try:
                 study.tables[name] = study._table(name, experiment)
-            except _NotApplicable as reason:
+            except (NotApplicable, AnnotatorMisfitError) as reason:  # the catalogue may hold tables of other data sets
                 if selected:
                     raise ConfigError(str(reason)) from None
+        adapted = [job.adapted.run for job in study.used_labels if job.adapted and job.adapted.run]
+        for run in (*study.selected_runs, *adapted):
+            study._check_schedules(run)
         return study
+
+    def _check_schedules(self, run: Run | None) -> None:
+        """Refuses a training, or one that it starts from, that cannot run on this machine's settings."""
+        while run is not None:
+            recipe = Recipe.model_validate(run.spec["recipe"])
+            check_schedule(recipe, self.config.machine, f"run {run.name}")
+            run = run.start
 
     @property
     def selected_tables(self) -> list[Table]:
@@ -115,8 +124,9 @@ class Study:
 
     def evaluation_document(self, digest: str) -> tuple[str, dict[str, Any]]:
         """Path and content of the evaluation spec with this digest."""
-        for crop in {ANNOTATOR_CROP, *(model.eval_crop for model in self.config.models.values())}:
-            spec = self.evaluation_spec(crop)
+        crops = {ANNOTATOR_CROP, *(model.eval_crop for model in self.config.models.values())}
+        for crop, reference in itertools.product(crops, (None, self.reference)):
+            spec = self.evaluation_spec(crop, reference)
             if digest_of(spec) == digest:
                 return str(RESULTS / "evaluations" / f"{digest}.json"), spec
         raise ConfigError(f"evaluation-{digest}: no evaluation of this configuration has that digest.")
@@ -221,8 +231,10 @@ class Study:
             }
             if adapted.model is not None and adapted.recipe is not None:
                 where = f"annotators.{annotator}"
-                model, capped = _capped_model(self.config.models[adapted.model], self.config.caps)
-                recipe = _override(self.config.recipes[adapted.recipe], {"train.supervision": "hard"}, "train", where)
+                model, capped = capped_model(self.config.models[adapted.model], self.config.caps)
+                recipe = with_overrides(
+                    self.config.recipes[adapted.recipe], {"train.supervision": "hard"}, "train", where
+                )
                 run = self._run("train", adapted.model, model, recipe, annotator, None, capped, where)
                 adaptation["run"] = run.name
         spec = {
@@ -246,7 +258,7 @@ class Study:
         where = f"experiments.{name}"
         seeds = experiment.seeds[: self.config.caps.seeds]
         rows = []
-        for row in _expanded_rows(self.config, name, experiment):
+        for row in expanded_rows(self.config, name, experiment):
             choice = {**self.config.defaults.model_dump(), **experiment.set, **row.set}
             run: Run | AnnotatorJob
             if choice["model"] == ANNOTATOR_ALONE:
@@ -279,40 +291,47 @@ class Study:
 
     def _alone(self, choice: dict[str, Any], where: str) -> AnnotatorJob:
         """Plans a row that measures its annotator and trains nothing."""
-        _check_row_keys(choice, where)
-        name = _known("annotator", choice["annotator"], self.config.annotators, f"{where}.annotator")
+        check_row_keys(choice, where)
+        name = known_name("annotator", choice["annotator"], self.config.annotators, f"{where}.annotator")
         check_annotator_fits(self.config, name, f"{where}.annotator")
         return self._annotator_job(name)
 
     def _run_chain(self, choice: dict[str, Any], where: str) -> Run:
         """Plans the training that a row asks for and the fine-tunings that follow it; returns the last of them."""
-        _check_row_keys(choice, where)
+        check_row_keys(choice, where)
         config, caps = self.config, self.config.caps
-        model_name = _known("model", choice["model"], config.models, f"{where}.model")
-        model, capped = _capped_model(_with_settings(config.models[model_name], choice, where), caps)
-        recipe = _override(
-            config.recipes[_known("recipe", choice["recipe"], config.recipes, f"{where}.recipe")],
+        model_name = known_name("model", choice["model"], config.models, f"{where}.model")
+        model, capped = capped_model(with_settings(config.models[model_name], choice, where), caps)
+        recipe = with_overrides(
+            config.recipes[known_name("recipe", choice["recipe"], config.recipes, f"{where}.recipe")],
             choice,
             "train",
             where,
         )
-        run = self._run("train", model_name, model, recipe, choice["annotator"], None, capped, where)
+        run = None
+        if choice.get("start") is None:
+            run = self._run("train", model_name, model, recipe, choice["annotator"], None, capped, where)
+        else:
+            model = starting_from(model, choice, where)
         previous_px = model.image_px
         finetune = config.recipes[
-            _known("recipe", choice["finetune_recipe"], config.recipes, f"{where}.finetune_recipe")
+            known_name("recipe", choice["finetune_recipe"], config.recipes, f"{where}.finetune_recipe")
         ]
         for image_px in choice["finetune_px"]:
             px = min(image_px, caps.finetune_px or image_px)
-            model = _validated(model, {"image_px": px}, f"{where}.finetune_px")
+            model = revalidated(model, {"image_px": px}, f"{where}.finetune_px")
             if px < previous_px:
                 raise ConfigError(
                     f"configuration key {where}.finetune_px: {px} px is below the {previous_px} px before it; "
                     "fine-tuning goes to an equal or higher resolution. Raise it or caps.finetune_px."
                 )
-            capped = (*run.capped, f"finetune_px {image_px}->{px}") if px != image_px else run.capped
-            recipe = _override(finetune, choice, "finetune", where)
+            capped = run.capped if run else capped
+            if px != image_px:
+                capped = (*capped, f"finetune_px {image_px}->{px}")
+            recipe = with_overrides(finetune, choice, "finetune", where)
             run = self._run("finetune", model_name, model, recipe, choice["annotator"], run, capped, where)
             previous_px = px
+        assert run is not None
         return run
 
     def _run(
@@ -326,11 +345,16 @@ class Study:
         capped: tuple[str, ...],
         where: str,
     ) -> Run:
-        recipe, recipe_caps = _capped_recipe(_canonical_recipe(recipe), self.config.caps)
+        recipe, recipe_caps = capped_recipe(canonical_recipe(recipe), self.config.caps)
         labels = None
         supervision: str = recipe.supervision
         if supervision != "hard":
-            _known("annotator", annotator, self.config.annotators, f"{where}.annotator")
+            if annotator is None:
+                raise ConfigError(
+                    f"configuration key {where}.annotator: null, but supervision {supervision!r} learns from its labels. "
+                    "Name an annotator, or set train.supervision: hard."
+                )
+            known_name("annotator", annotator, self.config.annotators, f"{where}.annotator")
             check_annotator_fits(self.config, annotator, f"{where}.annotator")
             labels = self._label_job(annotator)
             supervision = f"{supervision}-{annotator}"
@@ -356,7 +380,9 @@ class Study:
             "recipe": recipe.model_dump(mode="json"),
             "start": start.name.rsplit("-", 1)[1] if start else None,
         }
-        size = f"{model.image_px}px" if start is None else f"{start.spec['image_px']}to{model.image_px}px"
+        size = f"{model.image_px}px" if stage == "train" else f"to{model.image_px}px"
+        if start:
+            size = f"{start.spec['image_px']}{size}"
         name = f"{model_name}-{supervision}-{size}-{digest_of(spec)}"
         if name not in self.runs:
             self.runs[name] = Run(
@@ -364,15 +390,21 @@ class Study:
                 spec=spec,
                 labels=labels,
                 start=start,
-                evaluation=digest_of(self.evaluation_spec(model.eval_crop)),
+                evaluation=digest_of(self.evaluation_spec(model.eval_crop, self.reference)),
                 capped=tuple(dict.fromkeys((*capped, *recipe_caps))),
             )
         return self.runs[name]
 
-    def evaluation_spec(self, crop: float) -> dict[str, Any]:
-        """What an evaluation depends on besides the run; crop: share of the shorter side."""
+    def evaluation_spec(self, crop: float, reference: LabelJob | None = None) -> dict[str, Any]:
+        """What an evaluation depends on besides the run.
+
+        Args:
+            crop: share of the shorter side.
+            reference: whose maps the tokens' predictions are compared with; an annotator measured alone is compared with none.
+        """
         evaluation = self.config.evaluation
-        return {
+        compared = {"agreement": reference.name} if reference else {}
+        return compared | {
             "stage": "evaluate",
             "version": STAGE_VERSIONS["evaluate"],
             "crop": crop,
@@ -403,10 +435,6 @@ def _starting_weights(model: Model) -> dict[str, Any]:
     }
 
 
-class _NotApplicable(Exception):  # noqa: N818 - a signal between two functions here, never seen by a user
-    """An experiment that this study's selection leaves without rows."""
-
-
 def _data_job(config: Config) -> DataJob:
     dataset = config.dataset
     spec = {
@@ -423,129 +451,3 @@ def _data_job(config: Config) -> DataJob:
         "shards": config.labels.shards,
     }
     return DataJob(name=f"{dataset.name}-{digest_of(spec)}", spec=spec)
-
-
-def _expanded_rows(config: Config, name: str, experiment: Experiment) -> list[Row]:
-    grid: dict[str, list[Any]] = {}
-    for key, values in sorted(experiment.grid.items()):  # an overlay's merge may reorder keys; rows keep their names
-        if values == "selected":
-            if key != "annotator":
-                raise ConfigError(
-                    f"configuration key experiments.{name}.grid.{key}: 'selected' is legal for annotator only"
-                )
-            grid[key] = list(config.select.annotators)
-        else:
-            grid[key] = list(values)
-    rows = list(experiment.rows)
-    if grid:
-        for combination in itertools.product(*grid.values()):
-            chosen = dict(zip(grid, combination, strict=True))
-            rows.append(Row(name=_grid_name(chosen), set=chosen))
-    doubled = {row.name for row in rows if sum(other.name == row.name for other in rows) > 1}
-    if doubled:
-        raise ConfigError(f"configuration key experiments.{name}: row name {sorted(doubled)[0]!r} stands twice")
-    if not rows:
-        raise _NotApplicable(f"configuration key experiments.{name}: no row is left to run")
-    return rows
-
-
-def _grid_name(chosen: Mapping[str, Any]) -> str:
-    parts = [
-        str(value) if isinstance(value, str) else f"{key.rsplit('.', 1)[-1]}_{value}" for key, value in chosen.items()
-    ]
-    return re.sub(r"[^A-Za-z0-9]+", "_", "_".join(parts)).strip("_")
-
-
-def _check_row_keys(choice: Mapping[str, Any], where: str) -> None:
-    legal = (
-        *ROW_KEYS,
-        *(f"train.{name}" for name in Recipe.model_fields),
-        *(f"finetune.{name}" for name in Recipe.model_fields),
-        *(f"architecture.{name}" for name in ModelSettings.model_fields),
-    )
-    for key in choice:
-        if key not in legal:
-            raise unknown_name("setting", key, legal, f"configuration key {where}.set")
-    chain = choice["finetune_px"]
-    if not isinstance(chain, (list, tuple)) or not all(type(px) is int for px in chain):
-        raise ConfigError(f"configuration key {where}.finetune_px: {chain!r} is not legal: a list of pixels, as [384]")
-
-
-def _known(kind: str, name: str, catalogue: Mapping[str, Any], where: str) -> str:
-    if not isinstance(name, str) or name not in catalogue:
-        raise unknown_name(kind, str(name), catalogue, f"configuration key {where}")
-    return name
-
-
-def _validated(section: Section, update: dict[str, Any], where: str) -> Section:
-    """Validates a section with some fields replaced; names the row's key in the error."""
-    try:
-        return type(section).model_validate({**section.model_dump(), **update})
-    except pydantic.ValidationError as error:
-        raise ConfigError(
-            describe_problems(error).replace("configuration key ", f"configuration key {where}.")
-        ) from None
-
-
-def _override(recipe: Recipe, choice: Mapping[str, Any], prefix: str, where: str) -> Recipe:
-    update = {key.removeprefix(f"{prefix}."): value for key, value in choice.items() if key.startswith(f"{prefix}.")}
-    return _validated(recipe, update, f"{where}.set.{prefix}")
-
-
-def _with_settings(model: Model, choice: Mapping[str, Any], where: str) -> Model:
-    update = {
-        key.removeprefix("architecture."): value for key, value in choice.items() if key.startswith("architecture.")
-    }
-    settings = _validated(model.settings, update, f"{where}.set.architecture")
-    changes: dict[str, Any] = {"settings": settings.model_dump()}
-    for key in ("image_px", "stochastic_depth"):
-        if key in choice:
-            changes[key] = choice[key]
-    return _validated(model, changes, f"{where}.set")
-
-
-def _canonical_recipe(recipe: Recipe) -> Recipe:
-    """Drops what a supervision does not use, so that equal trainings have equal specs."""
-    if recipe.supervision == "hard":
-        return recipe.model_copy(
-            update={
-                "class_target": "label", "token_weight": 0.0, "participation": 1.0, "label_mass": "published",
-                "geometry": "exact",
-            }
-        )  # fmt: skip
-    if recipe.supervision == "relabel":
-        return recipe.model_copy(update={"class_target": "map", "token_weight": 0.0, "participation": 1.0})
-    return recipe
-
-
-def _capped_recipe(recipe: Recipe, caps: Caps) -> tuple[Recipe, tuple[str, ...]]:
-    update: dict[str, Any] = {}
-    notes = []
-    if caps.epochs is not None and caps.epochs < recipe.epochs:
-        update["epochs"] = caps.epochs
-        update["warmup_epochs"] = min(recipe.warmup_epochs, caps.epochs // 5)
-        update["cooldown_epochs"] = min(recipe.cooldown_epochs, caps.epochs // 10)
-        notes.append(f"epochs {recipe.epochs}->{caps.epochs}")
-    if caps.batch_size is not None and caps.batch_size < recipe.batch_size:
-        update["batch_size"] = caps.batch_size
-        notes.append(f"batch_size {recipe.batch_size}->{caps.batch_size}")
-    return recipe.model_copy(update=update), tuple(notes)
-
-
-def _capped_model(model: Model, caps: Caps) -> tuple[Model, tuple[str, ...]]:
-    notes = []
-    update: dict[str, Any] = {}
-    if caps.image_px is not None and caps.image_px < model.image_px:
-        update["image_px"] = caps.image_px
-        notes.append(f"image_px {model.image_px}->{caps.image_px}")
-    settings: dict[str, Any] = {}
-    depth, width = model.settings.depth, model.settings.width  # None: a timm backbone, whose size has no setting
-    if caps.depth is not None and depth is not None and caps.depth < depth:
-        settings["depth"] = caps.depth
-        notes.append(f"depth {depth}->{caps.depth}")
-    if caps.width is not None and width is not None and caps.width < width:
-        settings["width"] = caps.width
-        settings["heads"] = next(heads for heads in (4, 3, 2, 1) if caps.width % heads == 0)
-        notes.append(f"width {width}->{caps.width}")
-    update["settings"] = {**model.settings.model_dump(), **settings}
-    return _validated(model, update, "caps"), tuple(notes)

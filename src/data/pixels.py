@@ -1,11 +1,12 @@
-"""The fast way from a photograph's bytes to what an annotator sees: uint8 pixels of a square, one normalisation a batch.
+"""The fast way from a photograph's bytes to what a network sees: uint8 pixels, one normalisation a batch.
 
-Called by everything that runs an annotator. Plain JPEGs are decoded by torchvision, pixel for pixel as Pillow decodes them;
-whatever else, and whatever torchvision refuses, goes through `images.decode_image`, whose reasons are the ones recorded.
-Bilinear and bicubic, the filters that timm trains with, are torch's antialiased uint8 kernels: at most 2 of 255 grey levels
-from Pillow's passes over width, then height, the mean below 0.05, whatever the picture. That was Pillow's only order until 13,
-and so that of published weights; Pillow 13 takes the height first where it shrinks much more than the width (pull request
-9549), which moves real photographs by a mean of 0.25. Decoding and resizing hold no Python lock. bench/decode.py measures it.
+Called by everything that runs an annotator, and by the training's loader. Plain JPEGs are decoded by torchvision, pixel for
+pixel as Pillow decodes them; whatever else, and whatever torchvision refuses, goes through `images.decode_image`, whose reasons
+are the ones recorded. Bilinear and bicubic, the filters that timm trains with, are torch's antialiased uint8 kernels: at most 2
+of 255 grey levels from Pillow's passes over width, then height, the mean below 0.05, whatever the picture. That was Pillow's
+only order until 13, and so that of published weights; Pillow 13 takes the height first where it shrinks much more than the width
+(pull request 9549), which moves real photographs by a mean of 0.25. Decoding and resizing hold no Python lock. bench/decode.py
+measures it.
 """
 
 from __future__ import annotations
@@ -59,6 +60,29 @@ def read_view(encoded: bytes, image_px: int, view: str, interpolation: str) -> t
     return square, (height, width)
 
 
+def decode_upright(encoded: bytes) -> torch.Tensor:
+    """Decodes a photograph and applies its EXIF orientation: `images.decode_image` as a tensor, the same pixels sooner.
+
+    Returns:
+        uint8 (3, height, width), RGB, channels last in memory unless EXIF turned them.
+
+    Raises:
+        UnreadableImageError: as `decode_image`.
+    """
+    return _turned(*_decode(encoded))
+
+
+def shrink(pixels: torch.Tensor, short_side_px: int) -> torch.Tensor:
+    """Resizes a photograph, uint8 (3, height, width), to a shorter side of that length; a smaller one stays as it is."""
+    height, width = pixels.shape[1:]
+    factor = short_side_px / min(height, width)
+    if factor >= 1:
+        return pixels
+    size = [round(height * factor), round(width * factor)]
+    shrunk: torch.Tensor = resize_tensor(pixels, size, InterpolationMode.BICUBIC, antialias=True)
+    return shrunk
+
+
 def _decode(encoded: bytes) -> tuple[torch.Tensor, int]:
     """Pixels, uint8 (3, height, width), channels last in memory, and the EXIF orientation that is still to be applied."""
     orientation = _orientation_of_plain_jpeg(encoded)
@@ -94,17 +118,23 @@ def _turned(pixels: torch.Tensor, orientation: int) -> torch.Tensor:
     return pixels.flip(flipped) if flipped else pixels
 
 
-def normalise(images: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
+def normalise(
+    images: torch.Tensor,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    memory_format: torch.memory_format = torch.channels_last,
+) -> torch.Tensor:
     """Scales a batch to [0, 1] and normalises, in one pass over the pixels.
 
     Args:
         images: uint8 (batch, 3, height, width), on any device.
         mean, std: per channel, of pixels in [0, 1].
+        memory_format: of the result; that of the images costs least.
 
     Returns:
-        float32 of the same shape, channels last in memory.
+        float32 of the same shape.
     """
     offset = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=images.device)
     factor = torch.tensor([1 / (255 * s) for s in std], device=images.device)
-    scaled = images.to(torch.float32, memory_format=torch.channels_last)
+    scaled = images.to(torch.float32, memory_format=memory_format)
     return torch.addcmul(offset.view(3, 1, 1), scaled, factor.view(3, 1, 1), out=scaled)

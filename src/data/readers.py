@@ -7,6 +7,7 @@ are ours.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,7 @@ from ..core.errors import DataError, UnreadableImageError
 from .archives import list_tars, list_webdataset
 from .listing import IMAGE_SUFFIXES, Entry, Listing
 
+_ADVISED_BYTES = 128 * 1024  # Linux reads no more ahead for one request
 REMEDY = "Restore it; or run tokenlabel refresh, then snakemake, which redoes the shards of what changed."
 
 
@@ -169,12 +171,33 @@ class ByteSource:
             )
         return encoded
 
+    @property
+    def has_archives(self) -> bool:
+        """Whether photographs lie one behind the other in tar files."""
+        return self._format in ("tar", "webdataset")
+
+    def will_read(self, spans: Sequence[tuple[int, int, int]]) -> None:
+        """Asks the kernel to read parts of the archives into its cache; a system that cannot ignores it.
+
+        Args:
+            spans: archive, first byte and length of each.
+        """
+        if not hasattr(os, "posix_fadvise"):
+            return
+        for archive, start, length in spans:
+            with contextlib.suppress(OSError):  # whoever reads the photograph itself says what is wrong
+                for offset in range(start, start + length, _ADVISED_BYTES):
+                    os.posix_fadvise(self._descriptor(archive), offset, _ADVISED_BYTES, os.POSIX_FADV_WILLNEED)
+
     def _read_archive(self, archive: int, size_bytes: int, offset: int) -> bytes:
+        return os.pread(self._descriptor(archive), size_bytes, offset)
+
+    def _descriptor(self, archive: int) -> int:
         if self._process != os.getpid():
             self._descriptors, self._process = {}, os.getpid()
         if archive not in self._descriptors:
             self._descriptors[archive] = os.open(self._archives[archive], os.O_RDONLY)
-        return os.pread(self._descriptors[archive], size_bytes, offset)
+        return self._descriptors[archive]
 
     def _read_row(self, row: int) -> bytes:
         from .hub_datasets import SavedDataset

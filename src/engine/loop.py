@@ -1,44 +1,35 @@
-"""The one training loop: precision, accumulation, schedule, averaging, checkpoints, resume and metrics.
+"""The one training loop: micro-batches to optimiser steps, steps to epochs, in one process or several.
 
-Stages bring a loader and a loss. A resumed run equals an unbroken one: batches, augmentation and stochastic depth depend
-on (seed, epoch, step) alone. timm's optimiser, schedule and weight averaging are used as they are.
+Stages bring batches, a loss and measurements. A resumed training equals an unbroken one: batches, augmentation, mixing and
+stochastic depth depend on (seed, epoch, step, micro-batch) alone, and the checkpoint holds the rest. One process with four
+micro-batches a step equals four processes with one each, but for the order in which gradients are added.
 """
 
 from __future__ import annotations
 
-import json
-import math
-import signal
+import contextlib
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType
 from typing import Any, Protocol
 
+import numpy as np
 import torch
-from timm.optim import create_optimizer_v2
-from timm.scheduler import CosineLRScheduler
-from timm.utils import ModelEmaV3
 from torch import nn
 
-from ..core.errors import TokenLabelError
-from ..core.files import write_text
-from ..core.log import logger
+from ..core.errors import ConfigError
 from ..core.seeds import derived_seed
-from .checkpoints import Progress, load_training_state, save_training_state
+from .checkpoints import Checkpoints, Progress
 from .device import autocast
+from .failures import TrainingError, explain_non_finite, explaining_memory
+from .meters import Meters, StepLosses
+from .optimisation import Learner, Optimisation
+from .processes import ALONE, Processes
+from .reporting import Reporter
+from .stopping import Stop
 
-CHECKPOINT_SECONDS = 600.0  # within an epoch; at each epoch's end there is one anyway
-
-
-class TrainingError(TokenLabelError):
-    """A training that cannot go on."""
-
-
-class InterruptedTrainingError(TokenLabelError):
-    """A training that a signal stopped after it saved its state."""
+DEADLINE_MARGIN_S = 2.0
 
 
 class Batch(Protocol):
@@ -52,20 +43,21 @@ class Batch(Protocol):
     def skipped(self) -> int:
         """Photographs that could not be decoded."""
 
+    @property
+    def index(self) -> int:
+        """Its number among those of its step, over all processes."""
 
-@dataclass(frozen=True)
-class Optimisation:
-    """The recipe's part that the loop itself uses; rates are final, not scaled."""
+    @property
+    def sample_ids(self) -> np.ndarray[Any, Any]:
+        """Of its photographs, uint64 (batch,)."""
 
-    epochs: int
-    cooldown_epochs: int
-    learning_rate: float
-    min_learning_rate: float
-    warmup_learning_rate: float
-    warmup_epochs: int
-    weight_decay: float
-    clip_norm: float | None
-    ema_decay: float | None
+    def to(self, device: torch.device) -> Batch:
+        """The same on a device."""
+
+
+def hexadecimal(sample_ids: np.ndarray[Any, Any]) -> list[str]:
+    """Sample ids as the label store prints them."""
+    return [f"{int(identifier):016x}" for identifier in sample_ids]
 
 
 @dataclass(frozen=True)
@@ -73,242 +65,297 @@ class Task:
     """What a stage brings.
 
     Attributes:
-        batches: (epoch, first step) -> the epoch's steps from there on, each a list of (micro-batch, weight); weights of
-            a step sum to one.
+        batches: (epoch, first step) -> the epoch's steps from there on, each the list of this process's micro-batches.
         steps_per_epoch: optimiser steps of an epoch.
-        loss: (model, micro-batch, epoch, step) -> the loss and its parts, all scalar tensors; `unlabeled` among them is a
-            count of photographs.
+        loss: (model, micro-batch on the device, epoch, step) -> the loss and its parts, all scalar tensors; the model may be
+            wrapped and has no attributes but those of a Module.
+        parts: names of the loss's parts, in any order; a process may have no photograph of a step and must know them.
+        counters: names of parts that are counts and add up; all others are means over the micro-batch.
         validate: measures a model; logged with the epoch. None: never.
         validate_every_epochs: 0: never.
+        describe: sample ids -> words for the user, paths where the stage has them.
     """
 
-    batches: Callable[[int, int], Iterable[list[tuple[Any, float]]]]
+    batches: Callable[[int, int], Iterable[Sequence[Batch]]]
     steps_per_epoch: int
     loss: Callable[[nn.Module, Any, int, int], tuple[torch.Tensor, dict[str, torch.Tensor]]]
+    parts: tuple[str, ...]
+    counters: tuple[str, ...] = ("unlabeled",)
     validate: Callable[[nn.Module], dict[str, float]] | None = None
     validate_every_epochs: int = 0
+    describe: Callable[[np.ndarray[Any, Any]], list[str]] = hexadecimal
 
 
 @dataclass(frozen=True)
 class FitResult:
-    """A finished training."""
+    """A training at its end, or at the end of one of its legs.
+
+    Attributes:
+        epochs: done so far.
+        finished: whether it was the last.
+        images, skipped: photographs of all epochs so far.
+        changed: settings that a resumption changed.
+    """
 
     model: nn.Module
     averaged: nn.Module | None
+    epochs: int
+    finished: bool
     images: int
     skipped: int
+    changed: list[str]
 
 
 def fit(
-    model: nn.Module,
-    task: Task,
-    optimisation: Optimisation,
-    folder: Path,
-    *,
-    digest: str,
-    seed: int,
-    device: torch.device,
-    precision: torch.dtype,
-) -> FitResult:
+    model: nn.Module, task: Task, optimisation: Optimisation, folder: Path, *,
+    digest: str, settings: dict[str, Any], seed: int, device: torch.device, precision: torch.dtype, machine: dict[str, Any],
+    reporter: Reporter, processes: Processes = ALONE, stop: Stop | None = None, until_epoch: int | None = None,
+    allow_changed: bool = False, check_owner: Callable[[], None] = lambda: None,
+) -> FitResult:  # fmt: skip
     """Trains a model, or continues a training that was interrupted.
 
     Args:
         model: on the CPU, in its starting weights.
         task: batches and loss.
         optimisation: schedule and optimiser settings.
-        folder: where checkpoint.pt and metrics.jsonl lie.
-        digest: of the spec and seed; a checkpoint of another one is refused.
+        folder: where checkpoints lie.
+        digest: of the settings; a checkpoint of another one is refused.
+        settings: what decides the numbers, as JSON; a checkpoint keeps them, so that differences can be named.
         seed: of the run.
         device: where to train.
         precision: of autocast.
+        machine: sharding, compile, channels_last, checkpoint_seconds, log_every_steps.
+        reporter: takes the metrics.
+        processes: that share the training, each calling this.
+        stop: says when to stop early.
+        until_epoch: how many epochs shall be done at the end of this leg, counted from the training's first; None: all.
+        allow_changed: whether to continue a training that other settings began.
+        check_owner: called before anything is written; raises where another job has taken the folder over.
 
     Raises:
-        TrainingError: the loss is not finite.
-        InterruptedTrainingError: SIGTERM or SIGUSR1 arrived; the state is saved.
+        ConfigError: settings that train nothing.
+        CheckpointError: no checkpoint can be continued from.
+        TrainingError: the loss is not finite, no photograph can be read, or memory does not suffice.
+        StoppedError: told to stop; the state is saved.
     """
-    model.to(device)
-    optimizer = create_optimizer_v2(
-        model, opt="adamw", lr=optimisation.learning_rate, weight_decay=optimisation.weight_decay
-    )
-    scheduler = CosineLRScheduler(
-        optimizer,
-        t_initial=optimisation.epochs,
-        lr_min=optimisation.min_learning_rate,
-        warmup_t=optimisation.warmup_epochs,
-        warmup_lr_init=optimisation.warmup_learning_rate,
-        cycle_limit=1,
-    )
-    averaged = None
-    if optimisation.ema_decay:
-        # decay 1 - 1/(1 + step) until it reaches the recipe's: a plain mean at first. Without it a short run's average would
-        # still be mostly the random weights it began with (decay 0.99992 forgets them in 30,000 steps).
-        averaged = ModelEmaV3(model, decay=optimisation.ema_decay, use_warmup=True, warmup_power=1.0)
-    scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
-    checkpoint = folder / "checkpoint.pt"
-    metrics = MetricsFile(folder / "metrics.jsonl")
+    _check_something_is_trained(task, optimisation)
+    with explaining_memory(machine):
+        learner = Learner(model, optimisation, machine, processes, device, precision)
+        checkpoints = Checkpoints(folder, digest, settings, processes)
+        training = _Training(
+            task, learner, checkpoints, reporter, processes, stop or Stop(), seed, device, precision, machine,
+            check_owner,
+        )  # fmt: skip
+        # until one has been written: weights, their average and AdamW's two moments at 50 MB/s
+        checkpoints.write_s = sum(4 * 4 * weight.numel() for weight in model.parameters()) / 50e6
+        training.resume(allow_changed)
+        last = optimisation.total_epochs
+        while training.progress.epoch < min(last, last if until_epoch is None else until_epoch):
+            training.run_epoch()
+    progress = training.progress
+    return FitResult(
+        *learner.whole(), progress.epoch, progress.epoch >= last, progress.images,
+        progress.skipped, progress.changed,
+    )  # fmt: skip
 
-    def states() -> dict[str, Any]:
-        return {
-            "model": model.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "averaged": averaged.module.state_dict() if averaged else None,
-            "scaler": scaler.state_dict(),
+
+def _check_something_is_trained(task: Task, optimisation: Optimisation) -> None:
+    for name, value in {
+        "epochs": optimisation.epochs,
+        "learning_rate": optimisation.learning_rate,
+        "steps per epoch": task.steps_per_epoch,
+    }.items():
+        if not value > 0:
+            raise ConfigError(f"{name} {value:g}: nothing would be trained. Give a number above 0.")
+
+
+@dataclass
+class _Training:
+    """A training under way."""
+
+    task: Task
+    learner: Learner
+    checkpoints: Checkpoints
+    reporter: Reporter
+    processes: Processes
+    stop: Stop
+    seed: int
+    device: torch.device
+    precision: torch.dtype
+    machine: dict[str, Any]
+    check_owner: Callable[[], None]
+
+    def __post_init__(self) -> None:
+        self.progress = Progress()
+        self._meters = Meters(self.task.counters)
+        self._unread: StepLosses | None = None
+        self._saved_at = self._step_began = self._counted_until = time.monotonic()
+        self._step_s = 0.0
+        self._parts = ("loss", *self.task.parts)
+
+    def resume(self, allow_changed: bool) -> None:
+        """Continues from the newest checkpoint, if there is one."""
+        found = self.checkpoints.read(self.learner.parallel.model.state_dict(), allow_changed)
+        if found is not None:
+            self.progress, states = found
+            self.learner.load_states(states)
+        self.reporter.resume(self.progress.epoch, self.progress.step)
+
+    def run_epoch(self) -> None:
+        """Does what is left of the epoch, measures it, and saves."""
+        epoch, first_step = self.progress.epoch, self.progress.step
+        self.learner.begin_epoch(epoch)
+        self._meters = Meters(self.task.counters, self.progress.meters)
+        self._counted_until = time.monotonic()
+        if first_step < self.task.steps_per_epoch:  # else it was cut off while validating
+            with contextlib.closing(_closable(self.task.batches(epoch, first_step))) as steps:
+                for micro_batches in steps:
+                    self._take_step(micro_batches)
+        line = {
+            "epoch": epoch,
+            "steps": self.task.steps_per_epoch,
+            "learning_rate": self.learner.learning_rate,
+            **self._meters.epoch_means(),
         }
+        if not line.get("images"):
+            raise TrainingError(
+                f"none of the photographs of epoch {epoch} can be read, so nothing was trained. Mend them (the log names each), or "
+                "the data set's place."
+            )
+        every = self.task.validate_every_epochs
+        if self.task.validate and every and (epoch + 1) % every == 0:
+            self._save()  # a validation may take longer than a scheduler waits
+            line |= self.task.validate(self.learner.averaged or self.learner.parallel.model)
+        self._check_finite(self._unread)
+        self.check_owner()
+        self.reporter.epoch(line)
+        self.progress = replace(
+            self.progress, epoch=epoch + 1, step=0, meters=None,
+            images=self.progress.images + int(line.get("images", 0)),
+            skipped=self.progress.skipped + int(line.get("skipped", 0)),
+        )  # fmt: skip
+        self._save()
 
-    progress = Progress(0, 0, {})
-    if (resumed := load_training_state(checkpoint, digest)) is not None:
-        progress, saved = resumed
-        model.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
-        scaler.load_state_dict(saved["scaler"])
-        if averaged is not None:
-            averaged.module.load_state_dict(saved["averaged"])
-        logger.info("resuming at epoch %d, step %d", progress.epoch, progress.step)
-    metrics.keep_epochs_before(progress.epoch)
+    def _take_step(self, micro_batches: Sequence[Batch]) -> None:
+        images, skipped = self._agree_on_step(micro_batches)
+        epoch, step = self.progress.epoch, self.progress.step
+        self.stop.unsaved = True
+        losses: dict[str, torch.Tensor] = {}
+        norm = None
+        if images:
+            losses, own = self._accumulate_gradients(micro_batches, images)
+            norm = self.learner.apply_gradients(epoch * self.task.steps_per_epoch + step + 1)
+        now = time.monotonic()
+        self._meters.add(losses, norm, {"images": images, "skipped": skipped, "seconds": now - self._counted_until})
+        self._counted_until = now
+        self.progress = replace(self.progress, step=step + 1)
+        if losses:
+            means = {name: value for name, value in losses.items() if name not in self.task.counters}
+            self._look_at(StepLosses.fetch(epoch, step, means, own))
+        if (step + 1) % self.machine["log_every_steps"] == 0:
+            values, count = self._meters.read_window()
+            self.check_owner()
+            self.reporter.step(epoch, step, {"learning_rate": self.learner.learning_rate, **values}, count)
 
-    last_epoch = optimisation.epochs + optimisation.cooldown_epochs
-    with _stop_signals() as stop:
-        for epoch in range(progress.epoch, last_epoch):
-            scheduler.step(epoch)
-            model.train()
-            first_step = progress.step if epoch == progress.epoch else 0
-            totals = _Totals(progress.totals if first_step else {})
-            step = first_step
-            saved_at = time.monotonic()
-            for micro_batches in task.batches(epoch, first_step):
-                torch.manual_seed(derived_seed("step", seed, epoch, step))  # stochastic depth, dropout, erasing noise
-                started = time.monotonic()
-                _optimiser_step(
-                    model, task, micro_batches, optimizer, scaler, optimisation.clip_norm, totals,
-                    epoch=epoch, step=step, device=device, precision=precision,
-                )  # fmt: skip
-                if averaged is not None:
-                    averaged.update(model, step=epoch * task.steps_per_epoch + step + 1)
-                step += 1
-                totals.add("seconds", time.monotonic() - started)
-                if stop.requested or time.monotonic() - saved_at > CHECKPOINT_SECONDS:
-                    save_training_state(checkpoint, digest, Progress(epoch, step, totals.sums), states())
-                    saved_at = time.monotonic()
-                if stop.requested:
-                    raise InterruptedTrainingError(
-                        f"{folder}: stopped by {stop.requested} at epoch {epoch}, step {step}; the state is saved. "
-                        "Run the same command again to continue."
-                    )
-            line = {"epoch": epoch, "steps": step, "learning_rate": optimizer.param_groups[0]["lr"], **totals.means()}
-            if task.validate and task.validate_every_epochs and (epoch + 1) % task.validate_every_epochs == 0:
-                line |= task.validate(averaged.module if averaged else model)
-            metrics.append(line)
-            logger.info("epoch %s", " ".join(f"{k} {v:.4g}" for k, v in line.items()))
-            progress = Progress(epoch + 1, 0, {})
-            save_training_state(checkpoint, digest, progress, states())
-    images, skipped = metrics.sum_of("images"), metrics.sum_of("skipped")
-    return FitResult(model, averaged.module if averaged else None, int(images), int(skipped))
+    def _agree_on_step(self, micro_batches: Sequence[Batch]) -> tuple[int, int]:
+        """Photographs of the step over all processes, counted and skipped; saves and ends before it where any process must."""
+        now = time.monotonic()
+        # the slowest lately: a first step is slow by compiling and must not be waited for again for ever
+        self._step_s, self._step_began = max(now - self._step_began, 0.9 * self._step_s), now
+        reserve_s = 2 * (self.checkpoints.write_s + self._step_s) + DEADLINE_MARGIN_S
+        is_time = self.stop.unsaved and now - self._saved_at > self.machine["checkpoint_seconds"]
+        images, skipped, save, stop = self.processes.sum(
+            torch.tensor(
+                [
+                    sum(batch.images_count for batch in micro_batches), sum(batch.skipped for batch in micro_batches),
+                    is_time and self.processes.is_main, self.stop.requested(reserve_s),
+                ],
+                dtype=torch.int64,
+            )
+        ).tolist()  # fmt: skip
+        if self.stop.unsaved and (save or stop):
+            self._save()
+        if stop:
+            where = f"epoch {self.progress.epoch}, step {self.progress.step}: the state is saved"
+            raise self.stop.explained(where)
+        return images, skipped
 
+    def _accumulate_gradients(
+        self, micro_batches: Sequence[Batch], images: int
+    ) -> tuple[dict[str, torch.Tensor], list[tuple[np.ndarray[Any, Any], torch.Tensor]]]:
+        """Forward and backward of a step.
 
-def _optimiser_step(
-    model: nn.Module, task: Task, micro_batches: list[tuple[Any, float]], optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler, clip_norm: float | None, totals: _Totals, *,
-    epoch: int, step: int, device: torch.device, precision: torch.dtype,
-) -> None:  # fmt: skip
-    optimizer.zero_grad(set_to_none=True)
-    values: dict[str, float] = {}
-    images = skipped = 0
-    for batch, weight in micro_batches:
-        images, skipped = images + batch.images_count, skipped + batch.skipped
-        if batch.images_count == 0:
-            continue
-        with autocast(device, precision):
-            loss, parts = task.loss(model, batch, epoch, step)
-        scaler.scale(loss * weight).backward()  # type: ignore[no-untyped-call]
-        for name, value in {"loss": loss, **parts}.items():
-            amount = float(value.detach())
-            if name in _Totals.COUNTERS:
-                totals.add(name, amount)
-            else:
-                values[name] = values.get(name, 0.0) + amount * weight
-    if any(not math.isfinite(value) for value in values.values()):
-        raise TrainingError(
-            f"epoch {epoch}, step {step}: the loss is not finite ({values}). Lower learning_rate, set clip_norm, or use "
-            "machine.precision float32; the checkpoint before this step is kept."
-        )
-    if clip_norm is not None:
-        scaler.unscale_(optimizer)
-        nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
-    scaler.step(optimizer)
-    scaler.update()
-    for name, mean in values.items():
-        totals.add_weighted(name, mean, images)
-    totals.add("images", images)
-    totals.add("skipped", skipped)
-
-
-class _Totals:
-    """Sums over an epoch; survives a resume inside it."""
-
-    COUNTERS = ("images", "skipped", "unlabeled", "seconds")
-
-    def __init__(self, sums: dict[str, float]) -> None:
-        self.sums = dict(sums)
-
-    def add(self, name: str, value: float) -> None:
-        self.sums[name] = self.sums.get(name, 0.0) + value
-
-    def add_weighted(self, name: str, value: float, weight: float) -> None:
-        self.add(name, value * weight)
-
-    def means(self) -> dict[str, float]:
-        """Losses as means over photographs, counters as sums."""
-        images = max(self.sums.get("images", 0.0), 1.0)
-        return {name: value if name in self.COUNTERS else value / images for name, value in self.sums.items()}
-
-
-class MetricsFile:
-    """metrics.jsonl: one JSON line per finished epoch."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def lines(self) -> list[dict[str, float]]:
-        """All whole lines; one cut off by a kill is ignored."""
-        found = []
-        if self.path.exists():
-            for text in self.path.read_text(encoding="utf-8").splitlines():
-                try:
-                    found.append(json.loads(text))
-                except ValueError:
+        Returns:
+            its losses as means over the photographs of all processes, and of each micro-batch here the photographs and the loss.
+        """
+        epoch, step = self.progress.epoch, self.progress.step
+        forward = self.learner.parallel.forward
+        self.learner.forget_gradients()
+        values: dict[str, torch.Tensor] = {}
+        own: list[tuple[np.ndarray[Any, Any], torch.Tensor]] = []
+        for batch in micro_batches:
+            # stochastic depth, dropout, erasing noise
+            torch.manual_seed(derived_seed("step", self.seed, epoch, step, batch.index))
+            share = batch.images_count / images
+            with contextlib.nullcontext() if batch is micro_batches[-1] else self.learner.parallel.accumulating():
+                if not batch.images_count:
+                    self.learner.parallel.idle()
                     continue
-        return found
+                with autocast(self.device, self.precision):
+                    loss, parts = self.task.loss(forward, batch.to(self.device), epoch, step)
+                # the processes' gradients are averaged, so each counts as many times as there are processes
+                self.learner.scaler.scale(loss * (share * self.processes.count)).backward()  # type: ignore[no-untyped-call]
+            own.append((batch.sample_ids, loss.detach()))
+            for name, value in {"loss": loss, **parts}.items():
+                amount = value.detach().float() * (1.0 if name in self.task.counters else share)
+                values[name] = values[name] + amount if name in values else amount
+        nothing = torch.zeros((), device=self.device)
+        together = self.processes.sum(torch.stack([values.get(name, nothing) for name in self._parts]))
+        return dict(zip(self._parts, together.unbind(), strict=True)), own
 
-    def keep_epochs_before(self, epoch: int) -> None:
-        """Drops lines of epochs that will be run again."""
-        kept = [line for line in self.lines() if line["epoch"] < epoch]
-        write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+    def _look_at(self, losses: StepLosses) -> None:
+        """Looks whether losses are finite: on a GPU one step late, so that it need not wait for the CPU."""
+        self._check_finite(self._unread if losses.copied else losses)
+        self._unread = losses
 
-    def append(self, line: dict[str, float]) -> None:
-        """Adds an epoch's line."""
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+    def _check_finite(self, losses: StepLosses | None) -> None:
+        if losses is not None and not losses.is_finite():
+            raise self._failure(losses, losses.read())
 
-    def sum_of(self, name: str) -> float:
-        """Sum of one column over all epochs."""
-        return sum(line.get(name, 0.0) for line in self.lines())
+    def _failure(self, losses: StepLosses, values: dict[str, float]) -> TrainingError:
+        """The error, of the process whose photographs they were; every process comes here, the others wait for its end."""
+        suspects = losses.suspects()
+        has_some = torch.zeros(self.processes.count, dtype=torch.int64)
+        has_some[self.processes.rank] = len(suspects)
+        if self.processes.rank != int(self.processes.sum(has_some).bool().int().argmax()):
+            self.processes.barrier()
+        return explain_non_finite(
+            epoch=losses.epoch,
+            step=losses.step,
+            values=values,
+            learning_rate=self.learner.learning_rate,
+            checkpoint=self.checkpoints.newest(),
+            sample_paths=self.task.describe(np.concatenate(suspects or losses.sample_ids or [np.empty(0, np.uint64)])),
+            clipped=self.learner.clips,
+            precision=self.precision,
+        )
+
+    def _save(self) -> None:
+        """Writes a checkpoint of what has been done, if it is sound."""
+        with self.stop.saving:
+            self._check_finite(self._unread)
+            if self._unread and not self.learner.weights_are_finite():
+                raise self._failure(self._unread, {"weights": float("nan")})
+            progress = replace(self.progress, meters=self._meters.state() if self.progress.step else None)
+            states = self.learner.states()
+            self.check_owner()
+            if self.processes.is_main:
+                number = self.progress.epoch * self.task.steps_per_epoch + self.progress.step
+                self.checkpoints.write(number, progress, states)
+            self.stop.unsaved = False
+        self._saved_at = self._step_began = time.monotonic()
 
 
-class _Stop:
-    requested: str = ""
-
-
-@contextmanager
-def _stop_signals() -> Iterator[_Stop]:
-    """Turns SIGTERM and SIGUSR1 into a request that the loop answers after the step."""
-    stop = _Stop()
-
-    def request(number: int, frame: FrameType | None) -> None:
-        stop.requested = signal.Signals(number).name
-
-    previous = {number: signal.signal(number, request) for number in (signal.SIGTERM, signal.SIGUSR1)}
-    try:
-        yield stop
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+def _closable(steps: Iterable[Sequence[Batch]]) -> Any:
+    """The steps as a generator, which `closing` ends at once together with its loader's processes."""
+    yield from steps

@@ -1,14 +1,52 @@
-"""The processes of one training, on one node or several: who this one is, and what they agree on. Alone by default.
+"""The processes of one training, on one node or several: who this one is, what they agree on, and how they end together.
 
-Called by the loop, the batches and the validation. Started by torchrun or by Slurm's srun.
+Called by the loop, the batches and the validation. Started by `launch`, torchrun or Slurm's srun; alone by default.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import contextlib
+import logging
+import os
+import pickle
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from typing import Any
 
 import torch
+import torch.distributed as dist
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
+
+from ..core.errors import ConfigError, TokenLabelError
+from ..core.log import logger
+from .heartbeat import BEAT_S, SILENT_BEATS, Heartbeat, first_to_fail
+
+JOIN_S = 300.0  # imports from a busy file system; who has not come by then has failed
+# A process that died is noticed by its heartbeat; this ends a training whose processes all live but wait for each other.
+COLLECTIVE_S = 600.0
+_LONGEST_PAUSE_S = 0.2
+
+
+@dataclass
+class _Link:
+    """The store of the processes, and how often this one has waited in it."""
+
+    store: TCPStore
+    heartbeat: Heartbeat
+    waits: int = 0
+
+    def wait(self, key: str) -> None:
+        """Waits for a key as long as it takes; ends when another process has failed."""
+        pause_s = 0.001
+        while not self.store.check([key]):  # the store's own wait prints a line for each time that it was in vain
+            if self.heartbeat.failed.is_set():
+                raise SystemExit(1)
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
 
 @dataclass(frozen=True)
@@ -24,6 +62,7 @@ class Processes:
     rank: int = 0
     count: int = 1
     local_rank: int = 0
+    _link: _Link | None = field(default=None, compare=False, repr=False)
 
     @property
     def is_main(self) -> bool:
@@ -32,18 +71,172 @@ class Processes:
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """Sum over all processes, the same on each; a new tensor."""
-        return values
+        if self._link is None:
+            return values
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
 
     def any(self, flag: bool) -> bool:
         """Whether it is so in any process."""
-        return flag
+        return bool(self.sum(torch.tensor(int(flag))))
 
     def broadcast(self, value: Any) -> Any:
-        """The main process's value, on each; anything that pickles."""
-        return value
+        """The main process's value, on each; anything small that pickles. The others wait for it as long as it takes."""
+        if self._link is None:
+            return value
+        self._link.waits += 1
+        key = f"word/{self._link.waits}"
+        if self.is_main:
+            self._link.store.set(key, pickle.dumps(value).hex())
+            return value
+        self._link.wait(key)
+        return pickle.loads(bytes.fromhex(self._link.store.get(key).decode()))
 
     def barrier(self) -> None:
-        """Waits until all are here."""
+        """Waits until all are here, as long as it takes."""
+        if self._link is None:
+            return
+        self._link.waits += 1
+        key = f"barrier/{self._link.waits}"
+        if self._link.store.add(f"{key}/count", 1) == self.count:
+            self._link.store.set(key, "")
+        self._link.wait(key)
 
 
 ALONE = Processes()
+
+
+@contextlib.contextmanager
+def join_processes(device_name: str) -> Iterator[Processes]:
+    """Joins the training that this process was started for; ALONE where nothing says that there are others.
+
+    An exception inside is told once: by the process in which it happened, with its traceback, or as one line for a
+    TokenLabelError. The others end without a word of their own.
+
+    Args:
+        device_name: machine.device; NCCL carries what is on GPUs, gloo the rest.
+
+    Raises:
+        ConfigError: the others cannot be reached.
+        SystemExit: this process or another one failed and has said so.
+    """
+    place = find_place()
+    if place.count == 1:
+        yield ALONE
+        return
+    rank, count = place.rank, place.count
+    if rank:
+        _quieten(rank)
+    on_gpu = device_name == "cuda" or (device_name == "auto" and torch.cuda.is_available())
+    store = _open_store(rank, count)
+    pulse = store.clone()  # of the heartbeat's thread alone
+    pulse.set_timeout(timedelta(seconds=SILENT_BEATS * BEAT_S))  # a node without power does not even close a connection
+    heartbeat = Heartbeat(pulse, rank, count)
+    link = _Link(store, heartbeat)
+    processes = replace(place, _link=link)
+    processes.barrier()  # until each has a first beat
+    heartbeat.start()
+    try:
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if on_gpu else "gloo", store=PrefixStore("group", store), rank=rank, world_size=count,
+            timeout=timedelta(seconds=COLLECTIVE_S),
+        )  # fmt: skip
+        yield processes
+        heartbeat.leave()
+        processes.barrier()
+        dist.destroy_process_group()
+    except Exception as error:  # noqa: BLE001 - said by one process, then all end
+        _end(error, processes, link)
+    finally:
+        heartbeat.leave()
+        heartbeat.stop()
+
+
+def _end(error: Exception, processes: Processes, link: _Link) -> None:
+    """Says an exception once among all processes and raises what ends this one."""
+    if _is_lost_connection(error):
+        # another one's end: give it, or what started it, the time to say why
+        deadline = time.monotonic() + 2 * BEAT_S
+        while time.monotonic() < deadline and not link.heartbeat.failed.is_set():
+            time.sleep(0.1)
+    first = first_to_fail(link.store, processes.rank)
+    link.heartbeat.failed.set()
+    if isinstance(error, TokenLabelError):
+        if first:
+            raise error
+        raise SystemExit(getattr(error, "exit_code", 2))
+    if first and _is_lost_connection(error):
+        # the launcher names a process that was killed; one that lives but does not answer, nobody else can know of
+        told = "TORCHELASTIC_RUN_ID" in os.environ and "imed out" not in str(error)
+        logger.log(
+            logging.INFO if told else logging.ERROR,
+            "process %d of %d ends: it lost another one, which was killed or does not answer (%s)",
+            processes.rank, processes.count, " ".join(str(error).split())[:200],
+        )  # fmt: skip
+    elif first:
+        logger.error("process %d of %d failed:", processes.rank, processes.count, exc_info=error)
+    raise SystemExit(1)
+
+
+def _is_lost_connection(error: Exception) -> bool:
+    text = str(error)
+    return isinstance(error, dist.DistError) or (
+        isinstance(error, RuntimeError) and any(word in text for word in ("gloo/", "NCCL", "Connection closed by peer"))
+    )
+
+
+def _quieten(rank: int) -> None:
+    """Of the other processes, warnings only, and they say whose they are."""
+    logger.setLevel(logging.WARNING)
+    for handler in logger.handlers:
+        form = handler.formatter._fmt if handler.formatter else None
+        handler.setFormatter(
+            logging.Formatter((form or "%(message)s").replace("%(message)s", f"process {rank}: %(message)s"))
+        )
+
+
+def find_place() -> Processes:
+    """This process's place among those of its training by what torchrun or srun left in the environment; joins nothing."""
+    known = os.environ
+    if "WORLD_SIZE" in known and "RANK" in known:
+        return Processes(int(known["RANK"]), int(known["WORLD_SIZE"]), int(known.get("LOCAL_RANK", 0)))
+    # of the step, not of the job: a script that sbatch runs has SLURM_NTASKS and SLURM_PROCID too, and is alone
+    if (count := int(known.get("SLURM_STEP_NUM_TASKS", 1))) > 1:
+        local_rank = int(known["SLURM_LOCALID"])
+        if torch.cuda.device_count() == 1:  # --gpus-per-task=1: each sees its own as the first
+            local_rank = 0
+        return Processes(int(known["SLURM_PROCID"]), count, local_rank)
+    return ALONE
+
+
+def _open_store(rank: int, count: int) -> TCPStore:
+    """Connects to the store of the agent that started this process, or to the main process's own."""
+    host, port = _address()
+    from_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    try:
+        return TCPStore(
+            host, port, world_size=None, is_master=rank == 0 and not from_agent, timeout=timedelta(seconds=JOIN_S),
+            wait_for_workers=False,
+        )  # fmt: skip
+    except dist.DistError as error:
+        raise ConfigError(
+            f"process {rank} of {count}: no connection to the main process at {host}:{port} "
+            f"({str(error).splitlines()[0]}). Set MASTER_ADDR and MASTER_PORT to a host and port that all nodes reach."
+        ) from None
+
+
+def _address() -> tuple[str, int]:
+    """Host and port of the store: MASTER_ADDR and MASTER_PORT, or the first host of the Slurm job and a port of its number."""
+    known = os.environ
+    host, job = known.get("MASTER_ADDR"), int(known.get("SLURM_JOB_ID", 0))
+    if host is None and known.get("SLURM_JOB_NUM_NODES") == "1":
+        host = "localhost"
+    if host is None and shutil.which("scontrol"):
+        command = ["scontrol", "show", "hostnames", known.get("SLURM_JOB_NODELIST", "")]
+        host = next(iter(subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()), None)
+    if host is None:
+        raise ConfigError(
+            "several processes, and MASTER_ADDR does not say where the main one is. Set it to the first node's name."
+        )
+    return host, int(known.get("MASTER_PORT", 20000 + (job * 16 + int(known.get("SLURM_STEP_ID", 0))) % 20000))

@@ -6,14 +6,15 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import DataLoader, Dataset
-from torchmetrics.classification import MulticlassAccuracy
 
 from ..core.errors import DataError
 from ..core.log import logger
 from ..data.images import UnreadableImageError, decode_image, resize_and_centre_crop, to_tensor
 from ..data.manifest import Manifest
 from .device import autocast
+from .processes import ALONE, Processes
 
 Item = tuple[torch.Tensor, int] | None
 
@@ -27,7 +28,7 @@ class CenterCrops(Dataset[Item]):
     ) -> None:  # fmt: skip
         self._manifest = manifest
         self._source = manifest.open_source(machine)
-        self._image_px, self._crop, self._interpolation = image_px, crop, interpolation
+        self.image_px, self._crop, self._interpolation = image_px, crop, interpolation
         self._mean, self._std = mean, std
 
     def __len__(self) -> int:
@@ -39,7 +40,7 @@ class CenterCrops(Dataset[Item]):
         except UnreadableImageError as error:
             logger.warning("%s: cannot be decoded (%s); left out of the accuracy", self._manifest.path(row), error)
             return None
-        square = resize_and_centre_crop(picture, self._image_px, self._crop, self._interpolation)
+        square = resize_and_centre_crop(picture, self.image_px, self._crop, self._interpolation)
         return to_tensor(square, self._mean, self._std), int(self._manifest.class_index[row])
 
 
@@ -49,7 +50,14 @@ def _collate(items: list[Item]) -> tuple[torch.Tensor, torch.Tensor, int]:
     return images, torch.tensor([index for _, index in read], dtype=torch.long), len(items) - len(read)
 
 
-@torch.inference_mode()
+def share_batches(images: int, batch: int, processes: Processes) -> list[list[int]]:
+    """Rows of the batches that a process measures: those of one process dealt out, each once; empty ones make them as many."""
+    batches = [list(range(start, min(start + batch, images))) for start in range(0, images, batch)]
+    batches += [[]] * (-len(batches) % processes.count)
+    return batches[processes.rank :: processes.count]
+
+
+@torch.no_grad()  # inference mode would not do: shares of weights are made anew in it and could not be trained on
 def measure_accuracy(
     model: nn.Module,
     crops: CenterCrops,
@@ -58,37 +66,38 @@ def measure_accuracy(
     num_classes: int,
     device: torch.device,
     precision: torch.dtype,
+    processes: Processes = ALONE,
 ) -> dict[str, float]:
-    """Runs a model over a split.
+    """Runs a model over a split; several processes share the photographs, and each gets the numbers of all.
 
     Returns:
-        top1 and top5 in percent, images counted, images skipped.
+        top1 and top5 in percent, images counted, images skipped: the same ones whatever the number of processes.
 
     Raises:
         DataError: the split has no readable photograph.
     """
     was_training = model.training
     model.eval().to(device)
-    top1 = MulticlassAccuracy(num_classes, top_k=1, average="micro").to(device)
-    top5 = MulticlassAccuracy(num_classes, top_k=min(5, num_classes), average="micro").to(device)
-    loader = DataLoader(crops, batch_size=machine["micro_batch"], num_workers=machine["workers"], collate_fn=_collate)
-    counted = skipped = 0
+    shares = share_batches(len(crops), machine["micro_batch"], processes)
+    loader = DataLoader(crops, batch_sampler=shares, num_workers=machine["workers"], collate_fn=_collate)
+    counts = torch.zeros(4, dtype=torch.int64)  # photographs counted, skipped, right at once, right within five
     for images, classes, unreadable in loader:
-        skipped += unreadable
-        if not len(classes):
-            continue
-        with autocast(device, precision):
-            logits = model(images.to(device)).float()
-        classes = classes.to(device)
-        top1.update(logits, classes)
-        top5.update(logits, classes)
-        counted += len(classes)
+        if not len(classes) and isinstance(model, FSDPModule):
+            images = torch.zeros(1, 3, crops.image_px, crops.image_px)  # the others gather weights with this process
+        if len(images):
+            with autocast(device, precision):
+                logits = model(images.to(device)).float()
+        hits = torch.zeros(0, 1, dtype=torch.bool)
+        if len(classes):
+            hits = logits.topk(min(5, num_classes)).indices.cpu() == classes[:, None]  # (batch, 5)
+        counts += torch.stack([torch.tensor(len(classes)), torch.tensor(unreadable), hits[:, 0].sum(), hits.sum()])
     model.train(was_training)
+    counted, skipped, first, five = processes.sum(counts).unbind()
     if not counted:
         raise DataError("the validation split has no readable photograph; add some or set dataset.val_fraction.")
     return {
-        "top1": 100 * float(top1.compute()),
-        "top5": 100 * float(top5.compute()),
-        "val_images": counted,
-        "val_skipped": skipped,
+        "top1": 100 * int(first) / int(counted),
+        "top5": 100 * int(five) / int(counted),
+        "val_images": int(counted),
+        "val_skipped": int(skipped),
     }

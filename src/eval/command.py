@@ -1,4 +1,4 @@
-"""Measures top-1 and top-5 of one trained run on the validation split."""
+"""Measures top-1 and top-5 of one trained run on the validation split, and its tokens against an annotator's maps."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_job_arguments(parser)
     parser.add_argument("--manifest", type=Path, required=True, help="folder of the data set's manifest")
     parser.add_argument("--run", type=Path, required=True, dest="run_folder", help="seed folder of the run to measure")
+    parser.add_argument("--labels", type=Path, default=None, help="folder of an annotator's maps of that split")
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
 
 
@@ -33,11 +34,13 @@ def run(args: argparse.Namespace) -> int:
     started = time.monotonic()
     title = f"evaluate {args.run_folder}"
     with job_log(title, digest=digest_of(evaluation), seed=None, device=machine["device"]) as counts:
-        result = evaluate_run(args.run_folder, evaluation, machine, manifest)
+        result = evaluate_run(args.run_folder, evaluation, machine, manifest, args.labels)
         counts["images"] = result["val_images"]
         logger.info(
             "top-1 %.2f %%, top-5 %.2f %% of %d photographs", result["top1"], result["top5"], result["val_images"]
         )
+        if "token_agreement" in result:
+            logger.info("%.2f %% of the tokens agree with the annotator", result["token_agreement"])
         trained = read_json(args.run_folder / "done.json")
         write_json(
             args.out,

@@ -20,7 +20,10 @@ from ..core.files import read_json
 
 @dataclass(frozen=True)
 class ResultRow:
-    """One line of a table; None prints as an empty cell. Accuracies in percent, parameters in 10^6, gmacs in 10^9."""
+    """One line of a table; None prints as an empty cell.
+
+    Accuracies and agreement in percent, KL in nats, parameters in 10^6, gmacs in 10^9.
+    """
 
     name: str
     label: str
@@ -36,6 +39,11 @@ class ResultRow:
     top5_mean: float
     paper_top1: float | None
     difference: float | None
+    class_top1_mean: float | None
+    token_agreement_mean: float | None
+    token_agreement_sd: float | None
+    image_agreement_mean: float | None
+    token_kl_mean: float | None
     parameters_m: float
     gmacs: float
     val_images: int
@@ -81,6 +89,11 @@ def _row(row: dict[str, Any], base: Path) -> ResultRow:
         top1_mean=mean,
         top1_sd=statistics.stdev(top1) if len(top1) > 1 else None,
         top5_mean=statistics.fmean(result["top5"] for result in results),
+        class_top1_mean=_mean(results, "class_top1"),
+        token_agreement_mean=_mean(results, "token_agreement"),
+        token_agreement_sd=_deviation(results, "token_agreement"),
+        image_agreement_mean=_mean(results, "image_agreement"),
+        token_kl_mean=_mean(results, "token_kl"),
         paper_top1=paper,
         difference=mean - paper if paper is not None and not row["capped"] else None,
         parameters_m=results[0]["parameters_m"],
@@ -90,6 +103,16 @@ def _row(row: dict[str, Any], base: Path) -> ResultRow:
         capped="; ".join(row["capped"]),
         run=row["run"],
     )
+
+
+def _mean(results: Sequence[dict[str, Any]], name: str) -> float | None:
+    """None where an evaluation did not measure it."""
+    return statistics.fmean(result[name] for result in results) if all(name in result for result in results) else None
+
+
+def _deviation(results: Sequence[dict[str, Any]], name: str) -> float | None:
+    measured = len(results) > 1 and all(name in result for result in results)
+    return statistics.stdev(result[name] for result in results) if measured else None
 
 
 def as_csv(rows: Sequence[ResultRow]) -> str:

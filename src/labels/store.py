@@ -283,13 +283,25 @@ class LabelStore:
             ) from error
         return rows
 
-    def status_of(self, identifiers: Iterable[int] | NDArray[np.uint64]) -> NDArray[np.uint8]:
+    def status_of(
+        self, identifiers: Iterable[int] | NDArray[np.uint64], *, absent: int | None = None
+    ) -> NDArray[np.uint8]:
         """Status of each photograph, uint8 (n,), from memory.
 
+        Args:
+            identifiers: sample ids.
+            absent: what an id that no shard has counts as; None: it is an error.
+
         Raises:
-            LabelError: an id without a label.
+            LabelError: an id that no shard has.
         """
-        return self._status[self._find(_as_ids(identifiers))]
+        wanted = _as_ids(identifiers)
+        if absent is None:
+            return self._status[self._find(wanted)]
+        known = np.isin(wanted, self._ids)
+        found = np.full(len(wanted), absent, dtype=np.uint8)
+        found[known] = self._status[self._find(wanted[known])]
+        return found
 
     def verify(self) -> list[ShardSummary]:
         """Reads and checks every shard against its marker.

@@ -145,6 +145,10 @@ class SparseTargets:
         absent = rows_mask.to(device=self.inside.device, dtype=torch.bool)
         return replace(self, inside=self.inside & ~absent[:, None])
 
+    def filled(self, other: SparseTargets) -> SparseTargets:
+        """The same targets, but tokens that have none have the other's."""
+        return _weighted(self, other, self.inside.to(self.background.dtype))
+
     def index_select(self, index: Tensor) -> SparseTargets:
         """The targets of some images; int64 (n,) or bool (batch,)."""
         index = index.to(self.background.device)

@@ -118,6 +118,11 @@ def describe_model(
     )
 
 
+def learns_tokens(recipe: Mapping[str, Any]) -> bool:
+    """Whether a recipe's loss reads the token head."""
+    return bool(recipe["supervision"] == "token" and recipe["token_weight"] > 0)
+
+
 def settings_of_spec(spec: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a run's model.
 
@@ -128,7 +133,7 @@ def settings_of_spec(spec: Mapping[str, Any]) -> dict[str, Any]:
         spec: of stage train or finetune.
     """
     recipe, settings = spec["recipe"], dict(spec["model"]["settings"])
-    if recipe["supervision"] != "token" or recipe["token_weight"] == 0:
+    if not learns_tokens(recipe):
         settings["token_score_weight"] = 0.0
     return _with_tuples(settings)
 

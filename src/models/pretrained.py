@@ -18,8 +18,9 @@ from torch import nn
 
 from ..core.errors import CheckpointError, ConfigError
 from ..core.files import sha256_of
-from .weights import read_metadata, read_state_dict
+from .weights import Checkpoint, checkpoint_file, read_checkpoint, read_metadata, read_state_dict
 
+_WEIGHTS_KEY = "weights (of the annotator or model; start of a row that is only fine-tuned)"
 FOLD_HEADS = "folds.safetensors"  # beside the checkpoint of an annotator that was adapted in folds
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar")
 FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")  # as timm's save_for_hf and the hub's snapshots name them
@@ -28,11 +29,12 @@ HUB_TIMEOUT_S = 5.0
 
 @dataclass(frozen=True)
 class Weights:
-    """A state dict in timm's names and the digest of what it was read from."""
+    """A state dict in timm's names, the digest of what it was read from, and whether it is a moving average (EMA)."""
 
     state: dict[str, torch.Tensor]
     sha256: str
     origin: str
+    averaged: bool = False
 
 
 def find_weights_file(weights: str, weights_root: Path) -> Path | None:
@@ -47,9 +49,7 @@ def find_weights_file(weights: str, weights_root: Path) -> Path | None:
     if kind == "file":
         path = weights_root / name
         if not path.is_file():
-            raise CheckpointError(
-                f"{path}: no such weights file. Put it there, or set weights_root or the annotator's weights."
-            )
+            raise CheckpointError(f"{path}: no such weights file. Put it there, or set weights_root or {_WEIGHTS_KEY}.")
         return path
     if kind == "folder":
         path = weights_root / name
@@ -58,7 +58,7 @@ def find_weights_file(weights: str, weights_root: Path) -> Path | None:
                 return path / file_name
         raise CheckpointError(
             f"weights {weights}: expected {' or '.join(FOLDER_FILES)} in {path}, found neither. Put one there, or set "
-            "weights_root or the annotator's weights."
+            f"weights_root or {_WEIGHTS_KEY}."
         )
     try:
         found = importlib.util.find_spec(name)
@@ -79,17 +79,20 @@ def find_weights_file(weights: str, weights_root: Path) -> Path | None:
     return files[0]
 
 
-def load_pretrained(source: dict[str, Any], weights_root: Path) -> Weights:
+def load_pretrained(source: dict[str, Any], weights_root: Path, *, averaged: bool = False) -> Weights:
     """Loads pretrained weights.
 
     Args:
         source: a spec's section with architecture, weights, weights_sha256 and weights_naming.
         weights_root: folder of `file:` weights.
+        averaged: take the averaged weights (EMA) of a file or folder that holds both.
 
     Raises:
         CheckpointError: missing, damaged, or not the stated digest.
     """
     path = find_weights_file(source["weights"], weights_root)
+    if averaged and path is not None and source["weights"].startswith("folder:"):
+        path = checkpoint_file(path.parent)
     if path is None:
         path = _download(source["architecture"])
     digest = sha256_of(path)
@@ -98,10 +101,11 @@ def load_pretrained(source: dict[str, Any], weights_root: Path) -> Weights:
             f"{path}: sha256 {digest[:16]}..., the configuration states {source['weights_sha256'][:16]}.... "
             "Replace the file or correct weights_sha256."
         )
-    state = read_state_dict(path)
+    found = read_checkpoint(path) if averaged else Checkpoint(str(path), read_state_dict(path))
+    state = found.state
     if source["weights_naming"] == "efficientnet_pytorch":
         state = rename_efficientnet_pytorch(state)
-    return Weights(state=state, sha256=digest, origin=str(path))
+    return Weights(state=state, sha256=digest, origin=str(path), averaged=found.averaged)
 
 
 def hub_file(architecture: str) -> tuple[str, str | None, str]:
@@ -123,7 +127,7 @@ def hub_file(architecture: str) -> tuple[str, str | None, str]:
             else "Put a file under weights_root"
         )
         raise CheckpointError(
-            f"annotator {architecture}: timm knows no hub weights for it. {place} and set the annotator's weights to file:NAME."
+            f"{architecture}: timm knows no hub weights for it. {place} and set {_WEIGHTS_KEY} to file:NAME."
         )
     repository, _, revision = config.hf_hub_id.partition("@")
     return repository, revision or None, config.hf_hub_filename or FOLDER_FILES[0]
@@ -151,8 +155,8 @@ def _download(architecture: str) -> Path:
         return Path(hf_hub_download(repository, file_name, revision=revision))
     except Exception as error:  # noqa: BLE001 - the transport's errors belong to another package in each hub version
         raise CheckpointError(
-            f"annotator {architecture}: the model hub gives no weights ({type(error).__name__}). Fetch {file_name} of "
-            f"{repository} elsewhere, put it under weights_root and set the annotator's weights to file:NAME."
+            f"{architecture}: the model hub gives no weights ({type(error).__name__}). Fetch {file_name} of "
+            f"{repository} elsewhere, put it under weights_root and set {_WEIGHTS_KEY} to file:NAME."
         ) from None
 
 

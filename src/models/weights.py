@@ -6,6 +6,7 @@ Called wherever weights come from or go to. Guarantees that what `read_checkpoin
 from __future__ import annotations
 
 import argparse
+import json
 import pickle
 import re
 from collections.abc import Mapping
@@ -99,7 +100,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
 def save_weights(
     model_or_state: nn.Module | Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str]
 ) -> None:
-    """Writes weights as safetensors, atomically.
+    """Writes weights as safetensors, atomically; the same bytes for the same weights and metadata.
 
     Args:
         model_or_state: a model or a state dict.
@@ -120,9 +121,22 @@ def save_weights(
             temporary.touch()
             mode = temporary.stat().st_mode  # by the umask; safetensors makes files that only their owner reads
             save_file(own, temporary, dict(metadata))
+            _sort_metadata(temporary)
             temporary.chmod(mode)
         except SafetensorError as error:  # its own writer reports a full disk this way
             raise OutputError(f"{path}: the weights cannot be written ({error}).") from error
+
+
+def _sort_metadata(path: Path) -> None:
+    """Puts a file's metadata in order: safetensors writes them in a random one, and equal weights shall have equal digests."""
+    with open(path, "r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
+        ordered = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        assert len(ordered) <= size, f"{path}: header of {len(ordered)} bytes for {size}"
+        file.seek(8)
+        file.write(ordered.ljust(size))
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:

@@ -1,26 +1,80 @@
 """Training batches: augmented photographs with their score maps, in an order that depends on the seed alone.
 
-A step's photographs are cut into micro-batches for the device; unreadable photographs are left out and counted.
+A step's photographs are cut into micro-batches for the device; unreadable photographs are left out and counted. Pixels stay
+uint8 until they are on the device, which normalises and erases a micro-batch at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from ..core.errors import DataError
 from ..core.log import logger
 from ..core.seeds import derived_seed
-from ..data.images import UnreadableImageError, decode_image
+from ..data.images import UnreadableImageError
 from ..data.manifest import Manifest
+from ..data.photographs import open_photographs
+from ..data.pixels import normalise
+from ..engine.processes import ALONE, Processes
+from ..engine.stopping import leave_signals_to_parent
 from ..labels import LabelStore, map_affine
-from ..labels.shards import STATUS_OK
-from .augment import Augmentation
+from ..labels.records import STATUS_OK, STATUS_PENDING, STATUS_UNREADABLE
+from .augment import Augmentation, Draw, inside
+from .batch_plan import BatchPlan
+from .reading_order import ReadingOrder
+
+
+@dataclass(frozen=True)
+class PixelWork:
+    """What the device still has to do to a micro-batch's pixels.
+
+    Attributes:
+        augmentation: of the run.
+        draws: one per photograph.
+        noise: float32 (values,), of all erased boxes, one after the other.
+        crops: uint8 (values,), of photographs that the device resizes and augments, each (height, width, 3), one after the
+            other, because a loader process hands over each tensor by a file descriptor; empty where the loader augments.
+    """
+
+    augmentation: Augmentation
+    draws: tuple[Draw, ...]
+    noise: Tensor
+    crops: Tensor
+
+    def done(self, squares: Tensor, device: torch.device) -> Tensor:
+        """Augments where that is left, normalises and erases.
+
+        Args:
+            squares: uint8 (batch, 3, image_px, image_px) of the loader, empty where the device makes them.
+            device: where to.
+
+        Returns:
+            float32 (batch, 3, image_px, image_px).
+        """
+        augmentation = self.augmentation
+        if self.crops.numel():
+            shapes = [(*draw.crop[2:], 3) for draw in self.draws]
+            crops = self.crops.to(device, non_blocking=True).split_with_sizes([math.prod(shape) for shape in shapes])
+            squares = torch.stack([
+                augmentation.square(crop.view(shape).permute(2, 0, 1), draw)
+                for crop, shape, draw in zip(crops, shapes, self.draws, strict=True)
+            ])  # fmt: skip
+        images = normalise(
+            squares.to(device, non_blocking=True), augmentation.mean, augmentation.std, torch.contiguous_format
+        )
+        boxes = [inside(image, draw.erased) for image, draw in zip(images, self.draws, strict=True) if draw.erased]
+        noise = self.noise.to(device, non_blocking=True).split_with_sizes([box.numel() for box in boxes])
+        for box, values in zip(boxes, noise, strict=True):
+            box.copy_(values.view(box.shape))
+        return images
 
 
 @dataclass(frozen=True)
@@ -28,48 +82,68 @@ class MicroBatch:
     """What the device gets at once.
 
     Attributes:
-        images: float32 (batch, 3, image_px, image_px).
+        images: (batch, 3, image_px, image_px); uint8 from the loader, float32 and normalised after `to`.
         class_index: int64 (batch,).
         affine: float32 (batch, 2, 3), normalised view -> normalised score map.
         scores, classes: (batch, rows, cols, k) of the store, None without labels; tail (batch, rows, cols) or None.
         skipped: photographs that could not be decoded.
+        index: its number in the step, from 0, over all processes.
+        sample_ids: uint64 (batch,).
+        work: what `to` does to the pixels; None once it is done.
     """
 
-    images: torch.Tensor
-    class_index: torch.Tensor
-    affine: torch.Tensor
-    scores: torch.Tensor | None
-    classes: torch.Tensor | None
-    tail: torch.Tensor | None
+    images: Tensor
+    class_index: Tensor
+    affine: Tensor
+    scores: Tensor | None
+    classes: Tensor | None
+    tail: Tensor | None
     skipped: int
+    index: int = 0
+    sample_ids: NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, np.uint64))
+    work: PixelWork | None = None
 
     @property
     def images_count(self) -> int:
         """Photographs in it."""
-        return len(self.images)
+        return len(self.class_index)
 
     def to(self, device: torch.device) -> MicroBatch:
-        """The same batch on a device."""
+        """The same batch on a device, its images ready for the model."""
+        if self.work is None or not self.images_count:
+            return self._mapped(lambda tensor: tensor.to(device, non_blocking=True))
+        return replace(self, images=self.work.done(self.images, device), work=None).to(device)
 
-        def moved(tensor: torch.Tensor | None) -> torch.Tensor | None:
-            return None if tensor is None else tensor.to(device, non_blocking=True)
+    def pin_memory(self) -> MicroBatch:
+        """The same batch in memory that a GPU copies from by itself; the loader calls it."""
+        work = self.work
+        if work is not None:
+            work = replace(work, noise=work.noise.pin_memory(), crops=work.crops.pin_memory())
+        return replace(self._mapped(Tensor.pin_memory), work=work)
 
-        return MicroBatch(
-            images=self.images.to(device, non_blocking=True),
-            class_index=self.class_index.to(device, non_blocking=True),
-            affine=self.affine.to(device, non_blocking=True),
-            scores=moved(self.scores),
-            classes=moved(self.classes),
-            tail=moved(self.tail),
-            skipped=self.skipped,
-        )
-
-
-Item = tuple[torch.Tensor, int, torch.Tensor, Any] | None
+    def _mapped(self, change: Callable[[Tensor], Tensor]) -> MicroBatch:
+        names = ("images", "class_index", "affine", "scores", "classes", "tail")
+        present: dict[str, Any] = {name: value for name in names if (value := getattr(self, name)) is not None}
+        changed: dict[str, Any] = {name: change(tensor) for name, tensor in present.items()}
+        return replace(self, **changed)
 
 
-class TrainingSet(Dataset[Item]):
-    """Augmented photographs; indexed by (epoch, row), so that workers need no state."""
+class TrainingSet(Dataset[MicroBatch]):
+    """Augmented photographs; indexed by (epoch, row), so that workers need no state.
+
+    Args:
+        manifest: of the training split.
+        machine: roots, decode_cache, augment_on_gpu, prefetch_batches.
+        augmentation: of the run; its recipe says how photographs are read, too.
+        store: the labels, or None.
+        seed: of the run.
+
+    Attributes:
+        rows: of the photographs that take part.
+        unreadable: how many could not be read by stage 1, and do not.
+        order: (epoch) -> the rows in the order of that epoch.
+        prefetch_batches: micro-batches that a loader process makes ahead.
+    """
 
     def __init__(
         self,
@@ -80,105 +154,127 @@ class TrainingSet(Dataset[Item]):
         seed: int,
     ) -> None:
         self._manifest, self._augmentation, self._store, self._seed = manifest, augmentation, store, seed
-        self._source = manifest.open_source(machine)
+        self._photographs = open_photographs(manifest, machine, augmentation.recipe["cache_short_side_px"])
+        self._on_device = machine["augment_on_gpu"]
+        self.prefetch_batches: int = machine["prefetch_batches"]
         # the released geometry takes any map for one of the whole photograph
         self._maps_view = "squash" if store is None or augmentation.geometry == "released" else store.view
         self.rows, self.unreadable = self._usable_rows()
+        self.order = ReadingOrder(manifest, self.rows, augmentation.recipe, seed)
 
-    def _usable_rows(self) -> tuple[np.ndarray[Any, Any], int]:
-        """Rows whose photograph stage 1 could read, and how many it could not."""
+    def _usable_rows(self) -> tuple[NDArray[np.int64], int]:
+        """Rows whose photograph has a label where labels are learned from, and how many stage 1 could not read.
+
+        Whether enough have one, the preflight says.
+        """
         rows = np.arange(len(self._manifest))
         if self._store is None:
             return rows, 0
-        readable = self._store.status_of(self._manifest.sample_id) == STATUS_OK
-        return rows[readable], int((~readable).sum())
+        status = self._store.status_of(self._manifest.sample_id, absent=STATUS_PENDING)
+        return rows[status == STATUS_OK], int((status == STATUS_UNREADABLE).sum())
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: tuple[int, int]) -> Item:
-        epoch, row = index
-        identifier = int(self._manifest.sample_id[row])
+    def __getitem__(self, index: tuple[int, int]) -> MicroBatch:
+        return self.__getitems__([index])
+
+    def __getitems__(self, indices: Sequence[tuple[int, int]]) -> MicroBatch:
+        """The micro-batch of some (epoch, row); the loader asks for whole ones."""
+        worker = get_worker_info()
+        if indices and (worker is None or worker.id == 0):
+            self.order.read_ahead(self._photographs.source, *indices[0])
+        read = [(row, *found) for epoch, row in indices if (found := self._read(epoch, row)) is not None]
+        rows = np.array([row for row, *_ in read], np.int64)
+        draws = tuple(draw for *_, draw in read)
+        ids = self._manifest.sample_id[rows]
+        affine = torch.from_numpy(np.array([draw.affine for draw in draws], np.float32).reshape(-1, 2, 3))
+        maps = None
+        if self._store is not None:
+            maps = self._store.get_many(ids)
+            sizes = np.array([size for _, _, size, _ in read]).reshape(-1, 2)
+            affine = map_affine(self._maps_view, sizes, affine)
+        pixels = [pixels for _, pixels, *_ in read]
+        noise = [self._augmentation.noise(draw) for draw in draws if draw.erased is not None]
+        return MicroBatch(
+            images=torch.empty(0) if self._on_device or not pixels else torch.stack(pixels),
+            class_index=torch.from_numpy(self._manifest.class_index[rows].astype(np.int64)),
+            affine=affine,
+            scores=_as_tensor(maps.scores) if maps is not None else None,
+            classes=_as_tensor(maps.classes) if maps is not None else None,
+            tail=_as_tensor(maps.tail) if maps is not None else None,
+            skipped=len(indices) - len(read),
+            sample_ids=ids,
+            work=PixelWork(
+                self._augmentation, draws, noise=_flat(noise),
+                crops=_flat([crop.permute(1, 2, 0) for crop in pixels] if self._on_device else []),
+            ),
+        )  # fmt: skip
+
+    def _read(self, epoch: int, row: int) -> tuple[Tensor, tuple[int, int], Draw] | None:
+        """Pixels of the square, or of the crop that the device makes it of, the photograph's height and width, and its draw."""
         try:
-            picture = decode_image(self._manifest.read(self._source, row))
+            photograph = self._photographs.pixels(row)
         except UnreadableImageError as error:
             if epoch == 0:
                 logger.warning("%s: cannot be decoded (%s); skipped", self._manifest.path(row), error)
             return None
-        view = self._augmentation(picture, derived_seed("augment", self._seed, epoch, identifier))
-        class_index = int(self._manifest.class_index[row])
-        if self._store is None:
-            return view.image, class_index, view.affine, None
-        size = np.array([[picture.height, picture.width]])
-        affine = map_affine(self._maps_view, size, view.affine[None])[0]
-        return view.image, class_index, affine, self._store[identifier]
+        height, width = photograph.shape[1:]
+        draw = self._augmentation.draw(
+            height, width, derived_seed("augment", self._seed, epoch, int(self._manifest.sample_id[row]))
+        )
+        cropped = inside(photograph, draw.crop)
+        return cropped if self._on_device else self._augmentation.square(cropped, draw), (height, width), draw
 
 
-def _collate(items: list[Item]) -> MicroBatch:
-    read = [item for item in items if item is not None]
-    labels = [label for *_, label in read if label is not None]
+def _flat(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.cat([tensor.flatten() for tensor in tensors]) if tensors else torch.empty(0)
 
-    def stacked(name: str) -> torch.Tensor | None:
-        arrays = [getattr(label, name) for label in labels]
-        if not arrays or arrays[0] is None:
-            return None
-        array = np.stack(arrays)
-        # torch has few operations on unsigned types; class indices fit 32 bits
-        return torch.from_numpy(array.astype(np.int32) if array.dtype.kind == "u" else array)
 
-    return MicroBatch(
-        images=torch.stack([image for image, *_ in read]) if read else torch.empty(0),
-        class_index=torch.tensor([index for _, index, *_ in read], dtype=torch.long),
-        affine=torch.stack([affine for _, _, affine, _ in read]) if read else torch.empty(0, 2, 3),
-        scores=stacked("scores"),
-        classes=stacked("classes"),
-        tail=stacked("tail"),
-        skipped=len(items) - len(read),
-    )
+def _as_tensor(array: NDArray[Any] | None) -> Tensor | None:
+    if array is None:
+        return None
+    # torch has few operations on unsigned types; class indices fit 32 bits
+    return torch.from_numpy(array.astype(np.int32) if array.dtype.kind == "u" else array)
+
+
+def _collate(batch: Any) -> Any:
+    return batch  # the training set makes whole micro-batches
 
 
 class Batches:
-    """The steps of each epoch.
+    """The steps of each epoch, as far as this process takes part in them; `BatchPlan` says which photographs.
 
-    A step is `batch_size` photographs in micro-batches of at most `micro_batch`; a last incomplete step is dropped,
-    unless the data set is smaller than one batch. The last micro-batch of a step may be smaller.
+    Args:
+        dataset: of the training split.
+        batch_size: photographs of a step, over all processes.
+        micro_batch: photographs of a forward pass.
+        workers: loader processes, of this process.
+        processes: of the training.
     """
 
-    def __init__(self, dataset: TrainingSet, *, batch_size: int, micro_batch: int, workers: int, seed: int) -> None:
-        if not len(dataset):
-            raise DataError("the training split has no readable photograph; nothing can be trained.")
-        self._dataset, self._seed, self._workers = dataset, seed, workers
-        self.batch_size = min(batch_size, len(dataset))
-        self.micro_batch = min(micro_batch, self.batch_size)
-        self.steps_per_epoch = len(dataset) // self.batch_size
+    def __init__(
+        self, dataset: TrainingSet, *, batch_size: int, micro_batch: int, workers: int, processes: Processes = ALONE
+    ) -> None:
+        self._dataset, self._workers = dataset, workers
+        self._plan = BatchPlan(
+            dataset.order, len(dataset), batch_size=batch_size, micro_batch=micro_batch, processes=processes
+        )
+        self.batch_size, self.micro_batch = self._plan.batch_size, self._plan.micro_batch
+        self.steps_per_epoch = self._plan.steps_per_epoch
 
-    def __call__(self, epoch: int, first_step: int) -> Iterator[list[tuple[MicroBatch, float]]]:
-        """Yields the steps of an epoch from `first_step` on, each a list of (micro-batch, weight)."""
-        plan = self._plan(epoch)[first_step:]
-        flat = [micro for step in plan for micro in step]
+    def __call__(self, epoch: int, first_step: int) -> Iterator[list[MicroBatch]]:
+        """Yields this process's micro-batches of each step of an epoch, from `first_step` on."""
+        plan = list(self._plan.steps(epoch, first_step))
         loader = DataLoader(
             self._dataset,
-            batch_sampler=flat,
+            batch_sampler=[[(epoch, row) for row in micro.rows.tolist()] for step in plan for micro in step],
             collate_fn=_collate,
             num_workers=self._workers,
+            prefetch_factor=self._dataset.prefetch_batches if self._workers else None,
+            worker_init_fn=leave_signals_to_parent,
             pin_memory=torch.cuda.is_available(),
         )
         loaded = iter(loader)
         for step in plan:
-            batches = [next(loaded) for _ in step]
-            read = sum(batch.images_count for batch in batches)
-            yield [(batch, batch.images_count / max(read, 1)) for batch in batches]
-
-    def _plan(self, epoch: int) -> list[list[list[tuple[int, int]]]]:
-        generator = np.random.default_rng(derived_seed("order", self._seed, epoch))
-        order = self._dataset.rows[generator.permutation(len(self._dataset))].tolist()
-        steps = []
-        for index in range(self.steps_per_epoch):
-            rows = order[index * self.batch_size : (index + 1) * self.batch_size]
-            steps.append(
-                [
-                    [(epoch, row) for row in rows[start : start + self.micro_batch]]
-                    for start in range(0, len(rows), self.micro_batch)
-                ]
-            )
-        return steps
+            yield [replace(next(loaded), index=micro.index) for micro in step]

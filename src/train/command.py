@@ -1,4 +1,8 @@
-"""Stage 2 and fine-tuning: trains one run of the study, or continues it where it was interrupted."""
+"""Stage 2 and fine-tuning: trains one run of the study, or continues it where it was interrupted.
+
+SIGTERM, SIGINT, SIGUSR1 and the deadline save a checkpoint first. Exit codes: 0 done, 2 a mistake or circumstance to mend,
+128 + the signal's number, 75 the deadline; after the last two the same command continues.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +26,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="share of the shorter side that evaluation keeps; recorded in config.json (default: the validations' own)",
     )  # fmt: skip
     parser.add_argument("--done", type=Path, required=True, help="marker to write; weights and metrics lie beside it")
+    parser.add_argument(
+        "--until-epoch", type=int, default=None, metavar="N",
+        help="a leg: end when N epochs of the run are done, and leave the checkpoint (default: the whole run)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--deadline", type=float, default=None, metavar="SECONDS",
+        help="from now; the job saves its state and ends with exit code 75 before it (default: Slurm's end time, if any)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--allow-changed", action="store_true",
+        help="continue a run that another spec began; the marker lists what differs (default: refuse, with the list)",
+    )  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
@@ -38,7 +54,8 @@ def run(args: argparse.Namespace) -> int:
     with job_log(title, digest=digest_of(spec), seed=args.seed, device=machine["device"]) as counts:
         marker = train_run(
             spec, machine, manifests=manifests, labels_folder=args.labels, start_folder=args.start, seed=args.seed,
-            done=args.done, eval_crop=args.eval_crop,
+            done=args.done, eval_crop=args.eval_crop, until_epoch=args.until_epoch, deadline_s=args.deadline,
+            allow_changed=args.allow_changed,
         )  # fmt: skip
-        counts["images"] = marker["images"]
+        counts["images"] = marker.get("images", 0)
     return 0

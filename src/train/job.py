@@ -1,35 +1,50 @@
 """One run: builds model, data and loss from a spec, trains or continues, and leaves weights and a marker.
 
 Called by the command. Writes model.safetensors (and model_ema.safetensors where the recipe averages) with the spec in
-their metadata, and config.json, which says what the model is: `load_model` and timm read the folder.
+their metadata, and config.json, which says what the model is: `load_model` and timm read the folder. A leg of a long run
+leaves its checkpoint and a marker of its own instead.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
+import math
 import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
+import pydantic
 
-from ..core.config import Recipe
-from ..core.errors import CheckpointError, LabelError
-from ..core.files import Lease, sha256_of, write_json
+from ..core.config import Recipe, describe_problems
+from ..core.errors import CheckpointError, ConfigError, LabelError, OutputError
+from ..core.files import Lease, read_json, remove_leftovers_in, sha256_of, write_json
 from ..core.identity import digest_of
 from ..core.log import logger
-from ..core.seeds import derived_seed
+from ..core.recipes import scaled_rate, with_batch
 from ..data.manifest import Manifest
-from ..engine.device import choose_device, choose_precision, set_threads
-from ..engine.loop import Optimisation, Task, fit
-from ..engine.run_model import model_of_spec
+from ..engine.checkpoints import Checkpoints
+from ..engine.device import choose_device, choose_precision, set_tf32, set_threads
+from ..engine.loop import FitResult, Task, fit
+from ..engine.optimisation import Optimisation
+from ..engine.processes import Processes, join_processes
+from ..engine.reporting import Reporter
+from ..engine.stopping import Stop, find_deadline, stopping_after_step
 from ..engine.validation import CenterCrops, measure_accuracy
 from ..labels import LabelStore
-from ..models import TokenModel, describe_model, load_checkpoint, save_weights, settings_of_spec, write_model_config
-from ..models.pretrained import load_pretrained
+from ..models import TokenModel, describe_model, save_weights, settings_of_spec, write_model_config
+from ..models.weights import WEIGHTS_FILE
 from .augment import Augmentation
 from .batches import Batches, TrainingSet
+from .preflight import LabelCoverage, check_before_training
+from .start import build_model
 from .supervision import Supervision
+
+DONE = "done.json"
 
 
 def train_run(
@@ -42,8 +57,11 @@ def train_run(
     seed: int,
     done: Path,
     eval_crop: float | None = None,
+    until_epoch: int | None = None,
+    deadline_s: float | None = None,
+    allow_changed: bool = False,
 ) -> dict[str, Any]:
-    """Trains one run and writes its marker.
+    """Trains one run, or a leg of it, and writes its marker.
 
     Args:
         spec: the run's spec (stage train or finetune).
@@ -52,111 +70,234 @@ def train_run(
         labels_folder: of the annotator's shards, None for hard labels.
         start_folder: seed folder of the run that fine-tuning starts from.
         seed: of the run.
-        done: the marker; weights and metrics lie beside it.
+        done: the marker; weights, checkpoints and metrics lie beside it.
         eval_crop: share of the shorter side that evaluation keeps, for config.json; None: the machine's validation_crop.
+        until_epoch: a leg ends when so many epochs of the run are done; None: the whole run.
+        deadline_s: seconds from now at which the job will be ended; None: Slurm's end time, if any.
+        allow_changed: whether to continue a run that another spec began.
 
     Returns:
         what the marker says.
+
+    Raises:
+        StoppedError: a signal or the deadline came; the state is saved, its exit_code is for the process.
     """
     started = time.monotonic()
     folder = done.parent
-    folder.mkdir(parents=True, exist_ok=True)
-    recipe = Recipe.model_validate(spec["recipe"])
-    device = choose_device(machine["device"])
-    precision = choose_precision(machine["precision"], device)
-    set_threads(machine["threads"])
-    logger.info("device %s, precision %s, micro-batch %d", device, precision, machine["micro_batch"])
-
-    with Lease(folder / "run.lease"):
-        model = build_model(spec, start_folder, seed, Path(machine["weights_root"]))
-        store = _open_labels(labels_folder, spec, manifests["train"])
-        dataset = TrainingSet(
-            manifests["train"],
-            machine,
-            Augmentation(spec["recipe"], spec["image_px"], model.mean, model.std),
-            store,
-            seed,
+    with (
+        join_processes(machine["device"]) as processes,
+        _owning(folder, processes) as ownership,
+        stopping_after_step(ownership.release, find_deadline(deadline_s)) as stop,
+    ):
+        recipe = _recipe_of(spec)  # here, so that of several processes one speaks
+        marker = {"digest": digest_of(spec), "seed": seed}
+        # the main process has waited for the lease, and what it finds now another job may have finished meanwhile
+        finished: dict[str, Any] | None = processes.broadcast(
+            _finished(folder / DONE, marker, allow_changed) if processes.is_main else None
         )
-        if dataset.unreadable:
-            logger.warning("%d photographs are unreadable and take no part in the training", dataset.unreadable)
-        batches = Batches(
-            dataset,
-            batch_size=recipe.batch_size,
-            micro_batch=machine["micro_batch"],
-            workers=machine["workers"],
-            seed=seed,
-        )
-        if batches.batch_size < recipe.batch_size:
-            logger.warning("batch_size %d: only %d photographs", recipe.batch_size, batches.batch_size)
-        crops = CenterCrops(
-            manifests["val"], machine, spec["image_px"], machine["validation_crop"], "bicubic", model.mean, model.std
-        )
-        supervision = Supervision(spec["recipe"], model.num_classes, seed)
-        result = fit(
-            model,
-            Task(
-                batches=batches,
-                steps_per_epoch=batches.steps_per_epoch,
-                loss=supervision.loss,
-                validate=lambda measured: measure_accuracy(
-                    measured, crops, machine, num_classes=model.num_classes, device=device, precision=precision
-                ),
-                validate_every_epochs=machine["validate_every_epochs"],
-            ),
-            _optimisation(recipe, batches.batch_size),
-            folder,
-            digest=f"{digest_of(spec)}-seed{seed}",
-            seed=seed,
-            device=device,
-            precision=precision,
-        )
-        config = describe_model(
-            model,
-            spec["model"]["architecture"],
-            settings_of_spec(spec),
-            manifests["train"].classes,
-            crop=eval_crop or machine["validation_crop"],
-        )
-        write_model_config(folder, config)
-        metadata = {"spec": json.dumps(spec), "seed": str(seed)}
-        save_weights(result.model, folder / "model.safetensors", metadata)
-        if result.averaged is not None:
-            save_weights(result.averaged, folder / "model_ema.safetensors", metadata)
-        marker = {
-            "digest": digest_of(spec),
-            "seed": seed,
-            "epochs": recipe.epochs + recipe.cooldown_epochs,
-            "steps_per_epoch": batches.steps_per_epoch,
-            "micro_batch": batches.micro_batch,
-            "images": result.images,
-            "skipped": result.skipped + dataset.unreadable * (recipe.epochs + recipe.cooldown_epochs),
-            "unreadable": dataset.unreadable,
-            "weights_sha256": sha256_of(folder / "model.safetensors"),
-            "seconds": round(time.monotonic() - started, 3),
-        }
-        write_json(done, marker)
-        (folder / "checkpoint.pt").unlink(missing_ok=True)  # the optimiser's state is twice the weights
+        if finished is not None:
+            logger.info("%s: the run is finished; nothing is left to do. To train it again, delete %s", folder, DONE)
+            if until_epoch is None:
+                if processes.is_main:
+                    Checkpoints(folder, "", {}, processes).remove()  # a kill may have come between marker and removal
+                return finished
+            marker |= {"epochs": until_epoch}
+        else:
+            marker |= _train(
+                spec, machine, recipe, manifests, labels_folder, start_folder, seed, folder, eval_crop, until_epoch,
+                allow_changed, processes, stop, ownership,
+            )  # fmt: skip
+        marker["seconds"] = round(time.monotonic() - started, 3)
+        if processes.is_main:
+            ownership.check()
+            write_json(done, marker)
+            if "weights_sha256" in marker:
+                Checkpoints(folder, "", {}, processes).remove()
     return marker
 
 
-def build_model(spec: dict[str, Any], start_folder: Path | None, seed: int, weights_root: Path = Path()) -> TokenModel:
-    """The model of a spec in its starting weights: drawn from the seed, pretrained, or the weights of the run before.
+def _train(
+    spec: dict[str, Any], machine: dict[str, Any], recipe: Recipe, manifests: dict[str, Manifest], labels_folder: Path | None,
+    start_folder: Path | None, seed: int, folder: Path, eval_crop: float | None, until_epoch: int | None, allow_changed: bool,
+    processes: Processes, stop: Stop, ownership: _Ownership,
+) -> dict[str, Any]:  # fmt: skip
+    """Trains; returns what the marker shall say of it."""
+    device = choose_device(machine["device"])
+    precision = choose_precision(machine["precision"], device)
+    set_threads(machine["threads"])
+    set_tf32(machine["tf32"])
+    logger.info("device %s, precision %s, micro-batch %d", device, precision, machine["micro_batch"])
+    manifest = manifests["train"]
+    model = build_model(spec, start_folder, seed, Path(machine["weights_root"]))
+    if machine["grad_checkpointing"]:
+        model.set_grad_checkpointing()
+    store = _open_labels(labels_folder, spec, manifest)
+    augmentation = Augmentation(spec["recipe"], spec["image_px"], model.mean, model.std)
+    dataset = TrainingSet(manifest, machine, augmentation, store, seed)
+    batches = Batches(
+        dataset,
+        batch_size=recipe.batch_size,
+        micro_batch=machine["micro_batch"],
+        workers=machine["workers"],
+        processes=processes,
+    )
+    check_before_training(
+        spec=spec, machine=machine, recipe=recipe, manifest=manifest, store=store, batches_size=batches.batch_size,
+        processes_count=processes.count, classes=manifest.classes,
+        parameters=sum(weight.numel() for weight in model.parameters()),
+    )  # fmt: skip
+    optimisation = _optimisation(recipe, batches.batch_size)
+    reporter = Reporter(
+        folder, epochs=optimisation.total_epochs, steps_per_epoch=batches.steps_per_epoch, machine=machine,
+        title=f"{folder.parent.name} seed {seed}", main=processes.is_main,
+    )  # fmt: skip
+    summary = None
+    try:
+        result = fit(
+            model,
+            _task(spec, machine, batches, model, manifests, seed, device, precision, processes),
+            optimisation,
+            folder,
+            digest=f"{digest_of(spec)}-seed{seed}",
+            settings={**spec, "seed": seed},
+            seed=seed,
+            device=device,
+            precision=precision,
+            machine=machine,
+            reporter=reporter,
+            processes=processes,
+            stop=stop,
+            until_epoch=until_epoch,
+            allow_changed=allow_changed,
+            check_owner=ownership.check,
+        )
+        ownership.check()
+        marker = {
+            "epochs": result.epochs,
+            "steps_per_epoch": batches.steps_per_epoch,
+            "micro_batch": batches.micro_batch,
+            "processes": processes.count,
+            "images": result.images,
+            "skipped": result.skipped + dataset.unreadable * result.epochs,
+            "unreadable": dataset.unreadable,
+            **({"changed": result.changed} if result.changed else {}),
+            **({"legs": math.ceil(optimisation.total_epochs / machine["leg_epochs"])} if machine["leg_epochs"] else {}),
+        }
+        if until_epoch is None:
+            if processes.is_main:
+                config = describe_model(
+                    model,
+                    spec["model"]["architecture"],
+                    settings_of_spec(spec),
+                    manifest.classes,
+                    crop=eval_crop or machine["validation_crop"],
+                )
+                write_model_config(folder, config)
+                marker["weights_sha256"] = _save_weights(result, folder, spec, seed)
+            summary = marker | {
+                "device": str(device),
+                "precision": str(precision).removeprefix("torch."),
+                "batch_size": batches.batch_size,
+                "learning_rate": optimisation.learning_rate,
+                "labels_coverage": None if store is None else LabelCoverage.of(store, manifest).share,
+            }
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise
+        raise OutputError(
+            f"{folder}: cannot be written ({error.strerror}). Free space or permission is needed there; the last checkpoint stays."
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            reporter.close(summary)
+    return marker
+
+
+def _task(
+    spec: dict[str, Any], machine: dict[str, Any], batches: Batches, model: TokenModel, manifests: dict[str, Manifest], seed: int,
+    device: Any, precision: Any, processes: Processes,
+) -> Task:  # fmt: skip
+    train, num_classes = manifests["train"], model.num_classes
+    crops = CenterCrops(
+        manifests["val"], machine, spec["image_px"], machine["validation_crop"], "bicubic", model.mean, model.std
+    )
+    supervision = Supervision(spec["recipe"], num_classes, model.grid, spec["image_px"], seed)
+    return Task(
+        batches=batches,
+        steps_per_epoch=batches.steps_per_epoch,
+        loss=supervision.loss,
+        parts=supervision.parts,
+        validate=lambda measured: measure_accuracy(
+            measured, crops, machine, num_classes=num_classes, device=device, precision=precision, processes=processes
+        ),
+        validate_every_epochs=machine["validate_every_epochs"],
+        describe=lambda sample_ids: [
+            train.path(row) for row in np.flatnonzero(np.isin(train.sample_id, sample_ids)).tolist()
+        ],
+    )
+
+
+def _save_weights(result: FitResult, folder: Path, spec: dict[str, Any], seed: int) -> str:
+    """Writes what the run is for; returns the digest of the last weights."""
+    metadata = {"spec": json.dumps(spec), "seed": str(seed)}
+    save_weights(result.model, folder / "model.safetensors", metadata)
+    if result.averaged is not None:
+        save_weights(result.averaged, folder / "model_ema.safetensors", metadata)
+    return sha256_of(folder / "model.safetensors")
+
+
+def _recipe_of(spec: dict[str, Any]) -> Recipe:
+    try:
+        return Recipe.model_validate(spec["recipe"])
+    except pydantic.ValidationError as error:  # a spec by hand; the workflow's own is validated when it is planned
+        problems = describe_problems(error, "recipe").replace("configuration key ", "")
+        raise ConfigError(f"spec.json: {problems}. Mend it, or let snakemake write it.") from None
+
+
+@dataclass(frozen=True)
+class _Ownership:
+    """The right to write into a run's folder.
+
+    Attributes:
+        check: raises where another job took over because this one stood still (suspended by a scheduler, say).
+        release: gives it back.
+    """
+
+    check: Callable[[], None]
+    release: Callable[[], None]
+
+
+@contextlib.contextmanager
+def _owning(folder: Path, processes: Processes) -> Iterator[_Ownership]:
+    """Holds the run's lease, in one process for all."""
+    if not processes.is_main:
+        yield _Ownership(lambda: None, lambda: None)
+        return
+    with Lease(folder / "run.lease") as lease:
+        remove_leftovers_in(folder)
+        yield _Ownership(lease.check, lease.release)
+
+
+def _finished(done: Path, marker: dict[str, Any], allow_changed: bool) -> dict[str, Any] | None:
+    """The marker of the whole run, if it is done already and its weights are there.
 
     Raises:
-        CheckpointError: the run before has no weights.
+        CheckpointError: the folder holds another finished run, whose weights would be written over.
     """
-    torch.manual_seed(derived_seed("initialise", seed))
-    model = model_of_spec(spec)
-    if spec["model"].get("weights") is not None and spec["start"] is None:
-        source = spec["model"] | {"architecture": spec["model"]["architecture"].removeprefix("timm/")}
-        pretrained = load_pretrained(source, weights_root)
-        logger.info("starting from %s", pretrained.origin)
-        load_checkpoint(model, pretrained.state)
-    if spec["start"] is not None:
-        if start_folder is None:
-            raise CheckpointError("this run continues another one; give --start, the seed folder of that run.")
-        load_checkpoint(model, start_folder, reset_heads=False)
-    return model
+    try:
+        said = read_json(done)
+    except (OSError, ValueError):
+        return None
+    if not isinstance(said, dict) or not (done.parent / WEIGHTS_FILE).is_file():
+        return None
+    if marker.items() <= said.items():
+        return said
+    if not allow_changed:
+        raise CheckpointError(
+            f"{done}: of another run (spec {said.get('digest')}, seed {said.get('seed')}; this one is {marker['digest']}, seed "
+            f"{marker['seed']}). Give --done in another folder, or --allow-changed to write over it."
+        )
+    return None
 
 
 def _open_labels(folder: Path | None, spec: dict[str, Any], manifest: Manifest) -> LabelStore | None:
@@ -175,12 +316,11 @@ def _open_labels(folder: Path | None, spec: dict[str, Any], manifest: Manifest) 
 
 
 def _optimisation(recipe: Recipe, batch_size: int) -> Optimisation:
-    # linear scaling by the batch that is really used, which a small data set or a cap makes smaller
-    factor = batch_size / recipe.learning_rate_batch if recipe.learning_rate_batch else 1.0
+    recipe = with_batch(recipe, batch_size)  # the one really used: a small data set's is smaller
     return Optimisation(
         epochs=recipe.epochs,
         cooldown_epochs=recipe.cooldown_epochs,
-        learning_rate=recipe.learning_rate * factor,
+        learning_rate=scaled_rate(recipe, batch_size),
         min_learning_rate=recipe.min_learning_rate,
         warmup_learning_rate=recipe.warmup_learning_rate,
         warmup_epochs=recipe.warmup_epochs,

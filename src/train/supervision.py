@@ -1,7 +1,9 @@
 """From a micro-batch to the loss: class target, token targets and the three ways of mixing two photographs.
 
-Equations 2 to 7 of the paper. MixToken mixes inside the model; CutMix and Mixup mix pixels here, and their token targets
-with them. Draws derive from (seed, epoch, step), so they are the same for every micro-batch and after a resume.
+Equations 2 to 7 of the paper; called by the loop through `job`. MixToken mixes inside the model; CutMix and Mixup mix pixels
+here, and their token targets with them. Draws derive from (seed, epoch, step, micro-batch), so they are the same after a
+resume and for any number of processes. As in the released code, a micro-batch draws one mixing for all its photographs, and
+erased pixels keep their token's target: what is hidden is still asked for.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from .batches import MicroBatch
 
 @dataclass(frozen=True)
 class MixDraw:
-    """What is mixed in one step; each None when not."""
+    """What is mixed in one micro-batch; each None when not."""
 
     token_box: MixBox | None = None
     pixel_box: MixBox | None = None
@@ -37,10 +39,26 @@ class MixDraw:
 
 
 class Supervision:
-    """A recipe's loss on a model's outputs."""
+    """A recipe's loss on a model's outputs.
 
-    def __init__(self, recipe: dict[str, Any], num_classes: int, seed: int) -> None:
+    Args:
+        recipe: of the run's spec.
+        num_classes: of the model's heads.
+        grid: rows and columns of the model's tokens.
+        image_px: side of its images.
+        seed: of the run.
+
+    Attributes:
+        parts: names of what `loss` returns beside the loss.
+    """
+
+    def __init__(
+        self, recipe: dict[str, Any], num_classes: int, grid: tuple[int, int], image_px: int, seed: int
+    ) -> None:
         self._recipe, self._num_classes, self._seed = recipe, num_classes, seed
+        self._grid, self._image_px = grid, image_px
+        self._learns_tokens = recipe["supervision"] == "token" and recipe["token_weight"] != 0
+        self.parts = ("class_loss", "token_loss", "unlabeled") if self._learns_tokens else ("class_loss",)
 
     def loss(
         self, model: nn.Module, batch: MicroBatch, epoch: int, step: int
@@ -48,8 +66,8 @@ class Supervision:
         """Class loss + token_weight x token loss.
 
         Args:
-            model: a TokenModel in training mode.
-            batch: on the model's device or not.
+            model: a TokenModel in training mode, or one that is wrapped for several processes.
+            batch: on the model's device.
             epoch: for the draws.
             step: for the draws.
 
@@ -57,24 +75,20 @@ class Supervision:
             the loss, and by name its parts and `unlabeled`, the number of photographs without any token target.
         """
         recipe = self._recipe
-        device = next(model.parameters()).device
-        batch = batch.to(device)
-        rng = random.Random(derived_seed("mix", self._seed, epoch, step))
-        grid: tuple[int, int] = model.grid  # type: ignore[assignment]
-        draw = draw_mix(recipe, grid, batch.images.shape[-1], rng)
-        images = mix_pixels(batch.images, draw)
-        output = model(images, draw.token_box)
+        rng = random.Random(derived_seed("mix", self._seed, epoch, step, batch.index))
+        draw = draw_mix(recipe, self._grid, self._image_px, rng)
+        output = model(mix_pixels(batch.images, draw), draw.token_box)
 
         class_target = mix_class_target(self._class_target(batch), draw)
         class_loss = token_cross_entropy(output.class_logits[:, None], class_target)
-        if recipe["supervision"] != "token" or recipe["token_weight"] == 0:
+        if not self._learns_tokens:
             return class_loss, {"class_loss": class_loss}
-        targets = mix_token_targets(self._token_targets(batch, output.grid), draw, images.shape[-1])
+        targets = mix_token_targets(self._token_targets(batch), draw, self._image_px)
         participation = None
         if recipe["participation"] < 1.0:
             tokens = targets.inside.shape[1]
             participation = participation_mask(
-                len(images), tokens, recipe["participation"], rng.getrandbits(62), device
+                len(targets), tokens, recipe["participation"], rng.getrandbits(62), batch.images.device
             )
         token_loss = token_cross_entropy(output.token_logits, targets, participation)
         loss = class_loss + recipe["token_weight"] * token_loss
@@ -86,10 +100,12 @@ class Supervision:
         if recipe["class_target"] == "label" or batch.scores is None:
             return label
         pooled = pooled_target(*self._maps(batch), **self._reading(batch)).smoothed(recipe["label_smoothing"])
-        return pooled if recipe["class_target"] == "map" else blended_target(pooled, label)
+        if recipe["class_target"] == "blend":
+            return blended_target(pooled, label)
+        return pooled.filled(label)  # a view that operations moved off the map shows nothing of it
 
-    def _token_targets(self, batch: MicroBatch, grid: tuple[int, int]) -> SparseTargets:
-        targets = sparse_targets(*self._maps(batch), grid=grid, **self._reading(batch))
+    def _token_targets(self, batch: MicroBatch) -> SparseTargets:
+        targets = sparse_targets(*self._maps(batch), grid=self._grid, **self._reading(batch))
         return targets.smoothed(self._recipe["label_smoothing"])
 
     def _maps(self, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor, None]:
@@ -107,7 +123,7 @@ class Supervision:
 
 
 def draw_mix(recipe: dict[str, Any], grid: tuple[int, int], image_px: int, rng: random.Random) -> MixDraw:
-    """Draws a step's mixing.
+    """Draws a micro-batch's mixing.
 
     mixtoken_mixup does both to the same photographs, as the paper's "using MixToken and MixUp at the same time";
     cutmix_mixup does one of them by the toss of a coin, as DeiT does.

@@ -13,8 +13,8 @@ import yaml
 from .conftest import REPOSITORY, planned_jobs, run_snakemake
 
 FULL = {
-    "make_manifest": 1, "annotate_shard": 576, "train_run": 63, "evaluate_run": 63, "make_table": 10, "measure_fidelity": 9,
-    "make_fidelity_table": 1, "draw_label_maps": 1, "make_report": 1, "all": 1,
+    "make_manifest": 1, "annotate_shard": 576, "train_run": 64, "evaluate_run": 64, "make_table": 11, "measure_fidelity": 9,
+    "make_fidelity_table": 1, "draw_label_maps": 1, "draw_curves": 11, "make_report": 1, "all": 1,
 }  # fmt: skip
 
 
@@ -41,11 +41,15 @@ FULL = {
             {"make_manifest": 1, "annotate_shard": 64, "train_run": 5, "evaluate_run": 5, "make_table": 1},
         ),
         (
+            ["-n", "results/ablation_geometry.csv"],  # both read the same label maps
+            {"make_manifest": 1, "annotate_shard": 64, "train_run": 2, "evaluate_run": 2, "make_table": 1},
+        ),
+        (
             ["-n", "results/main.csv"],
             {"make_manifest": 1, "annotate_shard": 64, "train_run": 8, "evaluate_run": 8, "make_table": 1},
         ),
     ],
-    ids=["slurm all", "all", "labels", "fidelity", "annotators", "participation", "augmentation", "main"],
+    ids=["slurm all", "all", "labels", "fidelity", "annotators", "participation", "augmentation", "geometry", "main"],
 )  # fmt: skip
 def test_the_imagenet_study_is_planned_within_ten_seconds_and_leaves_no_trace(
     tmp_path: Path, arguments: list[str], expected: dict[str, int]
@@ -57,6 +61,16 @@ def test_the_imagenet_study_is_planned_within_ten_seconds_and_leaves_no_trace(
     # processor seconds, which other tests on the same two cores do not lengthen; planning is one busy thread
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime <= 10
     assert [path.name for path in tmp_path.iterdir() if path.name != ".snakemake"] == ["study.yaml"]
+
+
+def test_long_trainings_are_planned_as_legs_in_a_row(tmp_path: Path) -> None:
+    """Trainings of 310 epochs, ten of them cooling down, become four jobs each, those of 300 three; fine-tunings stay one."""
+    overlay = {"data_root": "/no/such/folder", "machine": {"leg_epochs": 100}}
+    jobs = planned_jobs(run_snakemake(tmp_path, "-n", "all", overlay=overlay))
+    assert jobs.pop("train_leg") == 3 * 50 + 2 * 10
+    assert jobs == FULL
+    one = "results/ablation_participation.csv"
+    assert planned_jobs(run_snakemake(tmp_path, "-n", one, overlay=overlay))["train_leg"] == 3 * 10
 
 
 MISTAKES: list[tuple[str, Callable[[dict[str, Any]], Any], list[str]]] = [
@@ -77,6 +91,16 @@ MISTAKES: list[tuple[str, Callable[[dict[str, Any]], Any], list[str]]] = [
         "model that is a list",
         lambda o: o.update(defaults={"model": ["lvvit_s"]}),
         ["defaults.model", "['lvvit_s']", "string"],
+    ),
+    (
+        "batch that processes cannot share",
+        lambda o: o.update(machine={"processes": 3}),
+        ["batch_size 1024", "micro-batches of 128", "3 processes", "machine.micro_batch 114"],
+    ),
+    (
+        "learning rate 0",
+        lambda o: o.update(recipes={"finetune": {"learning_rate": 0}}),
+        ["finetune.learning_rate", "0"],
     ),
     (
         "annotator of other classes",
@@ -143,3 +167,15 @@ def test_an_architecture_that_timm_does_not_have_stops_the_first_job(tmp_path: P
 def test_config_on_the_command_line_sets_the_data_root(tmp_path: Path) -> None:
     finished = run_snakemake(tmp_path, "all", "--cores", "1", "--config", "data_root=/not/here")
     assert "'/not/here'" in finished.stderr
+
+
+def test_a_training_starts_as_many_processes_as_the_machine_says(tmp_path: Path) -> None:
+    overlay = {"machine": {"processes": 4, "threads": 2, "train_mem_mb": 1000}}
+    found = run_snakemake(tmp_path, "-n", "-p", "all", "--cores", "64", overlay=overlay)
+    assert found.returncode == 0, found.stderr[-3000:]
+    shells = [line for line in (found.stdout + found.stderr).splitlines() if "tokenlabel.train" in line]
+    assert shells
+    assert all("-m tokenlabel.engine.launch --processes 4 tokenlabel.train --spec" in line for line in shells)
+    training = (found.stdout + found.stderr).split("rule train_run:", 1)[1].split("rule ", 1)[0]
+    assert "threads: 8" in training
+    assert "mem_mb=4000" in training

@@ -39,6 +39,11 @@ def test_everything_is_made_and_the_tables_agree_with_the_runs(finished_study: P
     main = list(csv.DictReader((results / "main.csv").read_text().splitlines()))
     assert [row["image_px"] for row in main] == ["64", "80"]
     assert (results / "figures" / "label_maps.png").stat().st_size > 10_000
+    curves = list(csv.DictReader((results / "figures" / "curves_main.csv").read_text().splitlines()))
+    assert [(line["name"], line["epoch"]) for line in curves] == [
+        (row["name"], f"{n}") for row in main for n in range(2)
+    ]
+    assert "epochs 40->2" in curves[0]["capped"]
     (fidelity,) = csv.DictReader((results / "label_fidelity.csv").read_text().splitlines())
     assert (fidelity["annotator"], fidelity["photographs"], fidelity["labeled"]) == ("lite0", "6", "24")
     assert float(fidelity["cosine_low"]) <= float(fidelity["cosine"]) <= float(fidelity["cosine_high"])
@@ -57,6 +62,7 @@ def test_the_report_holds_tables_figures_and_their_captions(finished_study: Path
         "label_maps.png",
         "label_fidelity.csv",
         "label_fidelity.png",
+        "curves_main.png",
         "train_run",
         "annotate_shard",
     ):
@@ -98,16 +104,17 @@ def test_touched_and_copied_files_rerun_no_run(finished_study: Path, overlay: Ov
     # without Snakemake's own records it cannot compare contents: tables are made again, which costs seconds, no run is
     shutil.rmtree(copy / ".snakemake")
     jobs = planned_jobs(run_snakemake(copy, "-n", "all", overlay=overlay))
-    assert jobs.keys() <= {"make_table", "make_fidelity_table", "make_report", "draw_label_maps", "all"}
+    assert jobs.keys() <= {"make_table", "draw_curves", "make_fidelity_table", "make_report", "draw_label_maps", "all"}
 
 
 @pytest.mark.parametrize(
     "change",
     [
         lambda o: o["machine"].update(workers=1, micro_batch=8, precision="float32", part_seconds=5),
+        lambda o: o["machine"].update(leg_epochs=1),
         lambda o: o.update(weights_root="/elsewhere", data_root="/elsewhere"),
     ],
-    ids=["machine", "roots"],
+    ids=["machine", "legs", "roots"],
 )
 def test_a_machine_value_reruns_nothing(finished_study: Path, overlay: Overlay, change: Any) -> None:
     change(overlay)
@@ -121,11 +128,11 @@ def test_a_machine_value_reruns_nothing(finished_study: Path, overlay: Overlay, 
     [
         (
             lambda o: o["recipes"]["demo"].update(weight_decay=0.1),
-            {"train_run": 3, "evaluate_run": 3, "make_table": 2, "make_report": 1},
+            {"train_run": 3, "evaluate_run": 3, "make_table": 2, "draw_curves": 2, "make_report": 1},
         ),
         (
             lambda o: o["recipes"]["demo_finetune"].update(weight_decay=0.1),
-            {"train_run": 1, "evaluate_run": 1, "make_table": 1, "make_report": 1},
+            {"train_run": 1, "evaluate_run": 1, "make_table": 1, "draw_curves": 1, "make_report": 1},
         ),
         (
             lambda o: o["labels"].update(k=3),
@@ -137,12 +144,13 @@ def test_a_machine_value_reruns_nothing(finished_study: Path, overlay: Overlay, 
                 "train_run": 2,
                 "evaluate_run": 2,
                 "make_table": 2,
+                "draw_curves": 2,
                 "make_report": 1,
             },
         ),
         (
             lambda o: o.update(evaluation={"interpolation": "bilinear"}),
-            {"evaluate_run": 3, "make_table": 2, "make_report": 1},
+            {"evaluate_run": 3, "make_table": 2, "draw_curves": 2, "make_report": 1},  # the plan that names both is new
         ),
         (
             lambda o: o["fidelity"].update(crops=1),
@@ -176,6 +184,27 @@ def test_a_changed_value_is_run_beside_the_old_runs_none_of_which_is_deleted(
     new = {path.split("/")[0] for path in after.keys() - before.keys()}
     assert len(new) == 1
     assert next(iter(new)).startswith("lvvit_small-token-lite0-64to80px-")
+
+
+def test_a_run_in_legs_is_the_run_in_one_piece(finished_study: Path, overlay: Overlay, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(finished_study, copy)
+    (run,) = (copy / "results" / "runs").glob("*-hard-*")
+    before = everything_under(run / "seed0")
+    done = str((run / "seed0" / "done.json").relative_to(copy))
+    shutil.rmtree(run / "seed0")
+    overlay["machine"]["leg_epochs"] = 1
+    assert planned_jobs(run_snakemake(copy, "-n", done, overlay=overlay)) == {"train_leg": 1, "train_run": 1}
+    finished = run_snakemake(copy, done, "--cores", "1", overlay=overlay)
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    after = everything_under(run / "seed0")
+    assert after.keys() - before.keys() == {"leg-01-of-02.done"}
+    for name in ("model.safetensors", "model_ema.safetensors"):
+        assert after.get(name) == before.get(name)
+    assert read_json(run / "seed0" / "done.json")["legs"] == 2
+    for legs in (1, 2, None):  # whatever it says now, a finished run stays
+        overlay["machine"]["leg_epochs"] = legs
+        assert planned_jobs(run_snakemake(copy, "-n", done, overlay=overlay)) == {}
 
 
 def test_a_new_experiment_plans_exactly_its_jobs(finished_study: Path, overlay: Overlay) -> None:

@@ -11,13 +11,14 @@ from numpy.typing import NDArray
 
 from tests.conftest import machine_settings, write_manifests
 from tests.unit.annotate.test_annotate import SPEC
-from tokenlabel.annotate.check import check_class_order, other_orders
+from tokenlabel.annotate.check import check_class_order
 from tokenlabel.annotate.shard_job import annotate_shard
 from tokenlabel.cli import main
 from tokenlabel.core.errors import LabelError
 from tokenlabel.core.files import read_json, write_json
 from tokenlabel.data.manifest import Manifest, load_manifest
 from tokenlabel.labels import LabelStore
+from tokenlabel.labels.class_order import other_orders, ranks_that_tell
 
 OWN = np.arange(1000)
 
@@ -113,6 +114,4 @@ def test_two_exchanged_classes_are_named(study: Path) -> None:
 
 
 def test_ranks_that_tell_something_with_few_classes() -> None:
-    from tokenlabel.annotate.check import ranks_that_tell
-
     assert [ranks_that_tell(classes) for classes in (2, 3, 5, 11, 1000)] == [1, 1, 2, 5, 5]

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from tokenlabel.annotate import list_command
 from tokenlabel.annotate.list_command import describe_annotator
 from tokenlabel.cli import main
+from tokenlabel.core import overlays
 from tokenlabel.core.config import load_config
 
 
@@ -65,7 +65,7 @@ def test_no_configuration_is_one_line(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(list_command, "CHECKOUT", tmp_path / "none")
+    monkeypatch.setattr(overlays, "CHECKOUT", tmp_path / "none")
     assert main(["annotate", "list"]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1

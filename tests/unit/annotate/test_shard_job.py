@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import itertools
 import json
 import logging
 import re
@@ -128,20 +129,22 @@ def test_the_limit_counts_earlier_parts_and_follows_the_fraction() -> None:
         unreadable.add(["c"], ["empty"])
 
 
-def test_tables_of_shards_that_finish_one_after_another_are_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("splits", [("train",), ("val", "train")], ids=["one split", "beside another split"])
+def test_tables_of_shards_that_finish_one_after_another_are_one(tmp_path: Path, splits: tuple[str, ...]) -> None:
     settings = {"on_unreadable": "record", "max_unreadable_fraction": 1.0}
-    for shard in (1, 0, 2):
+    for split, shard in itertools.product(splits, (1, 0, 2)):
         unreadable = UnreadableList(settings, "shard", 50)
-        unreadable.add([f"{shard}.jpg"], [f"reason, {shard}"])
-        done = tmp_path / f"train-{shard:05d}-of-00003.done"
+        unreadable.add([f"{split} {shard}.jpg"], [f"reason, {shard}"])
+        done = tmp_path / f"{split}-{shard:05d}-of-00003.done"
         unreadable.write_table(
-            tmp_path / "unreadable.csv", shard, done,
+            tmp_path / f"{split}.csv", shard, done,
             lambda done=done, unreadable=unreadable: write_json(  # type: ignore[misc]
                 done, {"unreadable_photographs": [vars(u) for u in unreadable.found]}
             ),
         )  # fmt: skip
-    lines = (tmp_path / "unreadable.csv").read_text().splitlines()
-    assert lines == ["path,shard,reason", *(f'{n}.jpg,{n},"reason, {n}"' for n in range(3))]
+    for split in splits:
+        lines = (tmp_path / f"{split}.csv").read_text().splitlines()
+        assert lines == ["path,shard,reason", *(f'{split} {n}.jpg,{n},"reason, {n}"' for n in range(3))]
 
 
 def contents(shard: Path) -> dict[str, Any]:
@@ -253,7 +256,7 @@ def test_a_forward_pass_that_never_returns_does_not_hold_the_job_back(tmp_path: 
     """The main thread sits in C code; Python's own handler would wait for it."""
     script = f"""
 import hashlib, pathlib, sys
-from tokenlabel.annotate.stopping import stopping_by_signal
+from tokenlabel.engine.stopping import stopping_by_signal
 def finish(name):
     pathlib.Path({str(tmp_path / "saved")!r}).write_text(name)
     return "saved"

@@ -107,8 +107,54 @@ MISTAKES: list[tuple[str, Callable[[Raw], Any], list[str]]] = [
         ["timm/deit_small_patch16_224", "takes no settings"],
     ),
     ("an infinite rate", lambda c: c["recipes"]["finetune"].update(learning_rate=float("inf")), ["learning_rate", "finite"]),
+    ("learning rate 0", lambda c: c["recipes"]["finetune"].update(learning_rate=0), ["finetune.learning_rate", "greater than 0"]),
+    (
+        "a negative learning rate in a row",
+        lambda c: c["experiments"]["main"]["rows"][0]["set"].update({"train.learning_rate": -1e-3}),
+        ["experiments.main.rows.lvvit_t.set.train.learning_rate", "-0.001", "greater than 0"],
+    ),
+    ("zero epochs", lambda c: c["recipes"]["finetune"].update(epochs=0), ["recipes.finetune.epochs", "equal to 1"]),
+    ("zero epochs of a cap", lambda c: c["caps"].update(epochs=0), ["caps.epochs", "0"]),
+    ("an empty batch", lambda c: c["recipes"]["finetune"].update(batch_size=0), ["recipes.finetune.batch_size", "0"]),
+    ("an empty micro-batch", lambda c: c["machine"].update(micro_batch=0), ["machine.micro_batch", "0"]),
+    ("no process", lambda c: c["machine"].update(processes=0), ["machine.processes", "0"]),
+    ("no token takes part", lambda c: c["recipes"]["finetune"].update(participation=0), ["finetune.participation", "than 0"]),
+    (
+        "no token takes part in a row",
+        lambda c: c["experiments"]["ablation_participation"]["grid"].update({"train.participation": [0.0]}),
+        ["experiments.ablation_participation", "train.participation", "0.0"],
+    ),
+    (
+        "warm-up as long as the training",
+        lambda c: c["experiments"]["main"]["rows"][0]["set"].update({"train.epochs": 5}),
+        ["experiments.main.rows.lvvit_t.set.train: warmup_epochs 5 must be below epochs 5"],
+    ),
+    (
+        "token labels without an annotator",
+        lambda c: c["experiments"]["main"]["rows"][0]["set"].update(annotator=None),
+        ["experiments.main.rows.lvvit_t.annotator", "null", "'token'", "train.supervision: hard"],
+    ),
+    (
+        "a batch that does not divide among processes",
+        lambda c: c["machine"].update(processes=16),
+        ["batch_size 1024", "machine.micro_batch", "16 processes", "machine.micro_batch 64", "batch_size 2048"],
+    ),
+    (
+        "accumulation that does not fit the processes",
+        lambda c: (c["machine"].update(processes=8), c["recipes"]["finetune"].update(batch_size=384)),
+        ["-224to384px-", "batch_size 384", "makes 3", "8 processes", "machine.micro_batch 48", "batch_size 1024"],
+    ),
+    (
+        "a floor above the rate of a small batch",
+        lambda c: c["recipes"]["released_code"].update(batch_size=4),
+        ["min_learning_rate 1e-05", "6.25e-06", "batch_size 4 / 640"],
+    ),
     ("a reversed range", lambda c: c["recipes"]["finetune"].update(crop_ratio=[1.3, 0.7]), ["crop_ratio", "smallest"]),
-    ("more warm-up than training", lambda c: c["recipes"]["finetune"].update(warmup_epochs=99), ["warmup_epochs 99", "30"]),
+    (
+        "more warm-up than training",
+        lambda c: c["recipes"]["finetune"].update(warmup_epochs=99),
+        ["key recipes.finetune: warmup_epochs 99", "30"],
+    ),
     (
         "no operation to choose from",
         lambda c: c["recipes"]["finetune"].update(randaugment_operations=[]),
@@ -146,6 +192,19 @@ def test_a_mistake_is_one_line_with_key_value_and_remedy(
     assert "\n" not in message
     for part in expected:
         assert part in message
+
+
+def test_a_row_with_hard_labels_needs_no_annotator(raw_config: Raw) -> None:
+    raw_config["experiments"]["main"]["rows"][0]["set"].update({"annotator": None, "train.supervision": "hard"})
+    assert Study.plan(raw_config).tables["main"].rows[0].run.labels is None
+
+
+def test_what_no_selected_run_uses_is_not_held_against_the_study(raw_config: Raw) -> None:
+    """Fine-tuning's batch suits no eight processes, and no selected table fine-tunes."""
+    raw_config["select"]["experiments"] = ["ablation_supervision"]
+    raw_config["machine"].update(processes=8)
+    raw_config["recipes"]["finetune"]["batch_size"] = 384
+    assert Study.plan(raw_config).selected_runs
 
 
 def test_a_configuration_cannot_be_changed_after_validation(raw_config: Raw) -> None:

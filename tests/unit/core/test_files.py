@@ -19,6 +19,7 @@ from tokenlabel.core.files import (
     atomic_path,
     read_json,
     remove_leftovers,
+    remove_leftovers_in,
     staged_folder,
     write_json,
     write_json_if_changed,
@@ -169,3 +170,11 @@ def test_what_a_killed_process_staged_is_removed_by_the_next(tmp_path: Path) -> 
     with staged_folder(tmp_path / "out") as staged:
         (staged / "whole").write_text("y")
     assert sorted(os.listdir(tmp_path)) == sorted([living.name, "out"])
+
+
+def test_what_killed_writers_left_in_a_folder_goes_and_nothing_else(tmp_path: Path) -> None:
+    mine = f".run.lease.{socket.gethostname()}.{os.getpid()}.tmp"
+    for name in (".checkpoint-00000013.pt.node.123.tmp", ".tmptfHGrm", mine, "metrics.jsonl", "checkpoint-00000012.pt"):
+        (tmp_path / name).touch()
+    remove_leftovers_in(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {mine, "metrics.jsonl", "checkpoint-00000012.pt"}

@@ -208,3 +208,20 @@ def test_scales_that_give_no_whole_pixels_are_refused(raw_config: Raw) -> None:
     with pytest.raises(ConfigError, match=r"labels.*scales.*633\.6, not whole pixels") as caught:
         Study.plan(raw_config)
     assert "\n" not in str(caught.value)
+
+
+def test_tables_of_other_data_sets_may_stay_in_the_catalogue(raw_config: Raw) -> None:
+    """A study of 102 classes with hard labels selects its own table; the paper's, for 1,000 classes, are left alone."""
+    raw_config["dataset"].update(num_classes=102, class_map=None)
+    raw_config["experiments"]["mine"] = {
+        "question": "?", "paper": "none", "seeds": [0], "set": {"train.supervision": "hard"},
+        "grid": {"model": ["lvvit_t", "lvvit_s"]},
+    }  # fmt: skip
+    raw_config["select"] = {"annotators": [], "experiments": ["mine"]}
+    study = Study.plan(raw_config)
+    assert len(study.selected_runs) == 2
+    assert study.used_labels == []
+    assert "main" not in study.tables
+    raw_config["select"]["experiments"] = ["main"]
+    with pytest.raises(ConfigError, match="knows 1000 classes"):
+        Study.plan(raw_config)

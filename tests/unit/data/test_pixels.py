@@ -21,7 +21,7 @@ from PIL import Image
 
 from tokenlabel.data import pixels
 from tokenlabel.data.images import UnreadableImageError, decode_image, resize, resize_and_centre_crop, to_tensor
-from tokenlabel.data.pixels import normalise, read_view
+from tokenlabel.data.pixels import decode_upright, normalise, read_view, shrink
 from tokenlabel.demo.photographs import find_photographs
 
 PX = 96
@@ -155,6 +155,24 @@ def test_exif_orientations_are_applied(kind: str, orientation: int, photograph: 
     for image_px in (64, PX, 300):  # turned before or after: the very same pixels
         found, expected = (read_view(file, image_px, "squash", "bicubic")[0] for file in (encoded, upright))
         assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_whole_photographs_are_upright_and_pillows_pixel_for_pixel(kind: str, photograph: Image.Image) -> None:
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        encoded = encode(photograph, kind, exif=exif)
+        found = decode_upright(encoded).permute(1, 2, 0).numpy()
+        np.testing.assert_array_equal(found, np.asarray(decode_image(encoded)))
+
+
+def test_shrinking_keeps_the_shape_and_never_enlarges(photograph: Image.Image) -> None:
+    upright = torch.from_numpy(np.array(photograph)).permute(2, 0, 1)
+    assert shrink(upright, 64).shape == (3, 64, round(250 * 64 / 187))
+    assert shrink(upright.transpose(1, 2), 64).shape == (3, round(250 * 64 / 187), 64)
+    assert shrink(upright, 187) is upright
+    assert shrink(upright, 500) is upright
 
 
 def test_an_orientation_that_is_none_is_ignored(photograph: Image.Image) -> None:

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from tokenlabel.core.errors import DataError
-from tokenlabel.core.files import write_json
+from tokenlabel.core.files import read_json, write_json
 from tokenlabel.core.study import Study
 from tokenlabel.eval.figures import draw_table
 from tokenlabel.eval.tables import as_csv, collect_rows
@@ -55,6 +55,24 @@ def test_a_capped_row_is_marked_and_has_no_difference(raw_config: dict[str, Any]
         assert row.capped == "epochs 300->2"
         assert row.paper_top1 is not None
         assert row.difference is None
+
+
+def test_agreement_has_columns_where_all_seeds_measured_it(raw_config: dict[str, Any], tmp_path: Path) -> None:
+    raw_config["experiments"]["ablation_residual"]["seeds"] = [0, 1]
+    table = Study.plan(raw_config).tables["ablation_residual"].as_json()
+    write_results(tmp_path, table)
+    measured = {"class_top1": 70.0, "token_agreement": 60.0, "token_kl": 1.0}
+    for seed, path in table["rows"][0]["seeds"].items():
+        write_json(tmp_path / path, read_json(tmp_path / path) | measured | {"token_agreement": 60.0 + int(seed)})
+    write_json(
+        tmp_path / table["rows"][1]["seeds"]["0"], read_json(tmp_path / table["rows"][1]["seeds"]["0"]) | measured
+    )
+    first, second, _ = csv.DictReader(io.StringIO(as_csv(collect_rows(table, tmp_path))))
+    assert [first[name] for name in ("class_top1_mean", "token_agreement_mean", "token_kl_mean")] == [
+        "70.00", "60.50", "1.00"
+    ]  # fmt: skip
+    assert first["token_agreement_sd"] == "0.71"
+    assert {second[name] for name in ("class_top1_mean", "token_agreement_mean", "token_agreement_sd")} == {""}
 
 
 def test_a_missing_evaluation_is_named(raw_config: dict[str, Any], tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from tokenlabel.labels.geometry import (
     token_centres,
     view_affine,
 )
-from tokenlabel.train.augment import apply_operation
+from tokenlabel.train.operations import Operation, apply_operation
 
 from .drawing import region_maps, regions, shown_by_tokens
 
@@ -274,8 +274,10 @@ def moved(picture: Image.Image, steps: list[Step]) -> tuple[np.ndarray, np.ndarr
         else:
             if picture.size != (VIEW_PX, VIEW_PX):  # as in training: timm's operations see the resized crop
                 picture = picture.resize((VIEW_PX, VIEW_PX), Image.Resampling.NEAREST)
-            arguments = (amount * LIMITS[name],)
-            picture, step = apply_operation(picture, name, arguments, (0, 0, 0), Image.Resampling.NEAREST)
+            operation = Operation(name, amount * LIMITS[name], "nearest")
+            before = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+            changed = apply_operation(before, operation, (0, 0, 0))
+            picture, step = Image.fromarray(changed.permute(1, 2, 0).numpy()), operation.affine
         affine = affine @ step
     return np.array(picture.resize((VIEW_PX, VIEW_PX), Image.Resampling.NEAREST)), affine
 

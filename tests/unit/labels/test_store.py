@@ -106,6 +106,9 @@ def test_missing_labels(label_folder: Folder) -> None:
             store[absent]
     with pytest.raises(LabelError, match=r"\(1 of 2 asked for are absent\)"):
         store.status_of([int(store.ids[0]), 12345])
+    known = [store.status_of(store.ids[:1])[0], store.status_of(store.ids[1:2])[0]]
+    asked = [int(store.ids[1]), 12345, 2**64 - 1, int(store.ids[0])]
+    assert store.status_of(asked, absent=77).tolist() == [known[1], 77, 77, known[0]]
 
 
 def test_index_is_light(tmp_path: Path) -> None:

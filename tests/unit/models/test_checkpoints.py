@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tokenlabel.core.errors import CheckpointError
 from tokenlabel.models import TokenModel, create_model, load_checkpoint, save_weights
+from tokenlabel.models.weights import read_metadata
 
 Make = Callable[..., TokenModel]
 
@@ -190,3 +191,16 @@ def test_double_precision_is_narrowed_to_the_models(tiny: Make) -> None:
     model = tiny()
     load_checkpoint(model, source)
     assert torch.equal(model.state_dict()["norm.weight"].double(), source["norm.weight"])
+
+
+def test_equal_weights_make_equal_files(tiny: Make, tmp_path: Path) -> None:
+    """A run done twice has the same digest in its marker; safetensors alone orders metadata anew each time."""
+    model = randomised(tiny())
+    metadata = {"spec": '{"name": "Blüte\\n\\t\\"/\\u0001"}'} | {f"key {number}": str(number) for number in range(12)}
+    for name in ("one", "two"):
+        save_weights(model, tmp_path / f"{name}.safetensors", metadata)
+    assert (tmp_path / "one.safetensors").read_bytes() == (tmp_path / "two.safetensors").read_bytes()
+    assert read_metadata(tmp_path / "one.safetensors") == metadata
+    assert load_checkpoint(tiny(), tmp_path / "one.safetensors").loaded == len(model.state_dict())
+    save_weights(model, tmp_path / "bare.safetensors", {})
+    assert read_metadata(tmp_path / "bare.safetensors") == {}

@@ -15,14 +15,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tokenlabel.core.errors import CheckpointError, LabelError
+from tokenlabel.core.errors import CheckpointError, ConfigError, LabelError, OutputError
 from tokenlabel.core.files import read_json, write_json
-from tokenlabel.engine.loop import MetricsFile, TrainingError
+from tokenlabel.engine.failures import TrainingError
+from tokenlabel.engine.reporting import TIMES, MetricsFile
 from tokenlabel.eval.evaluation import evaluate_run
 from tokenlabel.labels import SparseTargets
 from tokenlabel.models import load_model, read_metadata
-from tokenlabel.train import supervision
-from tokenlabel.train.job import build_model, train_run
+from tokenlabel.train import job, supervision
+from tokenlabel.train.job import train_run
+from tokenlabel.train.start import build_model
 
 from .conftest import Workplace
 
@@ -35,13 +37,14 @@ def train(spec: Spec, workplace: Workplace, folder: Path, **changes: Any) -> dic
         "start_folder": None,
         "seed": 0,
         "machine": workplace.machine,
+        "done": folder / "done.json",
     } | changes
-    return train_run(spec, manifests=workplace.manifests, done=folder / "done.json", **options)
+    return train_run(spec, manifests=workplace.manifests, **options)
 
 
 def lines(folder: Path) -> list[dict[str, float]]:
     """metrics.jsonl without what depends on the clock."""
-    return [{k: v for k, v in line.items() if k != "seconds"} for line in MetricsFile(folder / "metrics.jsonl").lines()]
+    return [{k: v for k, v in line.items() if k not in TIMES} for line in MetricsFile(folder / "metrics.jsonl").lines()]
 
 
 def test_the_token_loss_falls_on_real_photographs(spec: Spec, workplace: Workplace, tmp_path: Path) -> None:
@@ -142,10 +145,7 @@ def start(spec: Spec, workplace: Workplace, place: Path, folder: Path) -> subpro
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["SIGKILL", "SIGTERM"])
-def test_a_stopped_run_continues_to_the_same_weights(
-    spec: Spec, workplace: Workplace, tmp_path: Path, number: signal.Signals
-) -> None:
+def test_a_stopped_run_continues_to_the_same_weights(spec: Spec, workplace: Workplace, tmp_path: Path) -> None:
     spec["recipe"]["epochs"] = 8
     train(spec, workplace, tmp_path / "whole")
     folder = tmp_path / "stopped"
@@ -155,20 +155,102 @@ def test_a_stopped_run_continues_to_the_same_weights(
         assert time.monotonic() < deadline
         assert process.poll() is None
         time.sleep(0.01)
-    os.kill(process.pid, number)
+    os.kill(process.pid, signal.SIGTERM)
     _, stderr = process.communicate(timeout=60)
-    assert process.returncode == (-9 if number == signal.SIGKILL else 2)
-    if number == signal.SIGTERM:
-        assert "stopped by SIGTERM at epoch" in stderr
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "error: stopped by SIGTERM; epoch " in stderr
     assert not (folder / "done.json").exists()
-    assert (folder / "checkpoint.pt").exists()
+    assert list(folder.glob("checkpoint-*.pt"))
+    assert not (folder / "run.lease").exists()
 
     train(spec, workplace, folder)
-    assert lines(folder) == lines(tmp_path / "whole")
+    require_equal_runs(folder, tmp_path / "whole")
+
+
+def require_equal_runs(first: Path, second: Path) -> None:
+    assert lines(first) == lines(second)
     for name in ("model.safetensors", "model_ema.safetensors"):
-        whole, resumed = load_file(tmp_path / "whole" / name), load_file(folder / name)
-        assert all(torch.equal(whole[key], resumed[key]) for key in whole)
-    assert not (folder / "checkpoint.pt").exists()
+        one, other = load_file(first / name), load_file(second / name)
+        assert all(torch.equal(one[key], other[key]) for key in one)
+    assert not list(first.glob("checkpoint-*"))
+
+
+def test_legs_leave_what_the_unbroken_run_leaves(spec: Spec, workplace: Workplace, tmp_path: Path) -> None:
+    train(spec, workplace, tmp_path / "whole")
+    folder = tmp_path / "legs"
+    machine = workplace.machine | {"leg_epochs": 2}
+    leg: dict[str, Any] = {"done": folder / "leg-01-of-02.done", "until_epoch": 2, "machine": machine}
+    marker = train(spec, workplace, folder, **leg)
+    assert (marker["epochs"], read_json(leg["done"])["epochs"]) == (2, 2)
+    assert not (folder / "model.safetensors").exists()
+    assert len(list(folder.glob("checkpoint-*.pt"))) == 2
+    last = train(spec, workplace, folder, machine=machine)
+    assert (last["epochs"], last["legs"]) == (3, 2)
+    require_equal_runs(folder, tmp_path / "whole")
+    leg["done"].unlink()
+    assert train(spec, workplace, folder, **leg)["epochs"] == 2  # of a finished run: nothing is trained again
+    assert leg["done"].exists()
+    require_equal_runs(folder, tmp_path / "whole")
+
+
+def test_a_job_that_was_taken_over_while_it_was_suspended_writes_nothing_more(
+    spec: Spec, workplace: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(spec, workplace, tmp_path, until_epoch=1, done=tmp_path / "leg-01-of-03.done")
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("checkpoint-*")}
+    real = supervision.Supervision.loss
+
+    def wakes_up(*arguments: Any) -> Any:
+        write_json(tmp_path / "run.lease", {"host": "another", "pid": 1, "job": "2", "counter": 3})
+        return real(*arguments)
+
+    monkeypatch.setattr(supervision.Supervision, "loss", wakes_up)
+    with pytest.raises(OutputError, match="another job took over"):
+        train(spec, workplace, tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("checkpoint-*")} == before
+    assert {line["epoch"] for line in lines(tmp_path)} == {0}
+    assert not (tmp_path / "done.json").exists()
+    assert (tmp_path / "run.lease").exists()  # the other one's
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("epochs", 0), ("learning_rate", 0.0), ("mix", "blender")], ids=["epochs", "rate", "word"]
+)
+def test_a_recipe_by_hand_that_makes_no_sense_is_one_line(
+    spec: Spec, workplace: Workplace, tmp_path: Path, key: str, value: Any
+) -> None:
+    spec["recipe"][key] = value
+    with pytest.raises(ConfigError, match=rf"^spec\.json: recipe\.{key}: {value!r} is not legal.*[^\n]*$"):
+        train(spec, workplace, tmp_path)
+
+
+def test_keys_by_hand_that_do_not_fit_each_other_are_one_line(spec: Spec, workplace: Workplace, tmp_path: Path) -> None:
+    spec["recipe"] |= {"epochs": 3, "warmup_epochs": 3}
+    with pytest.raises(ConfigError, match=r"^spec\.json: recipe: warmup_epochs 3 must be below epochs 3\. Mend it"):
+        train(spec, workplace, tmp_path)
+
+
+def test_a_finished_run_is_not_trained_again(
+    spec: Spec, workplace: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second job for the run, which waited for the first one, or a requeued one, does nothing; nor does the third by hand."""
+    marker = train(spec, workplace, tmp_path)
+    written = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in tmp_path.iterdir()}
+    with monkeypatch.context() as patched:
+        patched.setattr(job, "_train", lambda *_: pytest.fail("it is trained again"))
+        assert train(spec, workplace, tmp_path) == marker
+    assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in tmp_path.iterdir()} == written
+    (tmp_path / "model.safetensors").unlink()  # a marker without weights does not count
+    assert train(spec, workplace, tmp_path)["weights_sha256"] == marker["weights_sha256"]
+    spec["recipe"]["learning_rate"] *= 2
+    with pytest.raises(CheckpointError, match=r"done\.json: of another run.*--allow-changed"):
+        train(spec, workplace, tmp_path)
+    assert train(spec, workplace, tmp_path, allow_changed=True)["weights_sha256"] != marker["weights_sha256"]
+
+
+def test_a_missing_label_store_is_one_line(spec: Spec, workplace: Workplace, tmp_path: Path) -> None:
+    with pytest.raises(LabelError, match="nowhere"):
+        train(spec, workplace, tmp_path, labels_folder=tmp_path / "nowhere")
 
 
 def test_fine_tuning_starts_from_the_averaged_weights_at_a_higher_resolution(
@@ -253,34 +335,42 @@ def test_a_short_runs_averaged_weights_have_forgotten_the_random_start(
         assert not torch.equal(averaged[name], last[name])
 
 
-@pytest.mark.parametrize("content", [b"rubbish", None], ids=["bytes", "another file of torch"])
-def test_a_damaged_checkpoint_is_one_line(
-    spec: Spec, workplace: Workplace, tmp_path: Path, content: bytes | None
+def test_another_recipe_is_refused_with_the_differences_unless_allowed(
+    spec: Spec, workplace: Workplace, tmp_path: Path
 ) -> None:
-    if content is None:
-        torch.save({"a": torch.zeros(1)}, tmp_path / "checkpoint.pt")
-    else:
-        (tmp_path / "checkpoint.pt").write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"checkpoint\.pt: damaged, or no training state. Delete it"):
+    train(spec, workplace, tmp_path, until_epoch=1, done=tmp_path / "leg-01-of-03.done")
+    spec["recipe"] |= {"weight_decay": 0.5, "mix": "none"}
+    with pytest.raises(CheckpointError) as caught:
         train(spec, workplace, tmp_path)
+    for part in (
+        "recipe.weight_decay: 0.05 then, 0.5 now",
+        "recipe.mix: 'mixtoken' then, 'none' now",
+        "--allow-changed",
+    ):
+        assert part in str(caught.value)
+    marker = train(spec, workplace, tmp_path, allow_changed=True)
+    assert marker["epochs"] == 3
+    assert read_json(tmp_path / "done.json")["changed"] == [
+        "recipe.weight_decay: 0.05 then, 0.5 now",
+        "recipe.mix: 'mixtoken' then, 'none' now",
+    ]
 
 
-def test_a_checkpoint_of_another_spec_is_refused(spec: Spec, workplace: Workplace, tmp_path: Path) -> None:
-    process = start(spec | {"recipe": spec["recipe"] | {"epochs": 50}}, workplace, tmp_path, tmp_path / "run")
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "run" / "checkpoint.pt").exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    process.kill()
-    process.communicate()
-    with pytest.raises(CheckpointError, match=r"checkpoint\.pt: training state of spec"):
-        train(spec, workplace, tmp_path / "run")
+def test_a_checkpoint_of_another_model_is_refused(spec: Spec, workplace: Workplace, tmp_path: Path) -> None:
+    train(spec, workplace, tmp_path, until_epoch=1, done=tmp_path / "leg-01-of-03.done")
+    spec["model"]["settings"]["width"] = 32
+    with pytest.raises(
+        CheckpointError, match=r"checkpoint-0+2\.pt: of another model: .* is \(.*48\) there and \(.*32\) here"
+    ):
+        train(spec, workplace, tmp_path, allow_changed=True)
 
 
 def test_metrics_are_json_lines_with_the_learning_rate(spec: Spec, workplace: Workplace, tmp_path: Path) -> None:
     spec["recipe"] |= {"epochs": 3, "warmup_epochs": 1, "cooldown_epochs": 1, "warmup_learning_rate": 1e-6}
     train(spec, workplace, tmp_path, machine=workplace.machine | {"validate_every_epochs": 2})
-    found = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    logged = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in logged if "step" in line] == [0, 1] * 4  # log_every_steps: 1
+    found = [line for line in logged if "step" not in line]
     rates = [line["learning_rate"] for line in found]
     assert rates[0] == 1e-6
     assert rates[1] > rates[2] > rates[3]

@@ -1,0 +1,53 @@
+"""config.yaml and the overlays of a study, merged as Snakemake merges them, for commands that run outside of the workflow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .errors import ConfigError
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+
+
+def study_files(overlays: Sequence[Path]) -> list[Path]:
+    """config.yaml of the working directory, else of the checkout that this package lies in, and the overlays after it.
+
+    Raises:
+        ConfigError: there is no config.yaml.
+    """
+    base = next((path for path in (Path("config.yaml"), CHECKOUT / "config.yaml") if path.is_file()), None)
+    if base is None:
+        raise ConfigError(
+            f"no config.yaml in {Path.cwd()} nor in {CHECKOUT}. Run this in the checkout of tokenlabel or of your study."
+        )
+    return [base, *overlays]
+
+
+def read_configuration(files: Sequence[Path]) -> dict[str, Any]:
+    """The files of a study as one: dictionaries are merged, everything else is replaced.
+
+    Raises:
+        ConfigError: a file is missing or no YAML dictionary.
+    """
+    merged: dict[str, Any] = {}
+    for path in files:
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise ConfigError(f"{path}: cannot be read ({' '.join(str(error).split())}).") from None
+        if not isinstance(content, dict):
+            raise ConfigError(f"{path}: expected a dictionary of settings, found {type(content).__name__}.")
+        merged = _merged(merged, content)
+    return merged
+
+
+def _merged(base: dict[str, Any], overlay: dict[str, Any]) -> dict[str, Any]:
+    both = {
+        key: _merged(base[key], value) if isinstance(value, dict) and isinstance(base.get(key), dict) else value
+        for key, value in overlay.items()
+    }
+    return {**base, **both}

@@ -1,0 +1,96 @@
+"""Which photographs make which micro-batch of which step, and which process reads it: the same ones whatever the number.
+
+Called by `batches`. A step's micro-batch number j belongs to process j % count, so each process has as many.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..core.errors import ConfigError, DataError
+from ..engine.processes import Processes
+
+Rows = np.ndarray[Any, np.dtype[np.int64]]
+
+
+@dataclass(frozen=True)
+class PlannedBatch:
+    """A micro-batch: its number in the step over all processes, and its rows of the manifest."""
+
+    index: int
+    rows: Rows
+
+
+class BatchPlan:
+    """The steps of each epoch.
+
+    A step is `batch_size` photographs in micro-batches of at most `micro_batch`, of which the last may be smaller. A last
+    incomplete step is dropped, unless the data set is smaller than one batch.
+
+    Args:
+        order: epoch -> the rows of all usable photographs in the epoch's order.
+        images: how many those are.
+        batch_size: photographs of a step, over all processes.
+        micro_batch: photographs of a forward pass.
+        processes: of the training.
+
+    Attributes:
+        batch_size, micro_batch: as given, or all photographs where they are fewer.
+        steps_per_epoch: whole steps of an epoch.
+
+    Raises:
+        DataError: there is no photograph.
+        ConfigError: the processes cannot share a step's micro-batches evenly.
+    """
+
+    def __init__(
+        self, order: Callable[[int], Rows], images: int, *, batch_size: int, micro_batch: int, processes: Processes
+    ) -> None:
+        if not images:
+            raise DataError("the training split has no readable photograph; nothing can be trained.")
+        self._order, self._processes = order, processes
+        self.batch_size = min(batch_size, images)
+        self.micro_batch = min(micro_batch, self.batch_size)
+        self.steps_per_epoch = images // self.batch_size
+        _check_shares(self.batch_size, self.micro_batch, processes.count)
+
+    def steps(self, epoch: int, first_step: int = 0) -> Iterator[list[PlannedBatch]]:
+        """This process's micro-batches of each step from `first_step` on."""
+        order = self._order(epoch)
+        for step in range(first_step, self.steps_per_epoch):
+            rows = order[step * self.batch_size : (step + 1) * self.batch_size]
+            cuts = range(0, self.batch_size, self.micro_batch)
+            yield [
+                PlannedBatch(index, rows[start : start + self.micro_batch])
+                for index, start in enumerate(cuts)
+                if index % self._processes.count == self._processes.rank
+            ]
+
+
+def _check_shares(batch_size: int, micro_batch: int, processes: int) -> None:
+    def cut(size: int, micro: int) -> int:
+        return -(-size // micro)
+
+    count = cut(batch_size, micro_batch)
+    if count % processes == 0:
+        return
+    micro = _nearest(micro_batch, [size for size in range(1, batch_size + 1) if cut(batch_size, size) % processes == 0])
+    whole = micro_batch * processes
+    sizes = _nearest(batch_size, [batch_size // whole * whole, (batch_size // whole + 1) * whole])
+    numbers = _nearest(processes, [number for number in range(1, count + 1) if count % number == 0])
+    ways = [f"machine.micro_batch {micro}"] * bool(micro) + [f"batch_size {sizes}", f"machine.processes {numbers}"]
+    raise ConfigError(
+        f"batch_size {batch_size} in micro-batches of {micro_batch} (machine.micro_batch) makes {count}, which "
+        f"{processes} processes (machine.processes) cannot share evenly. Nearest that fit: {'; or '.join(ways)}."
+    )
+
+
+def _nearest(value: int, legal: list[int]) -> str:
+    """The nearest legal values below and above, in words; empty where there is none."""
+    below = [number for number in legal if 0 < number < value]
+    above = [number for number in legal if number > value]
+    return " or ".join(str(number) for number in [*([max(below)] if below else []), *([min(above)] if above else [])])

@@ -1,0 +1,107 @@
+"""Training curves: every epoch of every run in the CSV, what is missing left out, capped runs marked."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tokenlabel.cli import main
+from tokenlabel.core.errors import DataError
+from tokenlabel.core.files import write_json
+from tokenlabel.core.study import Study
+from tokenlabel.engine.reporting import MetricsFile
+from tokenlabel.eval.curves import COLOURS, as_csv, collect_curves, draw_curves
+
+
+def plan(raw_config: dict[str, Any], name: str, **caps: int) -> dict[str, Any]:
+    raw_config["caps"] |= caps
+    raw_config["experiments"][name]["seeds"] = [0, 1]
+    return Study.plan(raw_config).tables[name].as_json()
+
+
+def write_metrics(base: Path, table: dict[str, Any], rows: slice = slice(None), epochs: int = 4) -> None:
+    """As trainings leave them: step lines between the epochs, a validation every second epoch."""
+    for place, row in enumerate(table["rows"][rows]):
+        for seed, evaluation in row["seeds"].items():
+            folder = (base / evaluation).parent
+            folder.mkdir(parents=True)
+            file = MetricsFile(folder / "metrics.jsonl")
+            for epoch in range(epochs):
+                file.append({"epoch": epoch, "step": 1, "loss": 99.0})
+                loss = 7.0 - epoch - place / 3 - int(seed) / 10
+                line = {
+                    "epoch": epoch,
+                    "steps": 2,
+                    "learning_rate": 1e-3 / (epoch + 1),
+                    "loss": loss,
+                    "class_loss": loss / 2,
+                }
+                line |= {"token_loss": loss / 2} if place else {}
+                line |= {"top1": 10.0 * epoch + place} if epoch % 2 else {}
+                file.append(line)
+
+
+def test_the_csv_has_every_epoch_of_every_run_and_no_step(raw_config: dict[str, Any], tmp_path: Path) -> None:
+    table = plan(raw_config, "ablation_supervision")
+    write_metrics(tmp_path, table)
+    lines = list(csv.DictReader(io.StringIO(as_csv(collect_curves(table, tmp_path)))))
+    assert len(lines) == len(table["rows"]) * 2 * 4
+    third = lines[8 + 4 + 1]  # second row, seed 1, epoch 1
+    assert (third["name"], third["seed"], third["epoch"]) == (table["rows"][1]["name"], "1", "1")
+    assert float(third["class_loss"]) == pytest.approx((7 - 1 - 1 / 3 - 0.1) / 2)
+    assert (third["top1"], third["top5"]) == ("11.0", "")
+    assert lines[0]["token_loss"] == ""  # of hard labels
+
+
+def test_runs_that_are_missing_are_left_out_and_none_at_all_is_an_error(
+    raw_config: dict[str, Any], tmp_path: Path
+) -> None:
+    table = plan(raw_config, "ablation_residual")
+    with pytest.raises(DataError, match=r"ablation_residual: none of its 3 runs has a metrics\.jsonl"):
+        collect_curves(table, tmp_path)
+    write_metrics(tmp_path, table, slice(1, 2))
+    assert [(curve.row, curve.seed) for curve in collect_curves(table, tmp_path)] == [("scale_2", 0), ("scale_2", 1)]
+
+
+def test_the_figure_shows_each_run_in_a_colour_of_its_own(raw_config: dict[str, Any], tmp_path: Path) -> None:
+    table = plan(raw_config, "ablation_supervision", epochs=4)
+    write_metrics(tmp_path, table)
+    curves = collect_curves(table, tmp_path)
+    assert all(curve.capped == "epochs 300->4" for curve in curves)
+    draw_curves(table, curves, tmp_path / "whole.png")
+    draw_curves(table, [curve for curve in curves if curve.row != table["rows"][-1]["name"]], tmp_path / "less.png")
+    shown = {}
+    for file in ("whole.png", "less.png"):
+        with Image.open(tmp_path / file) as image:
+            shown[file] = np.array(image.convert("RGB")).reshape(-1, 3)
+    colour = tuple(int(COLOURS[(len(table["rows"]) - 1) % len(COLOURS)][place : place + 2], 16) for place in (1, 3, 5))
+    own = {file: int((pixels == colour).all(1).sum()) for file, pixels in shown.items()}
+    assert own["whole.png"] > own["less.png"]  # the last row's colour: its curves and its line in the legend
+
+
+def test_the_command_writes_both_files(
+    raw_config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = plan(raw_config, "ablation_residual")
+    write_metrics(tmp_path, table)
+    write_json(tmp_path / "plan.json", table)
+    monkeypatch.chdir(tmp_path)
+    assert main(["table", "curves", "--spec", "plan.json", "--csv", "c.csv", "--figure", "c.png"]) == 0
+    assert (tmp_path / "c.csv").read_text().count("\n") == 1 + 3 * 2 * 4
+    with Image.open(tmp_path / "c.png") as image:
+        assert image.format == "PNG"
+
+
+def test_every_training_of_a_table_is_awaited_once_and_tables_without_one_have_no_curves(
+    raw_config: dict[str, Any],
+) -> None:
+    table = Study.plan(raw_config).tables["ablation_annotators"]
+    assert table.curves == ["results/figures/curves_ablation_annotators.png"]
+    assert len(table.trainings) == len(set(table.trainings)) == 10
+    assert all(marker.endswith("/seed0/done.json") for marker in table.trainings)
