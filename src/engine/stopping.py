@@ -26,6 +26,7 @@ STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 DEADLINE_EXIT = 75  # sysexits.h: a temporary failure, to be tried again; a signal's exit code is 128 + its number
 GRACE_S = 20.0  # from a signal to the end; Slurm kills 30 s after its SIGTERM
 IDLE_GRACE_S = 2.0  # where all that is done is saved
+SLURM_MARGIN_S = 10.0  # from the end that a job makes by itself to Slurm's: loader processes and libraries take their time
 
 
 class StoppedError(TokenLabelError):
@@ -176,12 +177,12 @@ def find_deadline(seconds: float | None) -> float | None:
     """When this job will be ended, in seconds since the epoch; None where nobody has said.
 
     Args:
-        seconds: from now, as the user gave them; None: Slurm's end time, where the job runs under Slurm.
+        seconds: from now, as the user gave them; None: SLURM_MARGIN_S before Slurm's end time, where the job runs under Slurm.
     """
     if seconds is not None:
         return time.time() + seconds
     if "SLURM_JOB_END_TIME" in os.environ:
-        return float(os.environ["SLURM_JOB_END_TIME"])
+        return float(os.environ["SLURM_JOB_END_TIME"]) - SLURM_MARGIN_S
     job = os.environ.get("SLURM_JOB_ID")
     if not job:
         return None
@@ -189,7 +190,7 @@ def find_deadline(seconds: float | None) -> float | None:
         answer = subprocess.run(
             ["squeue", "-h", "-j", job, "-o", "%e"], capture_output=True, text=True, timeout=30, check=True
         ).stdout.split()
-        return datetime.datetime.fromisoformat(answer[0]).timestamp()  # squeue says local time
+        return datetime.datetime.fromisoformat(answer[0]).timestamp() - SLURM_MARGIN_S  # squeue says local time
     except (OSError, subprocess.SubprocessError, ValueError, IndexError):
         logger.warning("Slurm job %s: its end time is not known; no checkpoint will be made just before it", job)
         return None

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tokenlabel.engine import stopping
-from tokenlabel.engine.stopping import DEADLINE_EXIT, Stop, find_deadline
+from tokenlabel.engine.stopping import DEADLINE_EXIT, SLURM_MARGIN_S, Stop, find_deadline
 
 SCRIPT = """
 import hashlib, pathlib, sys, time
@@ -112,7 +112,7 @@ def test_the_deadline_is_the_users_else_slurms(tmp_path: Path, monkeypatch: pyte
     assert find_deadline(None) is None
     assert find_deadline(60) == pytest.approx(time.time() + 60, abs=5)
     monkeypatch.setenv("SLURM_JOB_END_TIME", "1800000000")
-    assert find_deadline(None) == 1_800_000_000
+    assert find_deadline(None) == 1_800_000_000 - SLURM_MARGIN_S
     assert find_deadline(60) == pytest.approx(time.time() + 60, abs=5)
     monkeypatch.delenv("SLURM_JOB_END_TIME")
     monkeypatch.setenv("SLURM_JOB_ID", "17")
@@ -121,7 +121,7 @@ def test_the_deadline_is_the_users_else_slurms(tmp_path: Path, monkeypatch: pyte
     squeue = tmp_path / "squeue"
     squeue.write_text('#!/bin/sh\ncase "$*" in "-h -j 17 -o %e") echo 2026-11-25T14:00:00;; *) exit 1;; esac\n')
     squeue.chmod(0o755)
-    assert find_deadline(None) == datetime.datetime(2026, 11, 25, 14).timestamp()
+    assert find_deadline(None) == datetime.datetime(2026, 11, 25, 14).timestamp() - SLURM_MARGIN_S
     squeue.write_text("#!/bin/sh\necho N/A\n")
     assert find_deadline(None) is None
 
