@@ -44,7 +44,15 @@ def cluster() -> Iterator[None]:
         pytest.skip(
             f"no Slurm here ({', '.join(missing) or 'not root'}); apt-get install slurmctld slurmd slurm-client munge"
         )
-    started = subprocess.run([CLUSTER / "setup.sh"], capture_output=True, text=True, timeout=180, check=False)
+    # two processors also where nproc says one, because OMP_NUM_THREADS is 1
+    started = subprocess.run(
+        [CLUSTER / "setup.sh"],
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+        env=os.environ | {"SLURM_TEST_CPUS": "2"},
+    )
     assert started.returncode == 0, started.stdout + started.stderr
     yield
     subprocess.run([CLUSTER / "stop.sh", "--wipe"], capture_output=True, timeout=120, check=False)
@@ -109,7 +117,19 @@ def test_srun_trains_in_two_processes_as_one_does(
 ) -> None:
     alone, two = training(spec, workplace, tmp_path / "alone"), training(spec, workplace, tmp_path / "two")
     subprocess.run(alone.command, check=True, timeout=120)
-    step = ["srun", "--partition", "cpu", "--ntasks", "2", "--mem", "4000", "--time", "5", "--kill-on-bad-exit=1"]
+    step = [
+        "srun",
+        "--immediate=30",
+        "--partition",
+        "cpu",
+        "--ntasks",
+        "2",
+        "--mem",
+        "4000",
+        "--time",
+        "5",
+        "--kill-on-bad-exit=1",
+    ]
     subprocess.run([*step, *two.command], check=True, timeout=180, cwd=tmp_path)
     assert read_json(two.folder / "done.json")["processes"] == 2
     for found, expected in zip(lines(two.folder), lines(alone.folder), strict=True):
