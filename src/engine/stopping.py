@@ -26,7 +26,9 @@ STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 DEADLINE_EXIT = 75  # sysexits.h: a temporary failure, to be tried again; a signal's exit code is 128 + its number
 GRACE_S = 20.0  # from a signal to the end; Slurm kills 30 s after its SIGTERM
 IDLE_GRACE_S = 2.0  # where all that is done is saved
-SLURM_MARGIN_S = 10.0  # from the end that a job makes by itself to Slurm's: loader processes and libraries take their time
+SLURM_MARGIN_S = (
+    10.0  # from the end that a job makes by itself to Slurm's: loader processes and libraries take their time
+)
 
 
 class StoppedError(TokenLabelError):

@@ -34,7 +34,8 @@ def test_the_same_dag_runs_it(tmp_path: Path, size: str, runs: int) -> None:
     jobs = planned_jobs(run_snakemake(tmp_path, "-n", "all", "--configfile", *files))
     assert jobs == {
         "make_manifest": 1, "adapt_annotator": 1, "annotate_shard": 2, "train_run": runs, "evaluate_run": runs,
-        "make_table": 1 + (size == "8000"), "measure_fidelity": 1, "make_fidelity_table": 1, "draw_label_maps": 1,
+        "make_table": 1 + (size == "8000"), "draw_curves": 1 + (size == "8000"), "measure_fidelity": 1,
+        "make_fidelity_table": 1, "draw_label_maps": 1,
         "make_report": 1, "all": 1,
     }  # fmt: skip
 
