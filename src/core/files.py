@@ -14,7 +14,7 @@ import shutil
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -102,17 +102,18 @@ def _reason(error: OSError) -> str:
 
 def remove_leftovers(path: Path) -> None:
     """Removes what killed writers of `path` left beside it; called by the job that holds the output's lease."""
-    own = f".{socket.gethostname()}.{os.getpid()}.tmp"
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        if not left.name.endswith(own):
-            with contextlib.suppress(OSError):
-                left.unlink()
+    _remove_others(path.parent.glob(f".{glob.escape(path.name)}.*.tmp"))
 
 
 def remove_leftovers_in(folder: Path) -> None:
     """Removes what killed writers left in a folder of whose lease this job is the holder; safetensors' own files too."""
+    _remove_others([*folder.glob(".*.tmp"), *folder.glob(".tmp??????")])
+
+
+def _remove_others(temporaries: Iterable[Path]) -> None:
+    """Removes temporary files but those that this process is writing."""
     own = f".{socket.gethostname()}.{os.getpid()}.tmp"
-    for left in [*folder.glob(".*.tmp"), *folder.glob(".tmp??????")]:
+    for left in temporaries:
         if not left.name.endswith(own):
             with contextlib.suppress(OSError):
                 left.unlink()
