@@ -109,6 +109,11 @@ class Run(Planned):
         """Epochs with the cool-down's."""
         return int(self.spec["recipe"]["epochs"] + self.spec["recipe"]["cooldown_epochs"])
 
+    @property
+    def chain(self) -> list[Run]:
+        """This run after those that it starts from, the first training first."""
+        return [*(self.start.chain if self.start else []), self]
+
     def legs(self, leg_epochs: int | None) -> int:
         """How many jobs in a row the run is, when one does at most so many epochs; None: one."""
         return math.ceil(self.epochs / leg_epochs) if leg_epochs else 1
@@ -129,6 +134,7 @@ class TableRow:
     name: str
     label: str
     differs: dict[str, Any]
+    model: str
     run: Run | AnnotatorJob
     paper_top1: float | None
     annotator: dict[str, Any] | None
@@ -186,13 +192,16 @@ class Table:
                     "name": row.name,
                     "label": row.label,
                     "differs": row.differs,
+                    "model": row.model,
                     "run": row.run.name,
+                    "chain": [run.name for run in row.run.chain] if isinstance(row.run, Run) else [],
                     "seeds": {str(seed): row.run.result(seed) for seed in self.seeds},
                     "paper_top1": row.paper_top1,
                     "annotator": row.annotator,
                     "capped": list(row.run.capped),
                     "epochs": _epochs(row.run),
                     "image_px": row.run.spec["image_px"],
+                    "supervision": row.run.spec["recipe"]["supervision"] if isinstance(row.run, Run) else None,
                     "participation": row.run.spec["recipe"]["participation"] if isinstance(row.run, Run) else None,
                 }
                 for row in self.rows

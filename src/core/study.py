@@ -273,6 +273,7 @@ class Study:
                     name=row.name,
                     label=row.label or row.name,
                     differs=row.set,
+                    model=choice["model"],
                     run=run,
                     paper_top1=row.paper_top1 if row.paper_top1 is not None else experiment.paper_top1.get(row.name),
                     annotator=None

@@ -41,6 +41,7 @@ def draw_table(table: dict[str, Any], rows: Sequence[ResultRow], path: Path) -> 
     A numeric axis (`x` of the experiment) where every labeled row has a value for it, else one line per row.
     """
     with plt.rc_context(STYLE):
+        rows = [row for row in rows if row.top1_mean is not None]
         x = table["x"]
         values = [getattr(row, x) for row in rows if row.annotator] if x in AXES else []
         figure, axes = plt.subplots(figsize=(6.4, 4.2 if len(values) > 1 else 1.6 + 0.45 * len(rows)))
@@ -69,10 +70,10 @@ def _draw_against(axes: Axes, x: str, rows: Sequence[ResultRow]) -> None:
         places = [getattr(row, x) for row in members]
         sizes = [20 + (row.annotator_parameters_m or 0) / 2 if x == "annotator_top1" else 30 for row in members]
         joined = "-" if x == "participation" else ""
-        axes.plot(places, [row.top1_mean for row in members], joined or " ", color=colour, linewidth=1)
+        axes.plot(places, [row.top1 for row in members], joined or " ", color=colour, linewidth=1)
         axes.scatter(
             places,
-            [row.top1_mean for row in members],
+            [row.top1 for row in members],
             s=sizes,
             color=colour,
             marker=marker,
@@ -93,10 +94,10 @@ def _draw_against(axes: Axes, x: str, rows: Sequence[ResultRow]) -> None:
             )
         if x == "annotator_top1":
             for row, place in zip(members, places, strict=True):
-                axes.annotate(row.label, (place, row.top1_mean), xytext=(4, 4), textcoords="offset points", fontsize=7)
+                axes.annotate(row.label, (place, row.top1), xytext=(4, 4), textcoords="offset points", fontsize=7)
     for row in rows:
         if not row.annotator:
-            axes.axhline(row.top1_mean, color=GREY, linestyle="--", linewidth=1, label=row.label)
+            axes.axhline(row.top1, color=GREY, linestyle="--", linewidth=1, label=row.label)
     axes.set_xlabel(AXES[x])
     axes.set_ylabel("top-1 accuracy (%)")
     axes.legend(frameon=False, fontsize=7)
@@ -105,14 +106,16 @@ def _draw_against(axes: Axes, x: str, rows: Sequence[ResultRow]) -> None:
 def _draw_rows(axes: Axes, rows: Sequence[ResultRow]) -> None:
     places = list(range(len(rows)))[::-1]
     axes.errorbar(
-        [row.top1_mean for row in rows],
+        [row.top1 for row in rows],
         places,
         xerr=[row.top1_sd or 0.0 for row in rows],
         fmt="o",
         color=BLUE,
         label="ours, top-1",
     )
-    axes.scatter([row.top5_mean for row in rows], places, marker="|", s=80, color=GREEN, label="ours, top-5")
+    axes.scatter(
+        [row.top5_mean or row.top1 for row in rows], places, marker="|", s=80, color=GREEN, label="ours, top-5"
+    )
     papers = [(row.paper_top1, place) for row, place in zip(rows, places, strict=True) if row.paper_top1 is not None]
     if papers:
         axes.scatter(
