@@ -355,6 +355,7 @@ TABLES: dict[str, Table | FaultTable | RecipeTable] = {
         "tinyimagenet20",
         {
             "photographs": ("train_images", ","),
+            "student, 1,000 parameters": ("parameters_k", ","),
             "labels": ("row", ""),
             "runs": ("runs", ""),
             "epochs": ("epochs", ""),
@@ -372,6 +373,7 @@ TABLES: dict[str, Table | FaultTable | RecipeTable] = {
         "tinyimagenet20",
         {
             "photographs": ("train_images", ","),
+            "student, 1,000 parameters": ("parameters_k", ","),
             "difference": ("pair", ""),
             "of": ("measure", ""),
             "seeds": ("runs", ""),

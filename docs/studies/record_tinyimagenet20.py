@@ -1,9 +1,10 @@
 """Records the finished study of docs/studies/tinyimagenet20.md: a CSV of its runs, the lines of the page's tables, the figure.
 
-usage: python docs/studies/record_tinyimagenet20.py FOLDER...   # of a finished study each: one for every training-set size
+usage: python docs/studies/record_tinyimagenet20.py FOLDER...   # of a study each: one for every training-set size
 
-The CSV beside this file is the record; tables and figure follow from it alone. Two errors stand beside each paired difference: over
-seeds (Student's t, 95 %) and over photographs (bootstrap, 95 %); chance has to be excluded by both.
+The CSV beside this file is the record; tables and figure follow from it alone. Runs of a student and a size that no folder holds
+stay. Two errors stand beside each paired difference: over seeds (Student's t, 95 %) and over photographs (bootstrap, 95 %);
+chance has to be excluded by both.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ MEANS = ("top1", "class_top1", "token_agreement", "image_agreement", "token_kl")
 MEASURES = {"top1": "top-1 %", "token_agreement": "tokens that agree %"}
 RESAMPLES = 10_000
 Row = dict[str, Any]
+NUMBERS = ("train_images", "parameters_k", "seed", "epochs", "val_images", "train_seconds")
 
 
 def collect_runs(folder: Path) -> Iterator[Row]:
@@ -53,7 +55,8 @@ def collect_runs(folder: Path) -> Iterator[Row]:
             epochs = (folder / row.run.done(seed)).with_name("metrics.jsonl").read_text(encoding="utf-8").splitlines()
             last = [line for line in map(json.loads, epochs) if "step" not in line][-1]
             yield {
-                "train_images": study.config.dataset.train_images, "arm": row.name, "label": row.label, "seed": seed,
+                "train_images": study.config.dataset.train_images, "parameters_k": round(1000 * measured["parameters_m"]),
+                "arm": row.name, "label": row.label, "seed": seed,
                 "epochs": row.run.spec["recipe"]["epochs"], "top1": round(measured["top1"], 3),
                 "class_top1": round(measured["class_top1"], 3), "token_head": measured["token_head"],
                 "token_agreement": round(measured["token_agreement"], 3),
@@ -70,7 +73,7 @@ def read_runs(path: Path = CSV) -> list[Row]:
     with open(path, encoding="utf-8") as file:
         rows: list[Row] = list(csv.DictReader(file))
     for row in rows:
-        for name in ("train_images", "seed", "epochs", "val_images", "train_seconds"):
+        for name in NUMBERS:
             row[name] = int(row[name])
         for name in ("top1", "class_top1", "token_agreement", "image_agreement", "token_kl", "class_loss"):
             row[name] = float(row[name])
@@ -79,15 +82,17 @@ def read_runs(path: Path = CSV) -> list[Row]:
 
 def summarise(rows: list[Row]) -> Iterator[Row]:
     """The lines of the page's tables: every arm, then every pair of arms over the seeds that both have."""
-    for images in sorted({row["train_images"] for row in rows}):
+    for design in sorted({_design(row) for row in rows}):
+        parameters_k, images = design
+        about = {"train_images": images, "parameters_k": parameters_k}
         arms: dict[str, dict[int, Row]] = {}
         for row in rows:
-            if row["train_images"] == images:
+            if _design(row) == design:
                 arms.setdefault(row["arm"], {})[row["seed"]] = row
         for arm in arms.values():
             runs = list(arm.values())
             yield {
-                "kind": "arm", "train_images": images, "arm": runs[0]["arm"], "row": runs[0]["label"], "runs": len(runs),
+                "kind": "arm", **about, "arm": runs[0]["arm"], "row": runs[0]["label"], "runs": len(runs),
                 "epochs": runs[0]["epochs"],
                 **{f"{name}_mean": _mean(runs, name) for name in MEANS},
                 **{f"{name}_sd": _deviation(runs, name) for name in MEASURES},
@@ -102,11 +107,16 @@ def summarise(rows: list[Row]) -> Iterator[Row]:
             mean, reach = statistics.fmean(differences), t_reach(differences)
             photographs = bootstrapped(pairs) if measure == "top1" else (None, None)
             yield {
-                "kind": "pair", "train_images": images, "pair": f"{pairs[0][0]['label']} - {pairs[0][1]['label']}", "arm": one,
+                "kind": "pair", **about, "pair": f"{pairs[0][0]['label']} - {pairs[0][1]['label']}", "arm": one,
                 "over": other, "measure": MEASURES[measure], "field": measure, "runs": len(seeds), "mean": mean,
                 "low": mean - reach, "high": mean + reach, "photographs_low": photographs[0],
                 "photographs_high": photographs[1],
             }  # fmt: skip
+
+
+def _design(row: Row) -> tuple[int, int]:
+    """What runs must share to be compared: the student, by its parameters, and the training photographs."""
+    return row["parameters_k"], row["train_images"]
 
 
 def _mean(runs: list[Row], name: str) -> float:
@@ -135,70 +145,79 @@ def bootstrapped(pairs: list[tuple[Row, Row]]) -> tuple[float, float]:
 
 
 def draw(rows: list[Row], path: Path) -> None:
-    """Top-1 of every run, the paired differences from own labels, and the tokens that agree."""
+    """Top-1 of every run, the paired differences from own labels, and the tokens that agree: a line of panels for each student."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    from tokenlabel.eval.figures import BLUE, GREY, ORANGE, STYLE
+    from tokenlabel.eval.figures import STYLE
 
-    lines = list(summarise(rows))
-    arms = [line for line in lines if line["kind"] == "arm"]
-    labels = {line["arm"]: line["row"].replace(", ", ",\n").replace(" beside ", "\nbeside ") for line in arms}
-    place = {arm: -float(number) for number, arm in enumerate(labels)}
-    sizes = sorted({row["train_images"] for row in rows})
+    students = sorted({row["parameters_k"] for row in rows}, reverse=True)
+    arms = [len({row["arm"] for row in rows if row["parameters_k"] == student}) for student in students]
     with plt.rc_context(STYLE):
-        figure, panels = plt.subplots(1, 3, figsize=(10.5, 1.0 + 0.6 * len(labels)), sharey=True)
-        accuracy, difference, agreement = panels
-        for images, colour, marker, shift in zip(sizes, (ORANGE, BLUE), "so", (0.14, -0.14), strict=False):
-            for axes, field in ((accuracy, "top1"), (agreement, "token_agreement")):
-                runs = [(row[field], place[row["arm"]] + shift) for row in rows if row["train_images"] == images]
-                axes.plot(*zip(*runs, strict=True), marker, color=colour, markersize=4, alpha=0.5, markeredgewidth=0)
-                means = [
-                    (line[f"{field}_mean"], place[line["arm"]] + shift)
-                    for line in arms
-                    if line["train_images"] == images
-                ]
-                axes.plot(*zip(*means, strict=True), "|", color=colour, markersize=13, label=f"{images:,} photographs")
-            floor = [
-                (line["image_agreement_mean"], place[line["arm"]] + shift)
-                for line in arms
-                if line["train_images"] == images
-            ]
-            agreement.plot(*zip(*floor, strict=True), "x", color=colour, markersize=5)
-            for line in lines:
-                if (line.get("over"), line.get("field"), line["train_images"]) == ("hard", "top1", images):
-                    height, reach = place[line["arm"]] + shift, line["high"] - line["mean"]
-                    difference.errorbar(
-                        line["mean"],
-                        height,
-                        xerr=reach,
-                        fmt=marker,
-                        color=colour,
-                        markersize=5,
-                        capsize=3,
-                        linewidth=1.2,
-                    )
-                    band = (line["photographs_low"], line["photographs_high"])
-                    difference.plot(
-                        band, (height, height), color=colour, linewidth=6, alpha=0.25, solid_capstyle="butt"
-                    )
-        difference.axvline(0, color=GREY, linewidth=1)
-        accuracy.set_yticks(list(place.values()), list(labels.values()))
-        accuracy.set_ylim(0.6 - len(labels), 0.6)
+        figure, panels = plt.subplots(
+            len(students),
+            3,
+            figsize=(10.5, sum(1.0 + 0.6 * count for count in arms)),
+            sharey="row",
+            sharex="col",
+            squeeze=False,
+            gridspec_kw={"height_ratios": arms},
+        )
+        for line, student in zip(panels, students, strict=True):
+            _draw_student([row for row in rows if row["parameters_k"] == student], line)
+        accuracy, difference, agreement = panels[-1]
         accuracy.set_xlabel("top-1 (%)\nevery run; bar: mean")
         difference.set_xlabel("top-1 above own labels (points)\n95 %: line seeds, band photographs")
         agreement.set_xlabel("tokens that agree with the annotator (%)\nx: if all said the photograph's class")
-        accuracy.legend(frameon=False, fontsize=7, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
         figure.tight_layout()
         figure.savefig(path)
         plt.close(figure)
 
 
+def _draw_student(rows: list[Row], panels: Any) -> None:
+    from tokenlabel.eval.figures import BLUE, GREY, ORANGE
+
+    lines = list(summarise(rows))
+    arms = [line for line in lines if line["kind"] == "arm"]
+    labels = {line["arm"]: line["row"].replace(", ", ",\n").replace(" beside ", "\nbeside ") for line in arms}
+    place = {arm: -float(number) for number, arm in enumerate(labels)}
+    accuracy, difference, agreement = panels
+    for images, colour, marker, shift in zip(
+        sorted({row["train_images"] for row in rows}), (ORANGE, BLUE), "so", (0.14, -0.14), strict=False
+    ):
+        of_size = [line for line in arms if line["train_images"] == images]
+        epochs = of_size[0]["epochs"]
+        for axes, field in ((accuracy, "top1"), (agreement, "token_agreement")):
+            runs = [(row[field], place[row["arm"]] + shift) for row in rows if row["train_images"] == images]
+            axes.plot(*zip(*runs, strict=True), marker, color=colour, markersize=4, alpha=0.5, markeredgewidth=0)
+            means = [(line[f"{field}_mean"], place[line["arm"]] + shift) for line in of_size]
+            name = f"{images:,} photographs, {epochs} epochs"
+            axes.plot(*zip(*means, strict=True), "|", color=colour, markersize=13, label=name)
+        floor = [(line["image_agreement_mean"], place[line["arm"]] + shift) for line in of_size]
+        agreement.plot(*zip(*floor, strict=True), "x", color=colour, markersize=5)
+        for line in lines:
+            if (line.get("over"), line.get("field"), line["train_images"]) == ("hard", "top1", images):
+                height, reach = place[line["arm"]] + shift, line["high"] - line["mean"]
+                difference.errorbar(
+                    line["mean"], height, xerr=reach, fmt=marker, color=colour, markersize=5, capsize=3, linewidth=1.2
+                )
+                band = (line["photographs_low"], line["photographs_high"])
+                difference.plot(band, (height, height), color=colour, linewidth=6, alpha=0.25, solid_capstyle="butt")
+    difference.axvline(0, color=GREY, linewidth=1)
+    accuracy.set_yticks(list(place.values()), list(labels.values()))
+    accuracy.set_ylim(0.6 - len(labels), 0.6)
+    accuracy.set_title(f"student of {rows[0]['parameters_k']:,},000 parameters", loc="left", fontsize=9)
+    handles, names = accuracy.get_legend_handles_labels()
+    difference.legend(handles, names, frameon=False, fontsize=7, loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2)
+
+
 def main(folders: list[Path]) -> None:
     """Writes CSV, lines and figure."""
-    rows = [row for folder in folders for row in collect_runs(folder)]
+    rows: list[Row] = [row for folder in folders for row in collect_runs(folder)]
+    made = {_design(row) for row in rows}
+    rows += [row for row in read_runs() if _design(row) not in made]
     with open(CSV, "w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()

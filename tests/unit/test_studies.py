@@ -54,8 +54,9 @@ def test_every_arm_has_three_seeds_on_the_main_size(study: ModuleType) -> None:
 def run(arm: str, seed: int, right: np.ndarray[Any, Any]) -> dict[str, Any]:
     top1 = 100 * float(right.mean())
     return {
-        "train_images": 10, "arm": arm, "label": arm, "seed": seed, "epochs": 1, "top1": top1, "class_top1": top1,
-        "token_head": "token", "token_agreement": top1 / 2, "image_agreement": top1 / 3, "token_kl": 1.0, "val_images": len(right),
+        "train_images": 10, "parameters_k": 100, "arm": arm, "label": arm, "seed": seed, "epochs": 1, "top1": top1,
+        "class_top1": top1, "token_head": "token", "token_agreement": top1 / 2, "image_agreement": top1 / 3, "token_kl": 1.0,
+        "val_images": len(right),
         "right": base64.b64encode(np.packbits(right).tobytes()).decode(),
     }  # fmt: skip
 
