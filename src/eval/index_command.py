@@ -11,7 +11,7 @@ from ..core.command import read_document
 from ..core.files import write_text
 from ..core.log import logger
 
-COLUMNS = ("table", "paper", "rows", "done", "partial", "planned", "seeds", "seeds_planned", "capped")
+COLUMNS = ("table", "paper", "rows", "done", "partial", "planned", "seeds", "seeds_planned", "capped_rows")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -82,9 +82,9 @@ def _cells(rows: Sequence[ResultRow]) -> tuple[list[str], list[list[str]]]:
             _number(row.paper_top1, 1),
             "" if row.difference is None else f"{row.difference:+.2f}",
             _number(row.parameters_m),
-            _number(row.paper_parameters_m, 1),
+            _printed(row.paper_parameters_m),
             _number(row.gmacs),
-            _number(row.paper_gmacs, 1),
+            _printed(row.paper_gmacs),
             _number(row.gpu_hours),
             row.weights_sha256,
             *(cells[position] for cells in shown.values()),
@@ -96,11 +96,16 @@ def _cells(rows: Sequence[ResultRow]) -> tuple[list[str], list[list[str]]]:
 
 def _paper_cells(row: dict[str, Any]) -> list[str]:
     sizes = ["" if row[name] is None else f"{row[name]}" for name in ("train_px", "test_px")]
-    return [row["name"], *(_number(row[name], 1) for name in ("top1", "real_top1", "parameters_m", "gmacs")), *sizes]
+    accuracies = (_number(row[name], 1) for name in ("top1", "real_top1"))
+    return [row["name"], *accuracies, *(_printed(row[name]) for name in ("parameters_m", "gmacs")), *sizes]
 
 
 def _number(value: float | None, digits: int = 2) -> str:
     return "" if value is None else f"{value:.{digits}f}"
+
+
+def _printed(value: float | None) -> str:
+    return "" if value is None else f"{value:g}"
 
 
 def _with_deviation(mean: float | None, deviation: float | None) -> str:
