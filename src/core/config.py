@@ -21,6 +21,13 @@ from .errors import AnnotatorMisfitError, ConfigError, unknown_name
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_]*$")]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+TAKEN = (
+    "comparison_cait",
+    "label_fidelity",
+    "plan",
+    "published",
+    "so_far",
+)  # files of results/ that are no experiment's
 PaperTable = Annotated[str, BeforeValidator(lambda found: str(found) if isinstance(found, int) else found)]  # 4 and "4"
 Percent = Annotated[float, Field(ge=0.0, le=100.0)]
 Positive = Annotated[int, Field(ge=1)]
@@ -466,6 +473,12 @@ def _check_references(config: Config) -> None:
     if config.evaluation.agreement is not None:
         check("annotator", config.evaluation.agreement, config.annotators, "evaluation.agreement")
         check_annotator_fits(config, config.evaluation.agreement, "evaluation.agreement")
+    for name in config.experiments:
+        if name in TAKEN:
+            raise ConfigError(
+                f"configuration key experiments.{name}: results/{name}.csv is another result of every study. Choose another name; "
+                f"taken: {', '.join(TAKEN)}"
+            )
     for position, name in enumerate(config.select.annotators):
         check("annotator", name, config.annotators, f"select.annotators[{position}]")
     for position, name in enumerate(config.select.experiments):

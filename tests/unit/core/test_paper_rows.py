@@ -86,6 +86,10 @@ MISTAKES: list[tuple[str, Callable[[Raw], None], list[str]]] = [
     ("unknown table of an experiment", set_experiment(paper_rows="fig9"), ["ablation_participation.paper_rows", "'fig9'", "fig5"]),
     ("unknown table of others", set_experiment(paper_only="fig9"), ["ablation_participation.paper_only", "'fig9'", "fig5"]),
     ("unknown row of an annotator", set_annotator(paper_row="fig4_right/nfnet_f7"), ["annotators.nfnet_f6", "'nfnet_f7'"]),
+    (
+        "a table that is another's", lambda raw: raw["experiments"].update(plan=raw["experiments"]["ablation_residual"]),
+        ["experiments.plan", "results/plan.csv is another result", "comparison_cait"],
+    ),
     ("two numbers of an annotator", set_annotator(paper_top1=86.0), ["annotators.nfnet_f6", "give one of them"]),
 ]  # fmt: skip
 
