@@ -17,12 +17,14 @@ include: "rules/annotate.smk"
 include: "rules/train.smk"
 include: "rules/eval.smk"
 include: "rules/ablate.smk"
+include: "rules/so_far.smk"
 include: "rules/report.smk"
 
 
 localrules:
     all,
     labels,
+    so_far,
     make_table,
     draw_curves,
     make_fidelity_table,
@@ -37,6 +39,13 @@ rule all:
         [table.csv for table in STUDY.selected_tables],
         results_about_labels(),
         "results/report.html",
+
+
+rule so_far:
+    """Every table of the catalogue from what exists, the rest `planned`: results/so_far."""
+    input:
+        [path for table in STUDY.tables.values() for path in table.so_far],
+        "results/so_far/index.csv",
 
 
 rule labels:

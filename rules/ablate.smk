@@ -1,5 +1,5 @@
 rule make_table:
-    """One experiment's table and figure: ours beside the paper's numbers."""
+    """One experiment's table, page and figure: ours beside the paper's numbers."""
     input:
         results_of_table,
     output:
@@ -9,6 +9,7 @@ rule make_table:
             category="Tables",
             labels={"experiment": "{experiment}"},
         ),
+        markdown="results/{experiment}.md",
         figure=report(
             "results/figures/{experiment}.png",
             caption="captions/figure.rst",
@@ -32,7 +33,8 @@ rule make_table:
         question=lambda wildcards: STUDY.tables[wildcards.experiment].experiment.question,
         paper=lambda wildcards: STUDY.tables[wildcards.experiment].experiment.paper,
     shell:
-        "{params.python} -m tokenlabel table --spec {params.plan} --csv {output.csv} --figure {output.figure} --log {log}"
+        "{params.python} -m tokenlabel table --spec {params.plan} --csv {output.csv} --markdown {output.markdown}"
+        " --figure {output.figure} --log {log}"
 
 
 rule draw_curves:

@@ -12,6 +12,7 @@ from tokenlabel.core import cost
 from tokenlabel.core.errors import TokenLabelError
 from tokenlabel.core.files import read_json, write_json_if_changed
 from tokenlabel.core.log import git_commit
+from tokenlabel.core.so_far import plan_comparison, plan_so_far
 from tokenlabel.core.staleness import stale_shards
 from tokenlabel.core.study import Study
 
@@ -262,9 +263,37 @@ def trainings_of_table(wildcards):
 
 
 def plan_of_table(table):
-    """The plan's path, after writing it; nothing on a dry run of a plan that was never written."""
-    write_document(table.plan, table.as_json())
-    return [table.plan] if Path(table.plan).exists() else []
+    """The plan's path, after writing it."""
+    return written_plan((table.plan, table.as_json()))
+
+
+def written_plan(plan):
+    """A plan's path, after writing it; nothing on a dry run of a plan that was never written."""
+    write_document(*plan)
+    return [plan[0]] if Path(plan[0]).exists() else []
+
+
+def plan_of_table_so_far(wildcards):
+    """The plan of a table so far, which lists the evaluations that exist; none of them is an input (core/so_far.py)."""
+    return written_plan(plan_so_far(STUDY.tables[wildcards.experiment]))
+
+
+def plans_of_tables_so_far(wildcards):
+    """The same for every table of the catalogue."""
+    return [path for table in STUDY.tables.values() for path in written_plan(plan_so_far(table))]
+
+
+def comparison_plan():
+    """Path and content of Table 12's plan; a configuration without such a row ends Snakemake with one line."""
+    try:
+        return plan_comparison(STUDY)
+    except TokenLabelError as error:
+        stop(error)
+
+
+def plan_of_comparison(wildcards):
+    """The plan of Table 12."""
+    return written_plan(comparison_plan())
 
 
 def start_of_run(wildcards):

@@ -14,12 +14,22 @@ from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 import pydantic
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from . import paper
 from .errors import AnnotatorMisfitError, ConfigError, unknown_name
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_]*$")]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+TAKEN = (
+    "comparison_cait",
+    "label_fidelity",
+    "plan",
+    "published",
+    "so_far",
+)  # files of results/ that are no experiment's
+PaperTable = Annotated[str, BeforeValidator(lambda found: str(found) if isinstance(found, int) else found)]  # 4 and "4"
+Percent = Annotated[float, Field(ge=0.0, le=100.0)]
 Positive = Annotated[int, Field(ge=1)]
 Pixels = Annotated[int, Field(ge=16, le=4096)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -102,7 +112,23 @@ class Annotator(Frozen):
     grid: tuple[Positive, Positive]
     parameters_m: Annotated[float, Field(gt=0)]
     gmacs: Annotated[float, Field(gt=0)]
-    paper_top1: Annotated[float, Field(ge=0, le=100)] | None = None
+    paper_top1: Percent | None = None
+    paper_row: str | None = None
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _accuracy_of_the_paper(cls, values: Any) -> Any:
+        """Fills paper_top1 from the paper's row."""
+        if not isinstance(values, Mapping) or not isinstance(values.get("paper_row"), str):
+            return values
+        if values.get("paper_top1") is not None:
+            raise ValueError("paper_top1 and paper_row: give one of them, for paper_row stands for the paper's number")
+        try:
+            table, row = paper.find_row(values["paper_row"], "paper_row").place
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
+        number = paper.value(table, row, "annotator_top1")
+        return {**values, "paper_top1": number.value if number else None}
 
 
 class AdaptedAnnotator(Frozen):
@@ -247,7 +273,16 @@ class Row(Frozen):
     name: Name
     label: str | None = None
     set: dict[str, Any] = {}
-    paper_top1: Annotated[float, Field(ge=0, le=100)] | None = None
+    paper_top1: Percent | None = None
+    paper_row: str | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _one_number_of_the_paper(self) -> Row:
+        if self.paper_top1 is not None and self.paper_row is not None:
+            raise ValueError(
+                f"row {self.name!r} has paper_top1 and paper_row: give one of them, for paper_row stands for the paper's number"
+            )
+        return self
 
 
 class Experiment(Frozen):
@@ -258,7 +293,9 @@ class Experiment(Frozen):
     set: dict[str, Any] = {}
     rows: tuple[Row, ...] = ()
     grid: dict[str, list[Any] | Literal["selected"]] = {}
-    paper_top1: dict[str, float] = {}
+    paper_top1: dict[str, Percent] = {}
+    paper_rows: PaperTable | None = None
+    paper_only: PaperTable | None = None
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
     x: Literal["annotator_top1", "participation"] | None = None
 
@@ -266,6 +303,8 @@ class Experiment(Frozen):
     def _something_to_run(self) -> Experiment:
         if not self.rows and not self.grid:
             raise ValueError("give rows or a grid")
+        if self.paper_rows is not None and self.paper_top1:
+            raise ValueError("paper_top1 and paper_rows: give one of them; null takes paper_rows back in an overlay")
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds {self.seeds} must differ")
         return self
@@ -416,7 +455,9 @@ def _with_adapted_resolved(config: Config) -> Config:
                 )
         if adapted.recipe is not None and adapted.recipe not in config.recipes:
             raise unknown_name("recipe", adapted.recipe, config.recipes, f"{where}.recipe")
-        resolved[name] = base.model_copy(update={"num_classes": config.dataset.num_classes, "paper_top1": None})
+        resolved[name] = base.model_copy(
+            update={"num_classes": config.dataset.num_classes, "paper_top1": None, "paper_row": None}
+        )
     return config.model_copy(update={"annotators": resolved})
 
 
@@ -432,6 +473,12 @@ def _check_references(config: Config) -> None:
     if config.evaluation.agreement is not None:
         check("annotator", config.evaluation.agreement, config.annotators, "evaluation.agreement")
         check_annotator_fits(config, config.evaluation.agreement, "evaluation.agreement")
+    for name in config.experiments:
+        if name in TAKEN:
+            raise ConfigError(
+                f"configuration key experiments.{name}: results/{name}.csv is another result of every study. Choose another name; "
+                f"taken: {', '.join(TAKEN)}"
+            )
     for position, name in enumerate(config.select.annotators):
         check("annotator", name, config.annotators, f"select.annotators[{position}]")
     for position, name in enumerate(config.select.experiments):

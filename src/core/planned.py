@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from .config import Experiment
 from .identity import digest_of
+from .paper import PaperRow
 
 RESULTS = PurePosixPath("results")
 
@@ -136,8 +137,13 @@ class TableRow:
     differs: dict[str, Any]
     model: str
     run: Run | AnnotatorJob
-    paper_top1: float | None
+    paper: PaperRow
     annotator: dict[str, Any] | None
+
+    @property
+    def paper_top1(self) -> float | None:
+        """The paper's accuracy, percent."""
+        return self.paper.top1
 
 
 @dataclass(frozen=True)
@@ -148,11 +154,18 @@ class Table:
     experiment: Experiment
     seeds: tuple[int, ...]
     rows: tuple[TableRow, ...]
+    dataset: str
+    paper_only: tuple[PaperRow, ...] = ()
 
     @property
     def csv(self) -> str:
         """Path of the table."""
         return str(RESULTS / f"{self.name}.csv")
+
+    @property
+    def markdown(self) -> str:
+        """Path of the table as a page."""
+        return str(RESULTS / f"{self.name}.md")
 
     @property
     def figure(self) -> str:
@@ -180,6 +193,16 @@ class Table:
         """Evaluations of every row and seed, each once."""
         return list(dict.fromkeys(row.run.result(seed) for row in self.rows for seed in self.seeds))
 
+    @property
+    def so_far(self) -> list[str]:
+        """Paths of the table, its page and its figure from what exists already."""
+        folder = RESULTS / "so_far"
+        return [
+            str(folder / f"{self.name}.csv"),
+            str(folder / f"{self.name}.md"),
+            str(folder / f"figures/{self.name}.png"),
+        ]
+
     def as_json(self) -> dict[str, Any]:
         """What the table job reads: rows, their evaluations, and the paper's numbers."""
         return {
@@ -187,6 +210,7 @@ class Table:
             "question": self.experiment.question,
             "paper": self.experiment.paper,
             "x": self.experiment.x,
+            "dataset": self.dataset,
             "rows": [
                 {
                     "name": row.name,
@@ -196,7 +220,11 @@ class Table:
                     "run": row.run.name,
                     "chain": [run.name for run in row.run.chain] if isinstance(row.run, Run) else [],
                     "seeds": {str(seed): row.run.result(seed) for seed in self.seeds},
-                    "paper_top1": row.paper_top1,
+                    "paper_top1": row.paper.top1,
+                    "paper_real_top1": row.paper.real_top1,
+                    "paper_parameters_m": row.paper.parameters_m,
+                    "paper_gmacs": row.paper.gmacs,
+                    "paper_source": row.paper.source,
                     "annotator": row.annotator,
                     "capped": list(row.run.capped),
                     "epochs": _epochs(row.run),
@@ -205,6 +233,19 @@ class Table:
                     "participation": row.run.spec["recipe"]["participation"] if isinstance(row.run, Run) else None,
                 }
                 for row in self.rows
+            ],
+            "paper_only": [
+                {
+                    "name": row.place[1],
+                    "top1": row.top1,
+                    "real_top1": row.real_top1,
+                    "parameters_m": row.parameters_m,
+                    "gmacs": row.gmacs,
+                    "train_px": row.train_px,
+                    "test_px": row.test_px,
+                    "source": row.source,
+                }
+                for row in self.paper_only
             ],
         }
 

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import pydantic
 
+from . import paper
 from .config import Caps, Config, Experiment, Model, ModelSettings, Recipe, Row, describe_problems
 from .errors import ConfigError, unknown_name
+from .paper import PaperRow
 from .recipes import with_batch
 
 Section = TypeVar("Section", bound=pydantic.BaseModel)
@@ -57,6 +59,43 @@ def _grid_name(chosen: Mapping[str, Any]) -> str:
         str(value) if isinstance(value, str) else f"{key.rsplit('.', 1)[-1]}_{value}" for key, value in chosen.items()
     ]
     return re.sub(r"[^A-Za-z0-9]+", "_", "_".join(parts)).strip("_")
+
+
+def paper_of_row(experiment: Experiment, row: Row, where: str) -> PaperRow:
+    """What the paper says of a row: by its own reference or number, else by its name in the experiment's.
+
+    Raises:
+        ConfigError: a reference to a table or row that the paper does not have.
+    """
+    if row.paper_row is not None:
+        return paper.find_row(row.paper_row, f"configuration key {where}.rows.{row.name}.paper_row")
+    table = experiment.paper_rows
+    if table is not None:
+        paper.check_table(table, f"configuration key {where}.paper_rows")
+        if row.paper_top1 is None and row.name in paper.row_names(table):
+            return paper.find_row(f"{table}/{row.name}", where)
+    top1 = row.paper_top1 if row.paper_top1 is not None else experiment.paper_top1.get(row.name)
+    return PaperRow(top1=top1, source=None if top1 is None else "configuration")
+
+
+def other_rows(config: Config, experiment: Experiment, ours: Sequence[PaperRow], where: str) -> tuple[PaperRow, ...]:
+    """The rows of the paper's table `paper_only` that no row of the experiment stands for: methods that nothing here trains.
+
+    None for a study of other photographs, whose overlay may have inherited the key.
+
+    Raises:
+        ConfigError: the paper has no such table.
+    """
+    table = experiment.paper_only
+    if table is None:
+        return ()
+    key = f"configuration key {where}.paper_only"
+    paper.check_table(table, key)
+    if config.dataset.name != paper.DATASET:
+        return ()
+    here = {row.reference for row in ours}
+    rows = (paper.find_row(f"{table}/{name}", key) for name in paper.row_names(table))
+    return tuple(row for row in rows if row.reference not in here)
 
 
 def check_row_keys(choice: Mapping[str, Any], where: str) -> None:

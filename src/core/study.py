@@ -25,6 +25,8 @@ from .rows import (
     check_row_keys,
     expanded_rows,
     known_name,
+    other_rows,
+    paper_of_row,
     revalidated,
     starting_from,
     with_overrides,
@@ -275,7 +277,7 @@ class Study:
                     differs=row.set,
                     model=choice["model"],
                     run=run,
-                    paper_top1=row.paper_top1 if row.paper_top1 is not None else experiment.paper_top1.get(row.name),
+                    paper=paper_of_row(experiment, row, where),
                     annotator=None
                     if annotator is None
                     else {
@@ -288,7 +290,14 @@ class Study:
         unknown = set(experiment.paper_top1) - {row.name for row in rows}
         if unknown and not experiment.grid:  # an overlay may shorten a grid without repeating the paper's numbers
             raise unknown_name("row", sorted(unknown)[0], [row.name for row in rows], f"{where}.paper_top1")
-        return Table(name=name, experiment=experiment, seeds=seeds, rows=tuple(rows))
+        return Table(
+            name=name,
+            experiment=experiment,
+            seeds=seeds,
+            rows=tuple(rows),
+            dataset=self.config.dataset.name,
+            paper_only=other_rows(self.config, experiment, [row.paper for row in rows], where),
+        )
 
     def _alone(self, choice: dict[str, Any], where: str) -> AnnotatorJob:
         """Plans a row that measures its annotator and trains nothing."""

@@ -51,7 +51,7 @@ def draw_table(table: dict[str, Any], rows: Sequence[ResultRow], path: Path) -> 
             _draw_rows(axes, rows)
         axes.set_title(f"{table['question']}\n{table['paper']}", loc="left", fontsize=9)
         capped = sorted({row.capped for row in rows if row.capped})
-        notes = [f"{rows[0].val_images} validation photographs"]
+        notes = [f"{rows[0].val_images} validation photographs" if rows else "planned: nothing is measured yet"]
         if capped:
             notes.append("capped runs, not comparable with the paper: " + " | ".join(capped))
         figure.text(0.0, -0.02, "\n".join(notes), fontsize=7, color=GREY, va="top", wrap=True)

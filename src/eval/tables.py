@@ -1,7 +1,7 @@
 """Result tables: one row per setting, ours beside the paper's, and what makes the two incomparable.
 
-Reads evaluations by the paths in a table's plan. A row that was run with a cap is marked and has no difference to the
-paper, because a capped run is another experiment.
+Reads evaluations by the paths in a table's plan; `results` refuses those that are damaged or of another run. A row that was run
+with a cap, or on other photographs, has no difference to the paper, because it is another experiment. Called by the table commands.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 import csv
 import io
 import statistics
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from typing import Any
 from ..core.benchmarks import gpu_hours
 from ..core.errors import DataError
 from ..core.files import read_json
+from ..core.paper import DATASET
+from .results import check_seeds_differ, read_result
 
 
 @dataclass(frozen=True)
@@ -29,9 +32,11 @@ class ResultRow:
     Attributes:
         state: done (all seeds), partial (some), planned (none: every measured cell is empty).
         seeds: finished, which is what mean and sd are over; seeds_planned: as the configuration says.
-        capped: what a cap changed, "" where nothing: then there is no difference to the paper.
+        capped: what a cap changed, "" where nothing.
+        difference: top1_mean - paper_top1; None for a capped row and on other photographs than the paper's: other experiments.
         test_sets: name of a further test set -> top-1; columns NAME_top1 of the CSV.
         weights_sha256: first 12 digits of each seed's checkpoint, in the order of seeds, joined by a blank.
+        paper_source: where the paper's accuracy stands, or that it is drawn only; configuration: a user's own number.
     """
 
     name: str
@@ -71,6 +76,9 @@ class ResultRow:
     weights_sha256: str
     run: str
     test_sets: dict[str, float] = field(default_factory=dict)
+    paper_parameters_m: float | None = None
+    paper_gmacs: float | None = None
+    paper_source: str | None = None
 
     @property
     def top1(self) -> float:
@@ -85,28 +93,27 @@ def collect_rows(table: dict[str, Any], base: Path, *, complete: bool = True) ->
     Args:
         table: as `Table.as_json` writes it.
         base: the folder that its paths are relative to.
-        complete: False leaves out evaluations that do not exist yet; rows say so in `state`.
+        complete: False leaves out evaluations that do not exist yet; rows say so in `state`. A damaged one is refused all the same.
 
     Raises:
-        DataError: an evaluation is missing, and `complete`.
+        DataError: an evaluation is damaged or of another run; two rows have one name, two seeds one checkpoint; one is missing,
+            and `complete`.
     """
-    return [_row(row, base, complete) for row in table["rows"]]
+    names = Counter(row["name"] for row in table["rows"])
+    doubled = [name for name, count in names.items() if count > 1]
+    if doubled:
+        raise DataError(
+            f"table {table['name']}: {names[doubled[0]]} rows are called {doubled[0]!r}. Give each row a name of its own in the "
+            "configuration and run snakemake again."
+        )
+    return [_row(row, table.get("dataset"), base, complete) for row in table["rows"]]
 
 
-def _row(row: dict[str, Any], base: Path, complete: bool) -> ResultRow:
-    results, hours = [], []
-    for seed, path in row["seeds"].items():
-        try:
-            results.append(read_json(base / path))
-        except FileNotFoundError:
-            if complete:
-                raise DataError(f"{base / path}: this evaluation is missing. Run snakemake for the table.") from None
-            continue
-        hours.append(gpu_hours(base, row["chain"], int(seed)))
+def _row(row: dict[str, Any], dataset: str | None, base: Path, complete: bool) -> ResultRow:
+    measured = _measured(row, base, complete)
+    results = list(measured.values())
     top1 = _mean(results, "top1")
-    paper = row["paper_top1"]
     annotator = row["annotator"] or {}
-    known = [spent for spent in hours if spent is not None]
     return ResultRow(
         name=row["name"],
         label=row["label"],
@@ -116,8 +123,8 @@ def _row(row: dict[str, Any], base: Path, complete: bool) -> ResultRow:
         seeds_planned=len(row["seeds"]),
         top1_mean=top1,
         top1_sd=_deviation(results, "top1"),
-        paper_top1=paper,
-        difference=top1 - paper if top1 is not None and paper is not None and not row["capped"] else None,
+        paper_top1=row["paper_top1"],
+        difference=_difference(row, top1, dataset),
         top5_mean=_mean(results, "top5"),
         real_top1_mean=_mean(results, "real_top1"),
         real_top1_sd=_deviation(results, "real_top1"),
@@ -125,7 +132,7 @@ def _row(row: dict[str, Any], base: Path, complete: bool) -> ResultRow:
         ece_mean=_mean(results, "ece"),
         parameters_m=_mean(results, "parameters_m"),
         gmacs=_mean(results, "gmacs"),
-        gpu_hours=statistics.fmean(known) if known and len(known) == len(results) else None,
+        gpu_hours=_gpu_hours(row, measured, base),
         images_per_s=_mean(results, "images_per_s"),
         peak_memory_mb=_mean(results, "peak_memory_mb"),
         model=row["model"],
@@ -142,9 +149,61 @@ def _row(row: dict[str, Any], base: Path, complete: bool) -> ResultRow:
         image_agreement_mean=_mean(results, "image_agreement"),
         token_kl_mean=_mean(results, "token_kl"),
         val_images=results[0]["val_images"] if results else None,
-        weights_sha256=" ".join(result["weights_sha256"][:12] for result in results if "weights_sha256" in result),
+        weights_sha256=" ".join(dict.fromkeys(result["weights_sha256"][:12] for result in results)),
         run=row["run"],
+        test_sets=_test_sets(results),
+        paper_parameters_m=row.get("paper_parameters_m"),
+        paper_gmacs=row.get("paper_gmacs"),
+        paper_source=row.get("paper_source"),
     )
+
+
+def _measured(row: dict[str, Any], base: Path, complete: bool) -> dict[str, dict[str, Any]]:
+    """Seed -> evaluation, of those that exist."""
+    found = {}
+    for seed, path in row["seeds"].items():
+        try:
+            found[seed] = read_result(base / path, row["run"])
+        except FileNotFoundError:
+            if complete:
+                raise DataError(f"{base / path}: this evaluation is missing. Run snakemake for the table.") from None
+    check_seeds_differ({base / row["seeds"][seed]: result for seed, result in found.items()})
+    return found
+
+
+def _difference(row: dict[str, Any], top1: float | None, dataset: str | None) -> float | None:
+    """Ours minus the paper's, where both are one experiment: uncapped, on the paper's data or against a user's own number."""
+    expected = row["paper_top1"]
+    comparable = dataset == DATASET or row.get("paper_source") == "configuration"
+    return top1 - expected if top1 is not None and expected is not None and comparable and not row["capped"] else None
+
+
+def _gpu_hours(row: dict[str, Any], measured: Iterable[str], base: Path) -> float | None:
+    """Mean over the measured seeds; None where one has no record of what it cost."""
+    hours = [
+        [gpu_hours(base, [run], int(seed), gpus=_processes(base, run, seed)) for run in row["chain"]]
+        for seed in measured
+    ]
+    spent = [sum(filter(None, chain)) for chain in hours if chain and None not in chain]
+    return statistics.fmean(spent) if spent and len(spent) == len(hours) else None
+
+
+def _processes(base: Path, run: str, seed: str) -> int:
+    """Processes that a training ran in, each with a GPU of its own where there are any; 1 where its marker does not say."""
+    try:
+        return int(read_json(base / f"results/runs/{run}/seed{seed}/done.json")["processes"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 1
+
+
+def _test_sets(results: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Name -> mean top-1 of those that every seed measured."""
+    names = list(results[0].get("test_sets", {})) if results else []
+    return {
+        name: statistics.fmean(result["test_sets"][name]["top1"] for result in results)
+        for name in names
+        if all(name in result.get("test_sets", {}) for result in results)
+    }
 
 
 def _mean(results: Sequence[dict[str, Any]], name: str) -> float | None:

@@ -13,7 +13,7 @@ import yaml
 from .conftest import REPOSITORY, planned_jobs, run_snakemake
 
 FULL = {
-    "make_manifest": 1, "annotate_shard": 576, "train_run": 64, "evaluate_run": 64, "make_table": 11, "measure_fidelity": 9,
+    "make_manifest": 1, "annotate_shard": 576, "train_run": 66, "evaluate_run": 66, "make_table": 11, "measure_fidelity": 9,
     "make_fidelity_table": 1, "draw_label_maps": 1, "draw_curves": 11, "make_report": 1, "all": 1,
 }  # fmt: skip
 
@@ -46,10 +46,14 @@ FULL = {
         ),
         (
             ["-n", "results/main.csv"],
-            {"make_manifest": 1, "annotate_shard": 64, "train_run": 8, "evaluate_run": 8, "make_table": 1},
+            {"make_manifest": 1, "annotate_shard": 64, "train_run": 10, "evaluate_run": 10, "make_table": 1},
+        ),
+        (
+            ["-n", "so_far", "results/comparison_cait.csv"],  # nothing is trained for what exists
+            {"make_table_so_far": 11, "make_so_far_index": 1, "so_far": 1, "make_comparison": 1},
         ),
     ],
-    ids=["slurm all", "all", "labels", "fidelity", "annotators", "participation", "augmentation", "geometry", "main"],
+    ids=["slurm all", "all", "labels", "fidelity", "annotators", "participation", "augmentation", "geometry", "main", "so far"],
 )  # fmt: skip
 def test_the_imagenet_study_is_planned_within_ten_seconds_and_leaves_no_trace(
     tmp_path: Path, arguments: list[str], expected: dict[str, int]
@@ -67,7 +71,7 @@ def test_long_trainings_are_planned_as_legs_in_a_row(tmp_path: Path) -> None:
     """Trainings of 310 epochs, ten of them cooling down, become four jobs each, those of 300 three; fine-tunings stay one."""
     overlay = {"data_root": "/no/such/folder", "machine": {"leg_epochs": 100}}
     jobs = planned_jobs(run_snakemake(tmp_path, "-n", "all", overlay=overlay))
-    assert jobs.pop("train_leg") == 3 * 50 + 2 * 10
+    assert jobs.pop("train_leg") == 3 * 51 + 2 * 10
     assert jobs == FULL
     one = "results/ablation_participation.csv"
     assert planned_jobs(run_snakemake(tmp_path, "-n", one, overlay=overlay))["train_leg"] == 3 * 10

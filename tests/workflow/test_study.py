@@ -36,6 +36,9 @@ def test_everything_is_made_and_the_tables_agree_with_the_runs(finished_study: P
         assert int(row["val_images"]) == measured["val_images"] == 40
         assert "epochs 40->2" in row["capped"]
         assert row["difference"] == ""
+    page = (results / "ablation_annotators.md").read_text(encoding="utf-8")
+    assert "Rows: 2 done." in page
+    assert "Validation photographs: 40." in page
     main = list(csv.DictReader((results / "main.csv").read_text().splitlines()))
     assert [row["image_px"] for row in main] == ["64", "80"]
     assert (results / "figures" / "label_maps.png").stat().st_size > 10_000

@@ -156,7 +156,7 @@ def test_the_evaluation_sees_what_the_released_validation_saw(raw_config: Raw) -
     crops = {row.name: study.evaluation_document(row.run.evaluation)[1]["crop"] for row in study.tables["main"].rows}
     assert crops == {
         "lvvit_t": 0.9, "lvvit_s": 0.9, "lvvit_s_384": 0.9, "lvvit_m": 1.0, "lvvit_m_384": 1.0, "lvvit_l": 1.0,
-        "lvvit_l_448": 1.0, "lvvit_l_512": 1.0,
+        "lvvit_l_448": 1.0, "lvvit_l_512": 1.0, "lvvit_l_at_448": 1.0, "lvvit_l_at_448_512": 1.0,
     }  # fmt: skip
 
 

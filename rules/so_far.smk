@@ -1,0 +1,102 @@
+rule make_table_so_far:
+    """One experiment's table, page and figure from the evaluations that exist; rows without one are `planned`."""
+    input:
+        plan_of_table_so_far,
+    output:
+        csv=report(
+            "results/so_far/{experiment}.csv",
+            caption="captions/so_far.rst",
+            category="So far",
+            labels={"experiment": "{experiment}"},
+        ),
+        markdown="results/so_far/{experiment}.md",
+        figure=report(
+            "results/so_far/figures/{experiment}.png",
+            caption="captions/so_far.rst",
+            category="So far",
+            labels={"experiment": "{experiment}"},
+        ),
+    log:
+        "logs/so_far/{experiment}.log",
+    benchmark:
+        "benchmarks/so_far/{experiment}.tsv"
+    retries: 1
+    localrule: True
+    conda:
+        "../envs/eval.yaml"
+    threads: 1
+    resources:
+        mem_mb=lambda wildcards, attempt: 2000 * attempt,
+        runtime=lambda wildcards, attempt: 20 * attempt,
+    params:
+        python=PYTHON,
+        plan=lambda wildcards: plan_so_far(STUDY.tables[wildcards.experiment])[0],
+        question=lambda wildcards: STUDY.tables[wildcards.experiment].experiment.question,
+        paper=lambda wildcards: STUDY.tables[wildcards.experiment].experiment.paper,
+    shell:
+        "{params.python} -m tokenlabel table --so-far --spec {params.plan} --csv {output.csv} --markdown {output.markdown}"
+        " --figure {output.figure} --log {log}"
+
+
+rule make_so_far_index:
+    """One line per table of the catalogue: how many of its rows and seeds are done."""
+    input:
+        plans_of_tables_so_far,
+    output:
+        csv=report(
+            "results/so_far/index.csv",
+            caption="captions/so_far_index.rst",
+            category="So far",
+            labels={"experiment": "all tables"},
+        ),
+        markdown="results/so_far/index.md",
+    log:
+        "logs/so_far/index.log",
+    benchmark:
+        "benchmarks/so_far/index.tsv"
+    retries: 1
+    localrule: True
+    conda:
+        "../envs/eval.yaml"
+    threads: 1
+    resources:
+        mem_mb=lambda wildcards, attempt: 2000 * attempt,
+        runtime=lambda wildcards, attempt: 20 * attempt,
+    params:
+        python=PYTHON,
+        plans=lambda wildcards: [plan_so_far(table)[0] for table in STUDY.tables.values()],
+    shell:
+        "{params.python} -m tokenlabel table index --specs {params.plans} --csv {output.csv} --markdown {output.markdown}"
+        " --log {log}"
+
+
+rule make_comparison:
+    """Table 12: LV-ViT-M at 384 px against CaiT, our side computed from the configuration; no run is needed."""
+    input:
+        plan_of_comparison,
+    output:
+        csv=report(
+            "results/comparison_cait.csv",
+            caption="captions/comparison.rst",
+            category="Tables",
+            labels={"experiment": "comparison with CaiT"},
+        ),
+        markdown="results/comparison_cait.md",
+    log:
+        "logs/tables/comparison_cait.log",
+    benchmark:
+        "benchmarks/tables/comparison_cait.tsv"
+    retries: 1
+    localrule: True
+    conda:
+        "../envs/eval.yaml"
+    threads: 1
+    resources:
+        mem_mb=lambda wildcards, attempt: 4000 * attempt,
+        runtime=lambda wildcards, attempt: 20 * attempt,
+    params:
+        python=PYTHON,
+        plan=lambda wildcards: comparison_plan()[0],
+    shell:
+        "{params.python} -m tokenlabel table comparison --spec {params.plan} --csv {output.csv} --markdown {output.markdown}"
+        " --log {log}"

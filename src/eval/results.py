@@ -1,0 +1,153 @@
+"""Reads one evaluation and refuses what is no result of the run whose folder it lies in; called by tables.
+
+Guarantees that every number of it is finite and in its range, and that it was measured with the evaluation that its file name
+says, of the training that lies beside it. Nothing is mended or left out: the first defect is one line with file and remedy.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..core.errors import DataError
+
+NEEDED = ("digest", "top1", "top5", "val_images", "parameters_m", "gmacs", "weights_sha256")
+PERCENT = ("top1", "top5", "real_top1", "ece", "class_top1", "token_agreement", "image_agreement")
+AT_LEAST_ZERO = ("token_kl", "images_per_s", "peak_memory_mb")
+ABOVE_ZERO = ("val_images", "parameters_m", "gmacs")
+REMEDY = "Delete it and run snakemake again."
+
+
+def read_result(path: Path, run: str) -> dict[str, Any]:
+    """Reads and checks an evaluation.
+
+    Args:
+        path: .../RUN/seedN/evaluation-DIGEST.json, or .../ANNOTATOR/evaluation-DIGEST.json of an annotator alone.
+        run: name of the folder that it is said to be of, which ends in the digest of the run's spec.
+
+    Raises:
+        FileNotFoundError: there is none.
+        DataError: it is damaged, incomplete, of another evaluation or run, or a number is none that can be.
+    """
+    result = _read_object(path)
+    missing = [name for name in NEEDED if name not in result]
+    if missing:
+        raise DataError(
+            f"{path}: this evaluation has no {', '.join(missing)}; it is incomplete or of another kind. {REMEDY}"
+        )
+    _check_numbers(path, result)
+    expected = path.stem.removeprefix("evaluation-")
+    if result["digest"] != expected:
+        raise DataError(
+            f"{path}: measured with the evaluation settings {result['digest']!r}, its name says {expected!r}; it is of another "
+            f"configuration. {REMEDY}"
+        )
+    _check_training(path, result, run)
+    return result
+
+
+def check_seeds_differ(results: Mapping[Path, Mapping[str, Any]]) -> None:
+    """Refuses two seeds with one checkpoint: a folder was copied, and its accuracy would count twice.
+
+    Args:
+        results: path -> evaluation, of all seeds of one run.
+
+    Raises:
+        DataError: names both.
+    """
+    seen: dict[str, Path] = {}
+    for path, result in results.items():
+        first = seen.setdefault(result["weights_sha256"], path)
+        if first != path:
+            raise DataError(
+                f"{path}: its checkpoint {result['weights_sha256'][:12]} is that of {first}, and two seeds never end in equal "
+                f"weights; one folder is a copy of the other. Delete {path.parent} and run snakemake again."
+            )
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise DataError(f"{path}: this evaluation cannot be read ({error.strerror}).") from None
+    except ValueError as error:  # of JSON, or bytes that are no text
+        raise DataError(f"{path}: half-written, or no JSON ({error}). {REMEDY}") from None
+    if not isinstance(found, dict):
+        raise DataError(f"{path}: an evaluation is a JSON object, found {type(found).__name__}. {REMEDY}")
+    return found
+
+
+def _check_numbers(path: Path, result: Mapping[str, Any]) -> None:
+    """Looks at every number, so that one that nobody tabulates yet cannot hide a broken measurement."""
+    for name, value in _numbers(result):
+        if not math.isfinite(value):
+            raise DataError(f"{path}: {name} is {value}, which is no measurement. {REMEDY}")
+    for name in ("digest", "weights_sha256"):
+        if not isinstance(result[name], str):
+            raise DataError(f"{path}: {name} is {result[name]!r}; expected hexadecimal digits. {REMEDY}")
+    test_sets = result.get("test_sets", {})
+    if not isinstance(test_sets, dict) or not all(
+        isinstance(found, dict) and "top1" in found for found in test_sets.values()
+    ):
+        raise DataError(f"{path}: test_sets must give each test set its top1. {REMEDY}")
+    scales = [(name, result[name], 0.0, 100.0) for name in PERCENT if name in result]
+    scales += [
+        (f"test_sets.{name}.{key}", found[key], 0.0, 100.0)
+        for name, found in test_sets.items()
+        for key in ("top1", "top5")
+        if key in found
+    ]
+    scales += [(name, result[name], 0.0, math.inf) for name in AT_LEAST_ZERO if name in result]
+    scales += [(name, result[name], math.nextafter(0.0, 1.0), math.inf) for name in ABOVE_ZERO]
+    for name, value, smallest, largest in scales:
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise DataError(f"{path}: {name} is {value!r}; expected a number. {REMEDY}")
+        if not smallest <= value <= largest:
+            legal = "between 0 and 100 percent" if largest == 100 else "0 or above" if smallest == 0 else "above 0"
+            raise DataError(f"{path}: {name} is {value:g}; expected {legal}. {REMEDY}")
+
+
+def _numbers(value: Any, name: str = "") -> Iterator[tuple[str, float]]:
+    """Yields the dotted name and value of every number of a document."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _numbers(inner, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, list):
+        for position, inner in enumerate(value):
+            yield from _numbers(inner, f"{name}[{position}]")
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        yield name, value
+
+
+def _check_training(path: Path, result: Mapping[str, Any], run: str) -> None:
+    """Compares with the marker of the training beside it, where there is one."""
+    marker = path.parent / "done.json"
+    if not marker.exists():  # an annotator alone, or results without their runs
+        return
+    done = _read_object(marker)
+    digest = run.rsplit("-", 1)[-1]
+    if done.get("digest") != digest:
+        raise DataError(
+            f"{marker}: of the run {done.get('digest')!r}, but its folder belongs to {digest!r}; the folder was copied or renamed. "
+            f"Delete {path.parent} and run snakemake again."
+        )
+    if path.parent.name != f"seed{done.get('seed')}":
+        raise DataError(
+            f"{marker}: of seed {done.get('seed')}, but it lies in {path.parent.name}; the folder was copied. "
+            f"Delete {path.parent} and run snakemake again."
+        )
+    # the marker's digest is of the plain weights, so that an evaluation of the averaged ones is known by the training's seconds
+    pairs = [("train_seconds", "seconds")]
+    if result.get("weights") == "model.safetensors":
+        pairs.append(("weights_sha256", "weights_sha256"))
+    for name, key in pairs:
+        if name in result and key in done and result[name] != done[key]:
+            raise DataError(
+                f"{path}: {name} {result[name]} is not that of the training beside it ({done[key]} in {marker.name}); it was "
+                f"measured of another one. {REMEDY}"
+            )
