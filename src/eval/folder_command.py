@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ..core.errors import DataError
 from ..core.files import write_json, write_text
+from ..core.log import logger
 from .checkpoint_arguments import add_checkpoint_arguments, check_arguments, open_checkpoint
 from .command import classes_file
 
@@ -62,6 +63,11 @@ def run(args: argparse.Namespace) -> int:
 
     loaded, preprocessing = open_checkpoint(args)
     chosen = open_image_set(args.folder, args.classes, loaded.config.classes, title="folder")
+    if chosen.columns is not None:
+        logger.warning(
+            "%d of the checkpoint's %d classes: the others' logits are left out",
+            len(chosen.columns), len(loaded.config.classes),
+        )  # fmt: skip
     real = None
     if args.real_labels is not None:
         file = find_real_labels(args.real_labels, Path())

@@ -32,6 +32,7 @@ class ClassAccuracy:
     """How well one class is recognised.
 
     Attributes:
+        class_index: the model's.
         top1: % of its photographs; None without any.
         confidence: mean probability of the best class over its photographs, in [0, 1]; None without any.
     """
@@ -102,11 +103,12 @@ class Tally:
             self._real_images += len(answered)
             self._real_right += sum(answer in right for answer, right in answered)
 
-    def result(self, names: Sequence[str], skipped: int, *, with_real: bool) -> Measured:
+    def result(self, names: Sequence[str], indices: Sequence[int], skipped: int, *, with_real: bool) -> Measured:
         """The measures of everything added, at least one photograph.
 
         Args:
             names: of the classes.
+            indices: the model's number of each.
             skipped: photographs that could not be decoded.
             with_real: reassessed labels were given.
         """
@@ -123,8 +125,8 @@ class Tally:
                 ClassAccuracy(
                     index, name, count, 100 * hits / count if count else None, confidence / count if count else None
                 )
-                for index, (name, hits, count, confidence) in enumerate(
-                    zip(names, right, images, self._confidence.tolist(), strict=True)
+                for index, name, hits, count, confidence in zip(
+                    indices, names, right, images, self._confidence.tolist(), strict=True
                 )
             ),
             real_top1=100 * self._real_right / self._real_images if with_real else None,
@@ -187,11 +189,12 @@ def measure_answers(
         raise DataError(f"split {manifest.split}: none of its {len(manifest)} photographs can be read.")
     if real is not None and not any(real):
         raise DataError("evaluation.real_labels: no photograph of the split has a label there. Set it to null.")
-    return tally.result(manifest.classes, len(manifest) - counted, with_real=real is not None)
+    indices = range(len(manifest.classes)) if columns is None else columns
+    return tally.result(manifest.classes, indices, len(manifest) - counted, with_real=real is not None)
 
 
 def classes_csv(classes: Sequence[ClassAccuracy]) -> str:
-    """A line for each class: index, folder name, photographs, top-1 in %, mean confidence in [0, 1]."""
+    """A line for each class: the model's index, folder name, photographs, top-1 in %, mean confidence in [0, 1]."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["class_index", "folder", "images", "top1", "mean_confidence"])
