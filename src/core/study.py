@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from .config import Annotator, Config, Experiment, Model, Recipe, check_annotator_fits, load_config
@@ -122,7 +123,7 @@ class Study:
         planned: list[Planned] = [self.data, *self.annotators.values(), *self.labels.values(), *self.runs.values()]
         return dict(job.document for job in planned)
 
-    @property
+    @cached_property
     def published(self) -> PublishedTable:
         """The table of the selected published checkpoints."""
         crops = {entry.eval_crop for entry in self.config.published.values()}

@@ -144,7 +144,7 @@ def test_a_missing_file_says_where_it_is_from_and_where_it_belongs(data: tuple[d
 def test_what_is_missing_is_said_before_the_model_is_loaded(data: tuple[dict[str, Any], Manifest]) -> None:
     machine, manifest = data
     asked = {"test_sets": {"imagenet_a": {"classes": "names", "images": 7500}}}
-    with pytest.raises(DataError, match="test set imagenet_a: .*imagenet-a: no such folder"):
+    with pytest.raises(DataError, match=r"test set imagenet_a: .*imagenet-a: no such folder"):
         Further.open(asked, machine | {"test_sets": {"imagenet_a": "imagenet-a"}}, manifest)
-    with pytest.raises(DataError, match="machine.json has no place for it"):
+    with pytest.raises(DataError, match=r"machine.json has no place for it"):
         Further.open(asked, machine, manifest)

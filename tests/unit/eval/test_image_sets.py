@@ -80,7 +80,7 @@ def test_a_folder_that_is_no_class_is_one_line(tmp_path: Path, names: tuple[str,
 
 
 def test_what_is_no_set_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="test set a: .*gone: no such folder on this machine. Put it there"):
+    with pytest.raises(DataError, match=r"test set a: .*gone: no such folder on this machine. Put it there"):
         open_image_set(tmp_path / "gone", "names", CLASSES, title="test set a")
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="no class folders"):
@@ -90,7 +90,7 @@ def test_what_is_no_set_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="folder n00000001 without a photograph"):
         open_image_set(place, "names", CLASSES, title="set")
     (place / CLASSES[1]).rmdir()
-    with pytest.raises(DataError, match="1 photographs, expected 7500. Unpack the set again"):
+    with pytest.raises(DataError, match=r"1 photographs, expected 7500. Unpack the set again"):
         open_image_set(place, "names", CLASSES, title="set", images=7500)
 
 
