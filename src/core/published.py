@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -56,7 +57,7 @@ class PublishedTable:
                     "name": name,
                     "evaluation": job.result,
                     "image_px": job.entry.image_px,
-                    "crop": job.spec["crop"],
+                    "crop": job.entry.eval_crop,
                     "interpolation": job.spec["interpolation"],
                     "printed_top1": job.entry.top1 if printed else None,
                     "printed_real_top1": job.entry.real_top1 if printed else None,
@@ -66,19 +67,19 @@ class PublishedTable:
         return {"name": "published", "dataset": self.dataset, "rows": rows}
 
 
-def plan_published(config: Config, data: DataJob, evaluations: Mapping[float, dict[str, Any]]) -> PublishedTable:
+def plan_published(config: Config, data: DataJob, evaluation_spec: Callable[[float], dict[str, Any]]) -> PublishedTable:
     """Plans the evaluation of the selected checkpoints.
 
     Args:
         config: validated.
         data: the manifest's job.
-        evaluations: crop -> evaluation spec, for the crop of every checkpoint.
+        evaluation_spec: of a crop, as a share of the shorter side.
     """
     names = config.published if config.select.published == "all" else config.select.published
     jobs = []
     for name in names:
         entry = config.published[name]
-        spec = evaluations[entry.eval_crop] | {
+        spec = evaluation_spec(share_seen(entry.image_px, entry.eval_crop)) | {
             "dataset": data.spec,
             "model": {
                 "architecture": entry.architecture,
@@ -91,3 +92,8 @@ def plan_published(config: Config, data: DataJob, evaluations: Mapping[float, di
         }
         jobs.append((name, PublishedJob(name=f"{name}-{digest_of(spec)}", spec=spec, entry=entry)))
     return PublishedTable(config.dataset.name, tuple(jobs))
+
+
+def share_seen(image_px: int, crop: float) -> float:
+    """Share of the shorter side that the released validation keeps: timm resizes it to whole pixels before it crops."""
+    return image_px / math.floor(image_px / crop)

@@ -126,8 +126,7 @@ class Study:
     @cached_property
     def published(self) -> PublishedTable:
         """The table of the selected published checkpoints."""
-        crops = {entry.eval_crop for entry in self.config.published.values()}
-        return plan_published(self.config, self.data, {crop: self.evaluation_spec(crop) for crop in crops})
+        return plan_published(self.config, self.data, self.evaluation_spec)
 
     def published_job(self, folder_name: str) -> PublishedJob:
         """The published checkpoint of a folder name under results/published."""

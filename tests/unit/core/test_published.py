@@ -21,7 +21,7 @@ def evaluations(study: Study) -> set[str]:
 
 def test_the_released_checkpoints_are_measured_as_their_authors_did(raw_config: Raw) -> None:
     jobs = dict(Study.plan(raw_config).published.jobs)
-    assert {name: (job.spec["image_px"], job.spec["crop"], job.entry.top1) for name, job in jobs.items()} == {
+    assert {name: (job.spec["image_px"], job.entry.eval_crop, job.entry.top1) for name, job in jobs.items()} == {
         "lvvit_t": (224, 0.9, 79.1), "lvvit_s": (224, 0.9, 83.3), "lvvit_s_384": (384, 0.9, 84.4), "lvvit_m": (224, 1.0, 84.0),
         "lvvit_m_384": (384, 1.0, 85.4), "lvvit_m_448": (448, 1.0, 85.5), "lvvit_l_448": (448, 1.0, 86.2),
         "lvvit_l_512": (512, 1.0, 86.4),
@@ -29,6 +29,11 @@ def test_the_released_checkpoints_are_measured_as_their_authors_did(raw_config: 
     for job in jobs.values():
         assert job.entry.source.endswith(job.entry.weights.removeprefix("file:"))
         assert (job.spec["interpolation"], job.spec["use_ema"]) == ("bicubic", False)
+    # timm resizes to int(224 / 0.9) = 248 px and crops 224 of them
+    assert {name: job.spec["crop"] for name, job in jobs.items()} == {
+        "lvvit_t": 224 / 248, "lvvit_s": 224 / 248, "lvvit_s_384": 384 / 426, "lvvit_m": 1.0, "lvvit_m_384": 1.0,
+        "lvvit_m_448": 1.0, "lvvit_l_448": 1.0, "lvvit_l_512": 1.0,
+    }  # fmt: skip
 
 
 def test_selected_checkpoints_come_in_the_order_of_the_selection(raw_config: Raw) -> None:
