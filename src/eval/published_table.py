@@ -171,7 +171,7 @@ def draw(plan: dict[str, Any], rows: Sequence[PublishedRow], path: Path) -> None
             axes.annotate(
                 row.verdict,
                 (row.top1, place),
-                xytext=(9, 0),
+                xytext=(12, 0),
                 textcoords="offset points",
                 fontsize=7,
                 va="center",
@@ -182,7 +182,7 @@ def draw(plan: dict[str, Any], rows: Sequence[PublishedRow], path: Path) -> None
         axes.margins(x=0.2)
         axes.set_xlabel("accuracy (%)")
         axes.set_title(
-            f"Published checkpoints, {rows[0].images} photographs of {plan['dataset']}", loc="left", fontsize=9
+            f"Published checkpoints, {rows[0].images:,} photographs of {plan['dataset']}", loc="left", fontsize=9
         )
         axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
         with atomic_path(path) as temporary:
