@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import shutil
@@ -12,11 +13,21 @@ import pytest
 import torch
 
 from tests.conftest import machine_settings, write_manifests
+from tokenlabel.cli import main
 from tokenlabel.core.errors import CheckpointError, DataError
+from tokenlabel.core.files import write_json
+from tokenlabel.core.identity import digest_of
 from tokenlabel.data.images import decode_image, resize_and_centre_crop, to_tensor
 from tokenlabel.data.manifest import Manifest
 from tokenlabel.eval.evaluation import Further, evaluate_published
-from tokenlabel.models import TokenModel, create_model, load_model
+from tokenlabel.models import (
+    TokenModel,
+    create_model,
+    describe_model,
+    load_model,
+    save_weights,
+    write_model_config,
+)
 from tokenlabel.models.pretrained import rename_efficientnet_pytorch
 
 LITE0 = {
@@ -148,3 +159,42 @@ def test_what_is_missing_is_said_before_the_model_is_loaded(data: tuple[dict[str
         Further.open(asked, machine | {"test_sets": {"imagenet_a": "imagenet-a"}}, manifest)
     with pytest.raises(DataError, match=r"machine.json has no place for it"):
         Further.open(asked, machine, manifest)
+
+
+def test_the_job_of_a_run_leaves_a_document_and_a_line_for_each_class(
+    data: tuple[dict[str, Any], Manifest], tmp_path: Path
+) -> None:
+    machine, manifest = data
+    run, settings = tmp_path / "run" / "seed0", {"depth": 1, "width": 32, "heads": 2}
+    torch.manual_seed(0)
+    model = create_model("lvvit_t", 1000, 64, **settings)
+    save_weights(model, run / "model.safetensors", {"spec_digest": "00000000"})
+    write_model_config(run, describe_model(model, "lvvit_t", settings, manifest.classes, crop=0.875))
+    write_json(run / "done.json", {"seconds": 12.5, "unreadable": 1})
+    evaluation = {"crop": 0.875, "interpolation": "bicubic", "use_ema": True}
+    write_json(tmp_path / "evaluation.json", evaluation)
+    write_json(tmp_path / "machine.json", machine | {"speed_seconds": 0.05})
+    out = run / "evaluation-01234567.json"
+    arguments = [
+        "--spec",
+        tmp_path / "evaluation.json",
+        "--machine",
+        tmp_path / "machine.json",
+        "--run",
+        run,
+        "--out",
+        out,
+    ]
+    job = [*arguments, "--manifest", Path(machine["data_root"]) / "manifest", "--log", tmp_path / "log"]
+    assert main(["evaluate", "run", *map(str, job)]) == 0
+    found = json.loads(out.read_text())
+    logits = logits_by_hand(model, machine, manifest)
+    right = logits.argmax(-1) == torch.from_numpy(manifest.class_index)
+    assert found["top1"] == pytest.approx(100 * float(right.float().mean()))
+    assert (found["digest"], found["train_seconds"], found["train_unreadable"]) == (digest_of(evaluation), 12.5, 1)
+    assert found["images_per_s"] > 0
+    assert not {"real_top1", "test_sets", "token_agreement"} & found.keys()
+    lines = list(csv.DictReader((run / "evaluation-01234567.classes.csv").read_text().splitlines()))
+    assert len(lines) == 1000
+    assert sum(int(line["images"]) for line in lines) == found["val_images"] == 12
+    assert lines[0]["folder"] == "n01440764"
