@@ -276,7 +276,7 @@ class Select(Frozen):
 
     annotators: tuple[Name, ...]
     experiments: Annotated[tuple[Name, ...], Field(min_length=1)]
-    published: Annotated[tuple[Name, ...], Field(min_length=1)] | Literal["all"]
+    published: Annotated[tuple[Name, ...], Field(min_length=1)] | Literal["all"] = "all"
 
 
 class Caps(Frozen):
