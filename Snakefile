@@ -16,6 +16,7 @@ include: "rules/data.smk"
 include: "rules/annotate.smk"
 include: "rules/train.smk"
 include: "rules/eval.smk"
+include: "rules/published.smk"
 include: "rules/ablate.smk"
 include: "rules/so_far.smk"
 include: "rules/report.smk"
@@ -28,6 +29,7 @@ localrules:
     make_table,
     draw_curves,
     make_fidelity_table,
+    make_published,
     draw_label_maps,
     make_report,
 

@@ -105,6 +105,7 @@ SETTINGS = STUDY.config.machine
 wildcard_constraints:
     labels=r"[A-Za-z0-9_]+-[0-9a-f]{8}",
     annotator=r"[A-Za-z0-9_]+-[0-9a-f]{8}",
+    published=r"[A-Za-z0-9_]+-[0-9a-f]{8}",
     run=r"[A-Za-z0-9_]+(-[A-Za-z0-9_]+)*-[0-9a-f]{8}",
     seed=r"\d+",
     split=r"train|val",
@@ -137,6 +138,14 @@ def annotator_job_of(wildcards):
     """The planned annotator of a path."""
     try:
         return STUDY.annotator_job(wildcards.annotator)
+    except TokenLabelError as error:
+        raise WorkflowError(str(error))
+
+
+def published_job_of(wildcards):
+    """The planned evaluation of a published checkpoint."""
+    try:
+        return STUDY.published_job(wildcards.published)
     except TokenLabelError as error:
         raise WorkflowError(str(error))
 
@@ -260,6 +269,18 @@ def trainings_of_table(wildcards):
     """Markers of all runs and seeds of an experiment, and the plan that names them."""
     table = STUDY.tables[wildcards.experiment]
     return table.trainings + plan_of_table(table)
+
+
+def results_of_published(wildcards):
+    """Evaluations of the selected published checkpoints, and the plan that names them."""
+    return STUDY.published.inputs + plan_of_table(STUDY.published)
+
+
+def published_arguments(wildcards):
+    """Name and source of a published checkpoint, as command line arguments."""
+    job = published_job_of(wildcards)
+    name = job.name.rsplit("-", 1)[0]
+    return f"--name {shlex.quote(name)} --source {shlex.quote(job.entry.source)}"
 
 
 def plan_of_table(table):
@@ -389,6 +410,11 @@ def results_about_labels():
     if not STUDY.used_labels:
         return []
     return ["results/label_fidelity.csv", "results/figures/label_fidelity.png", "results/figures/label_maps.png"]
+
+
+def results_to_show():
+    """What the report shows where it exists: everything selected, and the published checkpoints, which `all` does not make."""
+    return selected_results() + [STUDY.published.csv, STUDY.published.figure]
 
 
 def results_to_report(wildcards):

@@ -1,11 +1,12 @@
 rule evaluate_run:
-    """Top-1 and top-5 of one run on the validation split, and its tokens against an annotator's maps where that is asked for."""
+    """Everything measured of one run: accuracies, calibration, each class, speed; its tokens against an annotator's maps."""
     input:
         manifest=manifest_after_spec(lambda wildcards: STUDY.evaluation_document(wildcards.evaluation)),
         done=ancient("results/runs/{run}/seed{seed}/done.json"),
         labels=labels_to_compare,
     output:
         result="results/runs/{run}/seed{seed}/evaluation-{evaluation}.json",
+        classes="results/runs/{run}/seed{seed}/evaluation-{evaluation}.classes.csv",
     log:
         "logs/runs/{run}/seed{seed}/evaluation-{evaluation}.log",
     benchmark:

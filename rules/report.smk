@@ -19,7 +19,7 @@ rule make_report:
         python=PYTHON,
         study=RESOLVED,
         snakefile=workflow.main_snakefile,
-        targets=selected_results(),
+        targets=results_to_show(),
     shell:
         "{params.python} -m tokenlabel report {params.targets} --snakefile {params.snakefile} --configfile {params.study}"
         " --out {output.html} --log {log}"

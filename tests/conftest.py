@@ -41,6 +41,7 @@ def machine_settings(data_root: Path, **changes: Any) -> dict[str, Any]:
         "validate_every_epochs": 0, "validation_crop": 0.9,
         "processes": 1, "sharding": "none", "compile": False, "grad_checkpointing": False, "channels_last": False,
         "tf32": True, "leg_epochs": None, "checkpoint_seconds": 600.0, "min_label_coverage": 1.0, "log_every_steps": 1,
+        "speed_seconds": 0.0, "real_labels": None, "test_sets": {},
         "tensorboard": False, "wandb_project": None, "prefetch_batches": 2, "decode_cache": None, "augment_on_gpu": False,
         "dataset": {"format": "folder", "train": "train", "val": "val", "on_unreadable": "record", "max_unreadable_fraction": 0.5},
     }  # fmt: skip

@@ -315,6 +315,7 @@ class Select(Frozen):
 
     annotators: tuple[Name, ...]
     experiments: Annotated[tuple[Name, ...], Field(min_length=1)]
+    published: Annotated[tuple[Name, ...], Field(min_length=1)] | Literal["all"] = "all"
 
 
 class Caps(Frozen):
@@ -330,12 +331,46 @@ class Caps(Frozen):
     seeds: Positive | None = None
 
 
+class RealLabels(Frozen):
+    """Reassessed labels of a data set's validation photographs, several or none for each."""
+
+    dataset: Name
+    file: str
+    bytes: Positive
+    sha256: Sha256
+
+
+class TestSet(Frozen):
+    """A further folder of photographs of the data set's classes, or of some of them."""
+
+    path: str
+    classes: Annotated[str, Field(pattern=r"^(names|index|file:.+)$")]
+    images: Positive | None
+
+
 class Evaluation(Frozen):
     """How a trained model is measured."""
 
     interpolation: Literal["bilinear", "bicubic"]
     use_ema: bool
     agreement: Name | None
+    real_labels: RealLabels | None
+    test_sets: tuple[Name, ...]
+
+
+class Published(Frozen):
+    """A checkpoint that somebody published, and the accuracy that was printed for it."""
+
+    architecture: Annotated[str, Field(pattern=r"^(lvvit_[tsml]|t2t_vit_(t_)?(14|19|24)|timm/.+)$")]
+    weights: Annotated[str, Field(pattern=r"^(hub|file:.+|folder:.+|package:[A-Za-z0-9_.]+)$")]
+    weights_sha256: Sha256 | None = None
+    weights_naming: Literal["timm", "efficientnet_pytorch"] = "timm"
+    source: str
+    image_px: Pixels
+    eval_crop: Annotated[float, Field(gt=0, le=1)]
+    dataset: Name
+    top1: Annotated[float, Field(ge=0, le=100)] | None
+    real_top1: Annotated[float, Field(ge=0, le=100)] | None = None
 
 
 class Fidelity(Frozen):
@@ -363,6 +398,7 @@ class Machine(Frozen):
     annotate_mem_mb: Positive
     train_mem_mb: Positive
     gpu_tflops: Annotated[float, Field(gt=0)]
+    speed_seconds: Annotated[float, Field(ge=0)]
     part_seconds: Annotated[float, Field(gt=0)]
     label_storage: Literal["compact", "fast"]
     validate_every_epochs: Annotated[int, Field(ge=0)]
@@ -399,6 +435,8 @@ class Config(Frozen):
     annotators: dict[Name, Annotator]
     adapted_annotators: dict[Name, AdaptedAnnotator] = {}
     models: dict[Name, Model]
+    published: dict[Name, Published]
+    test_sets: dict[Name, TestSet]
     recipes: dict[Name, Recipe]
     experiments: dict[Name, Experiment]
     select: Select
@@ -479,6 +517,11 @@ def _check_references(config: Config) -> None:
                 f"configuration key experiments.{name}: results/{name}.csv is another result of every study. Choose another name; "
                 f"taken: {', '.join(TAKEN)}"
             )
+    for position, name in enumerate(config.evaluation.test_sets):
+        check("test set", name, config.test_sets, f"evaluation.test_sets[{position}]")
+    if config.select.published != "all":
+        for position, name in enumerate(config.select.published):
+            check("published checkpoint", name, config.published, f"select.published[{position}]")
     for position, name in enumerate(config.select.annotators):
         check("annotator", name, config.annotators, f"select.annotators[{position}]")
     for position, name in enumerate(config.select.experiments):

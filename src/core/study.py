@@ -6,9 +6,9 @@ one run, whoever asks for them. Nothing here reads a photograph or a checkpoint.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from .config import Annotator, Config, Experiment, Model, Recipe, check_annotator_fits, load_config
@@ -16,6 +16,7 @@ from .cost import multiply_adds_at
 from .errors import AnnotatorMisfitError, ConfigError, unknown_name
 from .identity import STAGE_VERSIONS, digest_of
 from .planned import RESULTS, AnnotatorJob, DataJob, LabelJob, Planned, Run, Table, TableRow
+from .published import PublishedJob, PublishedTable, plan_published
 from .recipes import check_schedule
 from .rows import (
     NotApplicable,
@@ -124,11 +125,23 @@ class Study:
         planned: list[Planned] = [self.data, *self.annotators.values(), *self.labels.values(), *self.runs.values()]
         return dict(job.document for job in planned)
 
+    @cached_property
+    def published(self) -> PublishedTable:
+        """The table of the selected published checkpoints."""
+        return plan_published(self.config, self.data, self.evaluation_spec)
+
+    def published_job(self, folder_name: str) -> PublishedJob:
+        """The published checkpoint of a folder name under results/published."""
+        jobs = {job.name: job for _, job in self.published.jobs}
+        if folder_name not in jobs:
+            raise unknown_name("published checkpoint of this configuration", folder_name, jobs)
+        return jobs[folder_name]
+
     def evaluation_document(self, digest: str) -> tuple[str, dict[str, Any]]:
         """Path and content of the evaluation spec with this digest."""
-        crops = {ANNOTATOR_CROP, *(model.eval_crop for model in self.config.models.values())}
-        for crop, reference in itertools.product(crops, (None, self.reference)):
-            spec = self.evaluation_spec(crop, reference)
+        crops = {model.eval_crop for model in self.config.models.values()}
+        specs = [self.evaluation_spec(crop, self.reference) for crop in crops]
+        for spec in (annotator_evaluation(self.config), *specs):
             if digest_of(spec) == digest:
                 return str(RESULTS / "evaluations" / f"{digest}.json"), spec
         raise ConfigError(f"evaluation-{digest}: no evaluation of this configuration has that digest.")
@@ -180,6 +193,8 @@ class Study:
             "data_root": self.config.data_root,
             "weights_root": self.config.weights_root,
             "timm_names": self.timm_names,
+            "real_labels": self.config.evaluation.real_labels and self.config.evaluation.real_labels.file,
+            "test_sets": {name: self.config.test_sets[name].path for name in self.config.evaluation.test_sets},
             "dataset": {
                 "format": dataset.format,
                 "train": dataset.train,
@@ -251,7 +266,7 @@ class Study:
         name = f"{annotator}-{digest_of(spec)}"
         if name not in self.annotators:
             self.annotators[name] = AnnotatorJob(
-                name=name, spec=spec, annotator=annotator, evaluation=digest_of(self.evaluation_spec(ANNOTATOR_CROP)),
+                name=name, spec=spec, annotator=annotator, evaluation=digest_of(annotator_evaluation(self.config)),
                 adapted=adapted is not None, run=run,
             )  # fmt: skip
         return self.annotators[name]
@@ -406,21 +421,40 @@ class Study:
         return self.runs[name]
 
     def evaluation_spec(self, crop: float, reference: LabelJob | None = None) -> dict[str, Any]:
-        """What an evaluation depends on besides the run.
+        """What the evaluation of a model with token and class head depends on besides the model.
 
         Args:
             crop: share of the shorter side.
-            reference: whose maps the tokens' predictions are compared with; an annotator measured alone is compared with none.
+            reference: whose maps the tokens' predictions are compared with.
         """
-        evaluation = self.config.evaluation
-        compared = {"agreement": reference.name} if reference else {}
-        return compared | {
-            "stage": "evaluate",
-            "version": STAGE_VERSIONS["evaluate"],
-            "crop": crop,
-            "interpolation": evaluation.interpolation,
-            "use_ema": evaluation.use_ema,
-        }
+        config, spec = self.config, plain_evaluation(self.config, crop)
+        if reference:
+            spec["agreement"] = reference.name
+        real = config.evaluation.real_labels
+        if real is not None and real.dataset == config.dataset.name:
+            spec["real_labels"] = {"bytes": real.bytes, "sha256": real.sha256}
+        if config.evaluation.test_sets:
+            chosen = {name: config.test_sets[name] for name in config.evaluation.test_sets}
+            spec["test_sets"] = {
+                name: {"classes": entry.classes, "images": entry.images} for name, entry in chosen.items()
+            }
+        return spec
+
+
+def plain_evaluation(config: Config, crop: float) -> dict[str, Any]:
+    """What every evaluation depends on; `crop` is the share of the shorter side."""
+    return {
+        "stage": "evaluate",
+        "version": STAGE_VERSIONS["evaluate"],
+        "crop": crop,
+        "interpolation": config.evaluation.interpolation,
+        "use_ema": config.evaluation.use_ema,
+    }
+
+
+def annotator_evaluation(config: Config) -> dict[str, Any]:
+    """The evaluation of an annotator that is measured alone: its accuracy and nothing else."""
+    return plain_evaluation(config, ANNOTATOR_CROP)
 
 
 def _annotator_section(entry: Annotator) -> dict[str, Any]:

@@ -253,6 +253,16 @@ def save_manifests(folder: Path, manifests: dict[str, Manifest]) -> dict[str, An
     }
 
 
+def manifest_of_entries(entries: Sequence[Entry], classes: Sequence[str]) -> Manifest:
+    """A manifest of photographs that belong to no split of the data set, such as a further test set's.
+
+    Args:
+        entries: sorted by path; their class names are among the classes.
+        classes: in the order that numbers them.
+    """
+    return _manifest("val", "val", entries, classes, 1, (), {}, None)
+
+
 def _named_entries(place: Path, listing: Listing, classes: Sequence[str]) -> list[Entry]:
     """Entries whose class names are those of the data set.
 

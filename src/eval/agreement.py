@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from ..core.errors import DataError
 from ..data.manifest import Manifest
@@ -21,22 +21,7 @@ from ..engine.validation import CenterCrops
 from ..labels import LabelStore, map_affine, sparse_targets
 from ..labels.records import STATUS_OK
 from ..models import TokenModel
-
-_Item = tuple[int, Tensor | None]
-
-
-class _NumberedCrops(Dataset[_Item]):
-    """The crops of an evaluation with the manifest row of each; None for a photograph that cannot be read."""
-
-    def __init__(self, crops: CenterCrops) -> None:
-        self._crops = crops
-
-    def __len__(self) -> int:
-        return len(self._crops)
-
-    def __getitem__(self, row: int) -> _Item:
-        found = self._crops[row]
-        return row, None if found is None else found[0]
+from .numbered import NumberedCrops, collate
 
 
 def measure_agreement(
@@ -69,7 +54,7 @@ def measure_agreement(
     """
     head = _head_for_tokens(model)
     loader = DataLoader(
-        _NumberedCrops(crops), batch_size=machine["micro_batch"], num_workers=machine["workers"], collate_fn=_collate
+        NumberedCrops(crops), batch_size=machine["micro_batch"], num_workers=machine["workers"], collate_fn=collate
     )
     right = np.zeros(len(manifest), dtype=bool)
     sums = torch.zeros(
@@ -110,12 +95,6 @@ def measure_agreement(
 def unpack_right(packed: str, count: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
     """Bool (count,) of what `measure_agreement` writes as `right`."""
     return np.unpackbits(np.frombuffer(base64.b64decode(packed), dtype=np.uint8), count=count).astype(bool)
-
-
-def _collate(items: list[_Item]) -> tuple[np.ndarray[Any, np.dtype[np.int64]], Tensor]:
-    read = [(row, image) for row, image in items if image is not None]
-    images = torch.stack([image for _, image in read]) if read else torch.empty(0)
-    return np.array([row for row, _ in read], dtype=np.int64), images
 
 
 def _head_for_tokens(model: TokenModel) -> str | None:

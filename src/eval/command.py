@@ -1,13 +1,17 @@
-"""Measures top-1 and top-5 of one trained run on the validation split, and its tokens against an annotator's maps."""
+"""Measures one trained run on the validation split: accuracies, calibration, each class, speed, further test sets.
+
+With --labels its tokens are compared with an annotator's maps. The classes' accuracies go to a CSV file beside the JSON document.
+"""
 
 from __future__ import annotations
 
 import argparse
 import time
 from pathlib import Path
+from typing import Any
 
 from ..core.command import add_job_arguments, read_document
-from ..core.files import read_json, write_json
+from ..core.files import read_json, write_json, write_text
 from ..core.identity import digest_of
 from ..core.log import job_log, logger
 
@@ -30,26 +34,46 @@ def run(args: argparse.Namespace) -> int:
     manifest = load_manifest(args.manifest, "val")
     manifest.open_source(machine)
     from .evaluation import evaluate_run
+    from .measures import classes_csv
 
     started = time.monotonic()
     title = f"evaluate {args.run_folder}"
     with job_log(title, digest=digest_of(evaluation), seed=None, device=machine["device"]) as counts:
-        result = evaluate_run(args.run_folder, evaluation, machine, manifest, args.labels)
-        counts["images"] = result["val_images"]
-        logger.info(
-            "top-1 %.2f %%, top-5 %.2f %% of %d photographs", result["top1"], result["top5"], result["val_images"]
-        )
-        if "token_agreement" in result:
-            logger.info("%.2f %% of the tokens agree with the annotator", result["token_agreement"])
+        found = evaluate_run(args.run_folder, evaluation, machine, manifest, args.labels)
+        numbers = found.numbers
+        counts["images"] = numbers["val_images"]
+        log_numbers(numbers)
         trained = read_json(args.run_folder / "done.json")
+        write_text(classes_file(args.out), classes_csv(found.classes))  # first: who finds the document finds both
         write_json(
             args.out,
             {
                 "digest": digest_of(evaluation),
-                **result,
+                **numbers,
                 "train_seconds": trained["seconds"],
                 "train_unreadable": trained["unreadable"],
                 "seconds": round(time.monotonic() - started, 3),
             },
         )
     return 0
+
+
+def classes_file(document: Path) -> Path:
+    """Place of the classes' accuracies beside an evaluation's JSON document."""
+    return document.with_suffix(".classes.csv")
+
+
+def log_numbers(numbers: dict[str, Any]) -> None:
+    """Says in the log what was measured."""
+    logger.info(
+        "top-1 %.2f %%, top-5 %.2f %%, calibration error %.2f %% of %d photographs",
+        numbers["top1"], numbers["top5"], numbers["ece"], numbers["val_images"],
+    )  # fmt: skip
+    if "real_top1" in numbers:
+        logger.info("%.2f %% by the reassessed labels of %d photographs", numbers["real_top1"], numbers["real_images"])
+    for name, found in numbers.get("test_sets", {}).items():
+        logger.info("%s: top-1 %.2f %% of %d photographs", name, found["top1"], found["images"])
+    if "token_agreement" in numbers:
+        logger.info("%.2f %% of the tokens agree with the annotator", numbers["token_agreement"])
+    if "images_per_s" in numbers:
+        logger.info("%.1f images/s of the forward pass alone", numbers["images_per_s"])

@@ -7,7 +7,7 @@ from .complexity import count_multiply_adds, count_parameters
 from .model_config import ModelConfig, describe_model, read_model_config, settings_of_spec, write_model_config
 from .registry import create_model, model_names
 from .tokens import MixBox, TokenModel, TokenOutput, draw_mix_box, partner_order
-from .trained import LoadedModel, load_model
+from .trained import LoadedModel, load_model, load_published
 from .weights import read_metadata, read_state_dict, save_weights
 
 if importlib.util.find_spec("timm") is not None:
@@ -27,6 +27,7 @@ __all__ = [
     "draw_mix_box",
     "load_checkpoint",
     "load_model",
+    "load_published",
     "model_names",
     "partner_order",
     "read_metadata",

@@ -27,6 +27,7 @@ from .model_config import (
     settings_of_spec,
     with_timm_record,
 )
+from .pretrained import load_pretrained
 from .registry import create_model, model_names
 from .t2t import T2T_PRESETS
 from .timm_backbones import TIMM_PREFIX
@@ -95,6 +96,27 @@ def load_model(
     model = config.create()
     # a published plain classifier lacks the token head; a file of ours lacks nothing
     report = load_checkpoint(model, checkpoint, reset_heads=adapted or own is None)
+    return LoadedModel(model.eval(), _names_to_show(config), config, report)
+
+
+def load_published(source: dict[str, Any], weights_root: Path, image_px: int, *, use_ema: bool) -> LoadedModel:
+    """Builds the model of a published checkpoint that the configuration names.
+
+    Args:
+        source: architecture, weights, weights_sha256, weights_naming, as `load_pretrained` takes them.
+        weights_root: folder of `file:` weights.
+        image_px: side of the images; positions are interpolated where it is not the checkpoint's own.
+        use_ema: take the averaged weights of a file that holds both.
+
+    Raises:
+        CheckpointError: missing, damaged, not the stated digest, or of another architecture.
+        ConfigError: a size that the architecture does not take.
+    """
+    weights = load_pretrained(source, weights_root, averaged=use_ema)
+    checkpoint = Checkpoint(weights.origin, weights.state, averaged=weights.averaged)
+    config = _published_config(checkpoint, source["architecture"], image_px)
+    model = config.create()
+    report = load_checkpoint(model, checkpoint)
     return LoadedModel(model.eval(), _names_to_show(config), config, report)
 
 

@@ -44,7 +44,7 @@ class Workplace:
     labels: Path
 
     def measure(self, student: Path, **changes: Any) -> dict[str, Any]:
-        return evaluate_run(student, EVALUATION | changes, self.machine, self.manifest, self.labels)
+        return evaluate_run(student, EVALUATION | changes, self.machine, self.manifest, self.labels).numbers
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +135,6 @@ def test_maps_of_other_photographs_are_refused(workplace: Workplace, itself: Pat
 
 
 def test_without_maps_nothing_is_compared(workplace: Workplace, itself: Path) -> None:
-    found = evaluate_run(itself, EVALUATION, workplace.machine, workplace.manifest)
+    found = evaluate_run(itself, EVALUATION, workplace.machine, workplace.manifest).numbers
     assert "top1" in found
     assert not {"token_agreement", "right", "class_top1"} & found.keys()

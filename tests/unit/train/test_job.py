@@ -280,13 +280,12 @@ def test_a_runs_weights_say_what_they_are_and_can_be_measured(spec: Spec, workpl
     assert (loaded.config.settings["depth"], loaded.config.crop) == (2, workplace.machine["validation_crop"])
     assert loaded.model.token_score_weight == 0.5
     evaluation = {"crop": 0.9, "interpolation": "bicubic", "use_ema": True}
-    result = evaluate_run(tmp_path, evaluation, workplace.machine, workplace.manifests["val"])
+    result = evaluate_run(tmp_path, evaluation, workplace.machine, workplace.manifests["val"]).numbers
     assert result["weights"] == "model_ema.safetensors"
     assert result["val_images"] == 12
     assert 0 <= result["top1"] <= result["top5"] <= 100
-    assert evaluate_run(tmp_path, evaluation | {"use_ema": False}, workplace.machine, workplace.manifests["val"])[
-        "weights"
-    ] == ("model.safetensors")
+    plain = evaluate_run(tmp_path, evaluation | {"use_ema": False}, workplace.machine, workplace.manifests["val"])
+    assert plain.numbers["weights"] == "model.safetensors"
 
 
 def test_an_untrained_token_head_has_no_say(spec: Spec, workplace: Workplace, tmp_path: Path) -> None:

@@ -1,0 +1,76 @@
+"""The table of published checkpoints: what agrees, what differs, and evaluations that are none."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from tokenlabel.core.errors import DataError
+from tokenlabel.core.files import write_json
+from tokenlabel.core.study import Study
+from tokenlabel.eval.published_table import as_csv, as_markdown, draw, read_rows, verdict
+
+NUMBERS = {
+    "top1": 83.25, "top5": 96.0, "ece": 2.0, "val_images": 50000, "val_skipped": 0, "parameters_m": 26.152, "gmacs": 6.57,
+    "weights": "x.pth.tar", "weights_sha256": "ab" * 32,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("difference", "expected"),
+    [(83.2 - 83.3, "agrees"), (0.1, "agrees"), (0.0, "agrees"), (-0.11, "differs by -0.11"), (57 - 79.0, "differs by -22.00"),
+     (0.3, "differs by +0.30"), (None, "")],
+)  # fmt: skip
+def test_within_a_tenth_agrees(difference: float | None, expected: str) -> None:
+    assert verdict(difference) == expected
+
+
+def test_ours_stands_beside_the_printed_number(raw_config: dict[str, Any], tmp_path: Path) -> None:
+    raw_config["select"]["published"] = ["lvvit_s", "lvvit_m_448"]
+    plan = Study.plan(raw_config).published.as_json()
+    write_json(tmp_path / plan["rows"][0]["evaluation"], NUMBERS | {"real_top1": 88.0})
+    write_json(tmp_path / plan["rows"][1]["evaluation"], NUMBERS)
+    rows = read_rows(plan, tmp_path)
+    small, medium = csv.DictReader(io.StringIO(as_csv(rows)))
+    assert [small[name] for name in ("name", "image_px", "crop", "interpolation", "top1", "printed_top1", "difference")] == [
+        "lvvit_s", "224", "0.9", "bicubic", "83.25", "83.30", "-0.05",
+    ]  # fmt: skip
+    assert (small["verdict"], small["real_top1"], small["printed_real_top1"]) == ("agrees", "88.00", "88.10")
+    assert (medium["verdict"], medium["real_top1"], medium["printed_real_top1"]) == ("differs by -2.25", "", "")
+    page = as_markdown(plan, rows)
+    assert "| lvvit_s | 224 | 0.9 | 83.25 | 83.30 | -0.05 | agrees |" in page
+    assert f"| {'ab' * 32} | https://github.com/zihangJiang/TokenLabeling/releases/" in page
+    draw(plan, rows, tmp_path / "figure.png")
+    with Image.open(tmp_path / "figure.png") as picture:
+        assert min(picture.size) > 200
+        assert len(picture.convert("RGB").getcolors(1 << 24) or []) > 20  # not an empty sheet
+
+
+def test_numbers_printed_for_other_photographs_are_not_compared(raw_config: dict[str, Any], tmp_path: Path) -> None:
+    raw_config["dataset"]["name"] = "mine"
+    raw_config["select"]["published"] = ["lvvit_s"]
+    plan = Study.plan(raw_config).published.as_json()
+    write_json(tmp_path / plan["rows"][0]["evaluation"], NUMBERS)
+    (row,) = read_rows(plan, tmp_path)
+    assert (row.printed_top1, row.difference, row.verdict) == (None, None, "")
+    draw(plan, [row], tmp_path / "figure.png")
+
+
+def test_what_is_no_evaluation_is_named(raw_config: dict[str, Any], tmp_path: Path) -> None:
+    raw_config["select"]["published"] = ["lvvit_s"]
+    plan = Study.plan(raw_config).published.as_json()
+    path = tmp_path / plan["rows"][0]["evaluation"]
+    with pytest.raises(DataError, match=rf"{path}: the evaluation of a published checkpoint is missing"):
+        read_rows(plan, tmp_path)
+    write_json(path, {name: value for name, value in NUMBERS.items() if name != "ece"})
+    with pytest.raises(DataError, match=rf"{path}: no 'ece' in it"):
+        read_rows(plan, tmp_path)
+    path.write_text(json.dumps(NUMBERS)[:40])
+    with pytest.raises(DataError, match=rf"{path}: the evaluation of a published checkpoint cannot be read"):
+        read_rows(plan, tmp_path)
