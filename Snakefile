@@ -17,6 +17,7 @@ include: "rules/annotate.smk"
 include: "rules/train.smk"
 include: "rules/eval.smk"
 include: "rules/ablate.smk"
+include: "rules/plan.smk"
 include: "rules/report.smk"
 
 
