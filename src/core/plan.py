@@ -298,10 +298,14 @@ def _notes(
     for found in corrections.values():
         if not 1 / FAR_OFF <= found.ratio <= FAR_OFF:
             notes.append(
-                f"{found.kind}: {found.jobs} finished jobs took {found.ratio:.3g} times the estimate. Is plan.gpu "
+                f"{found.kind}: {_jobs(found.jobs, 'finished ')} took {found.ratio:.3g} times the estimate. Is plan.gpu "
                 f"({study.config.plan.gpu}) what they ran on?"
             )
     guessed = sorted({job.kind for path, job in jobs.items() if prices[path].basis == "guess"})
     if guessed:
         notes.append(f"Guessed, for models without gmacs in the configuration: {', '.join(guessed)}.")
     return notes
+
+
+def _jobs(count: int, kind: str = "") -> str:
+    return f"{count} {kind}job{'s' if count != 1 else ''}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -17,39 +18,73 @@ NAMES = {"label": "labels", "train": "training", "finetune": "fine-tuning", "eva
 FAINT = 0.3  # opacity of hours that another target pays for
 
 
+@dataclass(frozen=True)
+class Bar:
+    """One bar: stage -> GPU hours, and those of them that no target above pays for."""
+
+    name: str
+    hours: dict[str, float]
+    additional: dict[str, float]
+
+
 def draw_plan(plan: Plan, path: Path) -> None:
-    """Draws the plan to a PNG file, targets in the plan's order from the top."""
-    settings = plan.settings
-    rows = [row for row in plan.rows if row.target != "report"]  # all that total is
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(7.2, 1.4 + 0.27 * len(rows)))
-        for place, row in enumerate(rows):
+    """Draws the plan to a PNG file, targets in the plan's order from the top; the total stands in the title."""
+    settings, total = plan.settings, plan.rows[-1]
+    bars = collect_bars(plan)
+    with plt.rc_context(STYLE | {"axes.axisbelow": True}):
+        figure, axes = plt.subplots(figsize=(7.2, 1.4 + 0.3 * len(bars)))
+        for place, bar in enumerate(bars):
             left = 0.0
-            for hours, opacity in ((row.additional_hours, 1.0), (_shared(row.hours, row.additional_hours), FAINT)):
+            for opacity in (1.0, FAINT):
                 for stage in STAGES:
-                    axes.barh(place, hours[stage], left=left, color=COLOURS[stage], alpha=opacity, height=0.7)
-                    left += hours[stage]
+                    added = bar.additional[stage]
+                    width = added if opacity == 1.0 else bar.hours[stage] - added
+                    axes.barh(place, width, left=left, color=COLOURS[stage], alpha=opacity, height=0.7)
+                    left += width
             axes.annotate(
-                f"{row.gpu_hours:,.0f}" if row.gpu_hours >= 10 else f"{row.gpu_hours:.2g}", (left, place),
-                xytext=(3, 0), textcoords="offset points", va="center", fontsize=7,
-            )  # fmt: skip
-        axes.set_yticks(range(len(rows)), [row.target for row in rows])
-        axes.set_ylim(len(rows) - 0.4, -0.6)
-        axes.margins(x=0.08)
+                _in_words(bar), (left, place), xytext=(3, 0), textcoords="offset points", va="center", fontsize=7
+            )
+        axes.set_yticks(range(len(bars)), [bar.name for bar in bars])
+        axes.set_ylim(len(bars) - 0.4, -0.6)
+        axes.set_xlim(0, 1.25 * max((sum(bar.hours.values()) for bar in bars), default=1.0))  # room for the words
         axes.grid(axis="y", visible=False)
+        axes.xaxis.set_major_formatter("{x:,.6g}")
         axes.set_xlabel(f"GPU hours on {settings['gpu']}")
-        total = plan.rows[-1]
         axes.set_title(
-            f"Where the hours go: {total.gpu_hours:,.0f} GPU hours, {total.cost:,.0f} {settings['currency']}",
+            f"Where the hours go: {_hours(total.gpu_hours)} GPU hours in all, {total.cost:,.0f} {settings['currency']}",
             loc="left", fontsize=9,
         )  # fmt: skip
         keys = [Patch(color=COLOURS[stage], label=NAMES[stage]) for stage in STAGES]
         keys.append(Patch(color=BLUE, alpha=FAINT, label="paid for by a target above"))
-        axes.legend(handles=keys, frameon=False, fontsize=7, loc="upper right")
+        figure.legend(handles=keys, frameon=False, fontsize=7, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=5)
         with atomic_path(path) as temporary:
             figure.savefig(temporary, format="png")
         plt.close(figure)
 
 
-def _shared(hours: dict[str, float], additional: dict[str, float]) -> dict[str, float]:
-    return {stage: hours[stage] - additional[stage] for stage in hours}
+def collect_bars(plan: Plan) -> list[Bar]:
+    """The targets that add hours, those of label alone as one bar: each is a hair's breadth beside a training."""
+    bars: list[Bar] = []
+    labels = [row for row in plan.rows[:-1] if row.hours["label"] and row.hours["label"] == row.gpu_hours]
+    if labels:
+        bars.append(
+            Bar(
+                name=f"labels of {len(labels)} annotators" if len(labels) > 1 else labels[0].target,
+                hours={stage: sum(row.hours[stage] for row in labels) for stage in STAGES},
+                additional={stage: sum(row.additional_hours[stage] for row in labels) for stage in STAGES},
+            )
+        )
+    return bars + [
+        Bar(name=row.target, hours=row.hours, additional=row.additional_hours)
+        for row in plan.rows[:-1]
+        if row not in labels and row.additional_gpu_hours > 0
+    ]
+
+
+def _in_words(bar: Bar) -> str:
+    hours, added = sum(bar.hours.values()), sum(bar.additional.values())
+    return _hours(hours) if hours - added < 1e-9 * hours else f"{_hours(hours)}, adds {_hours(added)}"
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:,.0f}" if hours >= 10 else f"{hours:.2g}"

@@ -74,7 +74,7 @@ def rows_table(rows: Sequence[PlanRow], currency: str) -> list[str]:
     cells = [
         [
             row.target, f"{row.jobs:,}", f"{row.jobs_to_do:,}",
-            *(f"{getattr(row, name):,.1f}" for name in (*HOURS, *GIGABYTES)), f"{row.cost:,.0f}", row.basis,
+            *(_short(getattr(row, name)) for name in (*HOURS, *GIGABYTES)), f"{row.cost:,.0f}", row.basis,
         ]
         for row in rows
     ]  # fmt: skip
@@ -98,6 +98,11 @@ def coefficients_table(plan: Plan) -> list[str]:
 def _corrections_table(plan: Plan) -> list[str]:
     cells = [[found.kind, str(found.jobs), f"{found.ratio:.3g}"] for found in plan.corrections]
     return markdown(["kind", "finished jobs", "measured / estimated"], cells)
+
+
+def _short(number: float) -> str:
+    """Enough digits to tell small studies' hours apart, no more than one decimal for large ones."""
+    return f"{number:,.1f}" if number >= 1 else f"{number:.2g}"
 
 
 def markdown(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
