@@ -28,6 +28,7 @@ localrules:
     draw_curves,
     make_fidelity_table,
     draw_label_maps,
+    make_plan,
     make_report,
 
 

@@ -1,4 +1,5 @@
 rule make_plan:
+    """What each target costs: jobs, GPU hours, wall time, storage, money; needs no data and runs in seconds."""
     input:
         plan_document,
     output:
