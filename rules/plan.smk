@@ -16,8 +16,6 @@ rule make_plan:
     benchmark:
         "benchmarks/plan.tsv"
     retries: 1
-    """What each target costs: jobs, GPU hours, wall time, storage, money; needs no data and runs in seconds."""
-    localrule: True
     conda:
         "../envs/eval.yaml"
     threads: 1
