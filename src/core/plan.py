@@ -275,9 +275,8 @@ def _basis(needed: Mapping[str, Job], prices: Mapping[str, Price], corrections: 
         if basis == "corrected":
             used = {needed[path].kind: corrections[needed[path].kind] for path in paths[basis]}.values()
             ratios = sorted({f"{found.ratio:.3g}" for found in used}, key=float)
-            word += (
-                f" x{' to '.join(dict.fromkeys((ratios[0], ratios[-1])))} from {sum(found.jobs for found in used)} jobs"
-            )
+            between = " to ".join(dict.fromkeys((ratios[0], ratios[-1])))
+            word += f" x{between} from {_jobs(sum(found.jobs for found in used))}"
         words.append(word)
     return ", ".join(words)
 
