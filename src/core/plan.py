@@ -121,7 +121,7 @@ def plan_study(study: Study, base: Path) -> Plan:
         DataError: a benchmark file that says nothing sensible.
     """
     jobs = JobList(study)
-    targets = _targets(study, jobs)
+    targets = list_targets(study, jobs)
     measured = _measured(jobs.jobs.values(), base)
     corrections = _corrections(jobs.jobs.values(), measured)
     prices = {path: _price(job, base, measured, corrections) for path, job in jobs.jobs.items()}
@@ -139,7 +139,7 @@ def plan_study(study: Study, base: Path) -> Plan:
     )
 
 
-def _targets(study: Study, jobs: JobList) -> dict[tuple[str, str], list[str]]:
+def list_targets(study: Study, jobs: JobList) -> dict[tuple[str, str], list[str]]:
     """(Name, command) -> paths, in the order in which a study is read; fills the list of jobs on the way."""
     targets: dict[tuple[str, str], list[str]] = {}
     for labels in study.selected_labels:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from ..core.plan import Plan, PlanRow
 from ..core.plan_jobs import STAGES
@@ -49,24 +50,24 @@ def as_markdown(plan: Plan) -> str:
         f"{settings['currency']} a GPU hour. *Additional* is what the targets above do not pay for already, *remaining* what "
         "is not finished. Wall time is of what remains, without waiting in a queue. Jobs without a GPU are counted, not timed.",
         "",
-        *rows_table(plan.rows, settings["currency"]),
+        *_markdown(*row_cells(plan.rows, settings["currency"])),
         "",
         *(f"- {note}" for note in plan.notes),
         *([""] if plan.notes else []),
         "## Coefficients",
         "",
-        *coefficients_table(plan),
+        *_markdown(*coefficient_cells(settings)),
         "",
         "## Corrections by jobs that ran",
         "",
-        *(_corrections_table(plan) if plan.corrections else ["None yet: no job is finished."]),
+        *(_markdown(*_correction_cells(plan)) if plan.corrections else ["None yet: no job is finished."]),
         "",
     ]
     return "\n".join(lines)
 
 
-def rows_table(rows: Sequence[PlanRow], currency: str) -> list[str]:
-    """The rows as lines of a Markdown table."""
+def row_cells(rows: Sequence[PlanRow], currency: str) -> tuple[list[str], list[list[str]]]:
+    """Heading and cells of the targets."""
     heading = [
         "target", "jobs", "to do", "GPU hours", "additional", "remaining", "wall hours, at least", "list schedule",
         "labels GB", "weights GB", "checkpoints GB", currency, "basis",
@@ -78,26 +79,25 @@ def rows_table(rows: Sequence[PlanRow], currency: str) -> list[str]:
         ]
         for row in rows
     ]  # fmt: skip
-    return markdown(heading, cells)
+    return heading, cells
 
 
-def coefficients_table(plan: Plan) -> list[str]:
-    """The GPU types as lines of a Markdown table, the chosen one in bold."""
-    chosen = plan.settings["gpu"]
+def coefficient_cells(settings: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Heading and cells of the GPU types of a plan's settings, the chosen one in bold."""
     cells = [
         [
-            f"**{name}**" if name == chosen else name, f"{gpu['peak_tflops']:g}",
+            f"**{name}**" if name == settings["gpu"] else name, f"{gpu['peak_tflops']:g}",
             f"{gpu['peak_tflops'] * gpu['train_share']:.3g}", f"{gpu['peak_tflops'] * gpu['infer_share']:.3g}",
             gpu["evidence"], gpu["source"],
         ]
-        for name, gpu in plan.settings["gpu_types"].items()
+        for name, gpu in settings["gpu_types"].items()
     ]  # fmt: skip
-    return markdown(["GPU", "peak TFLOPS", "achieved in training", "in forward passes", "evidence", "source"], cells)
+    return ["GPU", "peak TFLOPS", "achieved in training", "in forward passes", "evidence", "source"], cells
 
 
-def _corrections_table(plan: Plan) -> list[str]:
+def _correction_cells(plan: Plan) -> tuple[list[str], list[list[str]]]:
     cells = [[found.kind, str(found.jobs), f"{found.ratio:.3g}"] for found in plan.corrections]
-    return markdown(["kind", "finished jobs", "measured / estimated"], cells)
+    return ["kind", "finished jobs", "measured / estimated"], cells
 
 
 def _short(number: float) -> str:
@@ -105,6 +105,6 @@ def _short(number: float) -> str:
     return f"{number:,.1f}" if number >= 1 else f"{number:.2g}"
 
 
-def markdown(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def _markdown(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """A table's lines."""
     return [f"| {' | '.join(cells)} |" for cells in (heading, ["---"] * len(heading), *rows)]
