@@ -27,8 +27,9 @@ from tokenlabel.core.plan_jobs import Job, JobList
 from tokenlabel.core.study import Study
 
 CUT_DOWN = {
-    "caps": {"epochs": 10, "images": 96},
-    "select": {"annotators": ["efficientnet_lite0", "efficientnet_lite1"]},
+    "caps": {"epochs": 10, "images": 48},
+    "select": {"annotators": ["efficientnet_lite0"], "experiments": ["main", "ablation_annotators"]},
+    "defaults": {"annotator": "efficientnet_lite0"},
 }
 
 
