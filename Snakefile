@@ -19,6 +19,7 @@ include: "rules/eval.smk"
 include: "rules/published.smk"
 include: "rules/ablate.smk"
 include: "rules/so_far.smk"
+include: "rules/plan.smk"
 include: "rules/report.smk"
 
 
@@ -31,6 +32,7 @@ localrules:
     make_fidelity_table,
     make_published,
     draw_label_maps,
+    make_plan,
     make_report,
 
 

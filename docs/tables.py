@@ -1,4 +1,4 @@
-"""Fills the tables of docs/**/*.md from the committed result files, so that no figure there is typed by hand.
+"""Fills the tables of README.md and docs/**/*.md from the committed result files, so that no figure there is typed by hand.
 
 usage: python docs/tables.py [--check]; `make docs` calls it. A table stands between `<!-- table NAME -->` and `<!-- end -->`; one
 whose measurement is still to come is `<!-- table NAME pending -->`. TABLES says which file and columns a table has.
@@ -21,7 +21,10 @@ sys.path.insert(0, str(ROOT))  # run as a script, this folder is where Python lo
 from bench.record import read_results  # noqa: E402
 from campaign.faults import FAULTS, Fault  # noqa: E402
 from tokenlabel.core.overlays import read_configuration  # noqa: E402
+from tokenlabel.core.plan import plan_study  # noqa: E402
 from tokenlabel.core.recipe_sources import read_recipe_sources  # noqa: E402
+from tokenlabel.core.study import Study  # noqa: E402
+from tokenlabel.eval.plan_table import coefficient_cells, row_cells  # noqa: E402
 from tokenlabel.train.explain_command import show_value  # noqa: E402
 
 BENCH, CAMPAIGN = ROOT / "bench" / "results", ROOT / "campaign" / "results"
@@ -124,11 +127,72 @@ class RecipeTable:
         return rows
 
 
+@dataclass(frozen=True)
+class PlanTable:
+    """The plan of config.yaml as it is before anything ran.
+
+    Attributes:
+        columns: headings to show; () for all.
+        targets: to show; () for all.
+    """
+
+    columns: tuple[str, ...] = ()
+    targets: tuple[str, ...] = ()
+
+    def lines(self) -> list[Line]:
+        """Heading -> cell of each target."""
+        plan = plan_study(Study.plan(read_configuration([ROOT / "config.yaml"])), ROOT / "no such folder")
+        heading, cells = row_cells(plan.rows, plan.settings["currency"])
+        lines = [dict(zip(heading, row, strict=True)) for row in cells]
+        return [line for line in lines if not self.targets or line["target"] in self.targets]
+
+    def rows(self) -> list[list[str]]:
+        """Heading and cells."""
+        lines = self.lines()
+        columns = self.columns or tuple(lines[0])
+        return [list(columns), *([line[column] for column in columns] for line in lines)]
+
+
+class CoefficientTable:
+    """The GPU types of config.yaml's plan."""
+
+    def lines(self) -> list[Line]:
+        """Heading -> cell of each type."""
+        heading, cells = coefficient_cells(read_configuration([ROOT / "config.yaml"])["plan"])
+        return [dict(zip(heading, row, strict=True)) for row in cells]
+
+    def rows(self) -> list[list[str]]:
+        """Heading and cells."""
+        lines = self.lines()
+        return [list(lines[0]), *(list(line.values()) for line in lines)]
+
+
+OfConfiguration = RecipeTable | PlanTable | CoefficientTable
+AnyTable = Table | FaultTable | OfConfiguration
+
 # one place for every table: the file in bench/results, then heading -> (field of a line, format)
-TABLES: dict[str, Table | FaultTable | RecipeTable] = {
+TABLES: dict[str, AnyTable] = {
     "faults": FaultTable(training=False),
     "training_faults": FaultTable(training=True),
     "recipes": RecipeTable(),
+    "plan_targets": PlanTable(),
+    "plan_excerpt": PlanTable(
+        columns=("target", "jobs", "GPU hours", "additional", "wall hours, at least", "labels GB", "USD"),
+        targets=("labels nfnet_f6", "main", "ablation_annotators", "total"),
+    ),
+    "plan_coefficients": CoefficientTable(),
+    "plan_accuracy": Table(
+        "plan",
+        {
+            "study": ("study", ""),
+            "kind of job": ("kind", ""),
+            "jobs": ("jobs", ""),
+            "estimated s": ("estimated_s", ",.0f"),
+            "processor s": ("processor_s", ",.0f"),
+            "ratio": ("ratio", ".2f"),
+            "largest error after correction": ("error_after", ".0%"),
+        },
+    ),
     "annotate_network": Table(
         "annotate_network",
         {
@@ -408,20 +472,20 @@ def filled(page: str, name: str) -> str:
     )
 
 
-def _described(table: str, name: str) -> Table | FaultTable | RecipeTable:
+def _described(table: str, name: str) -> AnyTable:
     if table not in TABLES:
         raise TableError(f"{name}: no table {table!r}; there are {', '.join(TABLES)}")
     return TABLES[table]
 
 
-def render(table: Table | FaultTable | RecipeTable, name: str) -> str:
+def render(table: AnyTable, name: str) -> str:
     """A table in Markdown, and under it which commits and machines the results are of."""
     lines = table.lines()
     if not lines:
         raise TableError(f"{name}: a table has no results; measure, or mark it pending")
     rows = table.rows()
     text = [_row(rows[0]), _row(["---"] * len(rows[0])), *map(_row, rows[1:])]
-    if not isinstance(table, RecipeTable):  # which is of this very checkout
+    if not isinstance(table, OfConfiguration):  # which is of this very checkout
         text += ["", f"*{provenance(lines)}*"]
     return "\n".join([*text, ""])
 
@@ -449,7 +513,7 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="change nothing; return 1 if a page differs")
     args = parser.parse_args()
     differing = []
-    for path in sorted((ROOT / "docs").rglob("*.md")):
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
         before = path.read_text(encoding="utf-8")
         try:
             after = filled(before, str(path.relative_to(ROOT)))

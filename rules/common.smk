@@ -8,11 +8,13 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 from snakemake_interface_executor_plugins.settings import DeploymentMethod, ExecMode
 
-from tokenlabel.core import cost
+from tokenlabel.core import plan_jobs
+from tokenlabel.core.cost import limit_minutes
 from tokenlabel.core.errors import TokenLabelError
 from tokenlabel.core.files import read_json, write_json_if_changed
 from tokenlabel.core.log import git_commit
 from tokenlabel.core.so_far import plan_comparison, plan_so_far
+from tokenlabel.core.plan import plan_study as price_study
 from tokenlabel.core.staleness import stale_shards
 from tokenlabel.core.study import Study
 
@@ -93,6 +95,7 @@ if not os.access(Path.cwd(), os.W_OK):
     )
 WRITTEN = set()  # documents that this process has written or found up to date
 MACHINE = "results/machine.json"
+PLAN = "results/plan.json"  # the plan as data
 RESOLVED = "results/study.json"  # the merged configuration, for the report and for whoever asks later
 STUDY = plan_study()
 STALE = find_stale_shards()
@@ -372,30 +375,38 @@ def run_arguments(wildcards):
 
 def annotate_runtime(wildcards, attempt):
     """Minutes that a shard job may take."""
-    annotator = STUDY.config.annotators[label_job_of(wildcards).annotator]
-    images = STUDY.train_images / STUDY.config.labels.shards
-    return attempt * cost.annotate_minutes(images, annotator.gmacs, SETTINGS.gpu_tflops)
+    return attempt * limit_minutes(plan_jobs.shard_seconds(STUDY, label_job_of(wildcards), wildcards.split))
 
 
 def adapt_runtime(wildcards, attempt):
     """Minutes that an adaptation or an annotator's evaluation may take: one forward pass over all photographs."""
-    annotator = STUDY.config.annotators[annotator_job_of(wildcards).annotator]
-    images = STUDY.train_images + STUDY.config.dataset.val_images
-    return attempt * cost.annotate_minutes(images, annotator.gmacs, SETTINGS.gpu_tflops)
+    return attempt * limit_minutes(plan_jobs.adapt_seconds(STUDY, annotator_job_of(wildcards).annotator))
 
 
 def fidelity_runtime(wildcards, attempt):
     """Minutes that the comparison of labels with their annotator may take."""
-    annotator = STUDY.config.annotators[label_job_of(wildcards).annotator]
-    crops = STUDY.config.fidelity.images * STUDY.config.fidelity.crops
-    return attempt * cost.annotate_minutes(crops, annotator.gmacs, SETTINGS.gpu_tflops)
+    return attempt * limit_minutes(plan_jobs.fidelity_seconds(STUDY, label_job_of(wildcards).annotator))
+
+
+def evaluate_runtime(wildcards, attempt):
+    """Minutes that an evaluation of a run may take; an hour at least, for decoding may be what takes long."""
+    return attempt * max(60, limit_minutes(plan_jobs.evaluation_seconds(STUDY, run_of(wildcards))))
 
 
 def train_runtime(wildcards, attempt):
     """Minutes that a run may take; a run that is cut off continues from its checkpoint at the next attempt."""
     run = run_of(wildcards)
     epochs = min(run.epochs, SETTINGS.leg_epochs or run.epochs)
-    return attempt * cost.train_minutes(STUDY.train_images, epochs, STUDY.gmacs(run), SETTINGS.gpu_tflops)
+    return attempt * limit_minutes(plan_jobs.run_seconds(STUDY, run, epochs))
+
+
+def plan_document(wildcards):
+    """The plan's path, after writing it anew: it changes with the configuration and with every job that finishes."""
+    try:
+        write_document(PLAN, price_study(STUDY, Path()).as_json())
+    except TokenLabelError as error:
+        stop(error)
+    return [PLAN] if Path(PLAN).exists() else []
 
 
 def selected_results():

@@ -17,7 +17,7 @@ rule evaluate_run:
     threads: SETTINGS.threads
     resources:
         mem_mb=lambda wildcards, attempt: SETTINGS.annotate_mem_mb * attempt,
-        runtime=lambda wildcards, attempt: 60 * attempt,
+        runtime=evaluate_runtime,
     params:
         python=PYTHON,
         machine=MACHINE,

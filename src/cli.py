@@ -39,6 +39,7 @@ VERBS = {
     "table published": ("eval.published_table_command", "make the CSV and figure of the published checkpoints"),
     "table curves": ("eval.curves_command", "make the training curves of an experiment's runs"),
     "table fidelity": ("eval.fidelity_table_command", "make the CSV and figure of label fidelity"),
+    "plan": ("eval.plan_command", "price a study: jobs, GPU hours, wall time, storage, cost"),
     "draw": ("eval.draw_command", "draw label maps over photographs"),
     "report": ("eval.report_command", "make the HTML report of what exists"),
     "predict": ("eval.predict_command", "classify a folder of photographs with a checkpoint"),

@@ -397,7 +397,6 @@ class Machine(Frozen):
     micro_batch: Positive
     annotate_mem_mb: Positive
     train_mem_mb: Positive
-    gpu_tflops: Annotated[float, Field(gt=0)]
     speed_seconds: Annotated[float, Field(ge=0)]
     part_seconds: Annotated[float, Field(gt=0)]
     label_storage: Literal["compact", "fast"]
@@ -420,6 +419,27 @@ class Machine(Frozen):
     augment_on_gpu: bool
 
 
+class GpuType(Frozen):
+    """What one kind of GPU (or processor) achieves."""
+
+    peak_tflops: Annotated[float, Field(gt=0)]
+    train_share: Annotated[float, Field(gt=0, le=1)]
+    infer_share: Annotated[float, Field(gt=0, le=1)]
+    evidence: Literal["measured", "published", "assumed"]
+    source: str
+
+
+class PlanSettings(Frozen):
+    """What jobs run on, what that costs, and how fast it is; for estimates and time limits, in no digest."""
+
+    gpu: str
+    gpus: Positive
+    price_per_gpu_hour: Annotated[float, Field(ge=0)]
+    currency: Annotated[str, Field(pattern=r"^[A-Za-z]{2,10}$")]
+    job_start_s: Annotated[float, Field(ge=0)]
+    gpu_types: dict[Name, GpuType]
+
+
 class Config(Frozen):
     """The whole study."""
 
@@ -430,6 +450,7 @@ class Config(Frozen):
     evaluation: Evaluation
     fidelity: Fidelity
     machine: Machine
+    plan: PlanSettings
     defaults: Defaults
     caps: Caps = Caps()
     annotators: dict[Name, Annotator]
@@ -508,6 +529,7 @@ def _check_references(config: Config) -> None:
     check("annotator", config.defaults.annotator, config.annotators, "defaults.annotator")
     check("recipe", config.defaults.recipe, config.recipes, "defaults.recipe")
     check("recipe", config.defaults.finetune_recipe, config.recipes, "defaults.finetune_recipe")
+    check("GPU", config.plan.gpu, config.plan.gpu_types, "plan.gpu")
     if config.evaluation.agreement is not None:
         check("annotator", config.evaluation.agreement, config.annotators, "evaluation.agreement")
         check_annotator_fits(config, config.evaluation.agreement, "evaluation.agreement")

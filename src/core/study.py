@@ -12,7 +12,6 @@ from functools import cached_property
 from typing import Any
 
 from .config import Annotator, Config, Experiment, Model, Recipe, check_annotator_fits, load_config
-from .cost import multiply_adds_at
 from .errors import AnnotatorMisfitError, ConfigError, unknown_name
 from .identity import STAGE_VERSIONS, digest_of
 from .planned import RESULTS, AnnotatorJob, DataJob, LabelJob, Planned, Run, Table, TableRow
@@ -178,13 +177,6 @@ class Study:
     def model_of(self, run: Run) -> Model:
         """The catalogue's entry of a run's model."""
         return self.config.models[run.name.split("-", 1)[0]]
-
-    def gmacs(self, run: Run) -> float:
-        """10^9 multiply-adds of one photograph through a run's model; an estimate where the catalogue gives none."""
-        model = self.model_of(run)
-        if model.gmacs is None:
-            return 10.0
-        return multiply_adds_at(model.gmacs, model.image_px, run.spec["image_px"])
 
     def machine(self) -> dict[str, Any]:
         """What jobs may use but no number depends on."""

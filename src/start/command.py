@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     _check(args, out)
     import torch
 
-    from ..core.cost import multiply_adds_at
+    from ..core.cost import ANNOTATOR_PX, multiply_adds_at
     from .estimate import choose_plan, network_cost
     from .networks import choose_annotator, choose_student
     from .study_file import StudyFile
@@ -66,8 +66,8 @@ def run(args: argparse.Namespace) -> int:
     snakefile = Path(__file__).resolve().parents[2] / "Snakefile"
     study = StudyFile(
         name=name, path=out, survey=survey, plan=plan,
-        annotator=annotator, annotator_cost=(parameters_m, multiply_adds_at(gmacs, plan.annotator_px, 576)),
-        student=student, student_gmacs=network_cost(student, plan.student_px)[1],
+        annotator=annotator, annotator_cost=(parameters_m, multiply_adds_at(gmacs, plan.annotator_px, ANNOTATOR_PX)),
+        student=student, student_cost=network_cost(student, plan.student_px),
         val_fraction=args.val_fraction, val_seed=args.val_seed, threads=threads,
         snakefile=snakefile if snakefile.is_file() else None,
     )  # fmt: skip

@@ -61,6 +61,8 @@ class Plan:
         epochs: of each training.
         grid: rows and columns of the label maps.
         seconds: stage -> seconds.
+        speed: what was timed at these sizes.
+        start_s: seconds that a job takes before it works.
     """
 
     annotator_px: int
@@ -68,6 +70,8 @@ class Plan:
     epochs: int
     grid: tuple[int, int]
     seconds: dict[str, float]
+    speed: Speed
+    start_s: float
 
     @property
     def minutes(self) -> float:
@@ -99,14 +103,22 @@ def choose_plan(
             break
         speed = _measure_speed(annotator, student, counts[2], photographs, annotator_px, student_px, threads)
         plans = [
-            Plan(annotator_px, student_px, epochs, speed.grid, _seconds(speed, counts, epochs, survey_s, start_s))
+            Plan(
+                annotator_px,
+                student_px,
+                epochs,
+                speed.grid,
+                _seconds(speed, counts, epochs, survey_s, start_s),
+                speed,
+                start_s,
+            )
             for epochs in EPOCHS
         ]
         fitting = next((plan for plan in plans if plan.minutes <= minutes), None)
         if fitting is None:
             if best is None:
                 seconds = _seconds(speed, counts, FEWEST_EPOCHS, survey_s, start_s)
-                best = Plan(annotator_px, student_px, FEWEST_EPOCHS, speed.grid, seconds)
+                best = Plan(annotator_px, student_px, FEWEST_EPOCHS, speed.grid, seconds, speed, start_s)
             break
         best = fitting
     assert best is not None  # there is a smallest size

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import yaml
 
+from ..core.cost import ANNOTATOR_PX, FLOPS_PER_MULTIPLY_ADD, TRAINING_FACTOR, multiply_adds_at
 from .estimate import Plan
 from .networks import Network
 from .survey import Survey
@@ -28,7 +29,7 @@ class StudyFile:
         annotator: network that is adapted.
         annotator_cost: 10^6 parameters, 10^9 multiply-adds at 576 px.
         student: network that is trained.
-        student_gmacs: 10^9 multiply-adds at the plan's size.
+        student_cost: 10^6 parameters, 10^9 multiply-adds at the plan's size.
         val_fraction: share set aside; unused where the folder has its own split.
         val_seed: which ones.
         threads: processor threads of a job.
@@ -42,7 +43,7 @@ class StudyFile:
     annotator: Network
     annotator_cost: tuple[float, float]
     student: Network
-    student_gmacs: float
+    student_cost: tuple[float, float]
     val_fraction: float
     val_seed: int
     threads: int
@@ -88,7 +89,8 @@ class StudyFile:
         )  # fmt: skip
         student = _entry(
             self.student, architecture=f"timm/{self.student.architecture}", image_px=plan.student_px,
-            stochastic_depth=0.0, eval_crop=1.0, gmacs=round(max(self.student_gmacs, 0.001), 3),
+            stochastic_depth=0.0, eval_crop=1.0, parameters_m=round(self.student_cost[0], 2),
+            gmacs=round(max(self.student_cost[1], 0.001), 3),
         )  # fmt: skip
         return f"""# Study of {_commented(str(survey.folder))}, written by `tokenlabel init`; edit it as you like.
 # config.yaml explains every key.
@@ -119,6 +121,9 @@ machine:
   annotate_mem_mb: 3000
   train_mem_mb: 4000
   validate_every_epochs: 0
+
+plan:                               # for results/plan.csv; a "GPU" is this machine, as it was timed
+  {{gpu: here, gpus: 1, price_per_gpu_hour: 0, job_start_s: {plan.start_s:.1f}, gpu_types: {{here: {self._timed()}}}}}
 
 select: {{annotators: [mine], experiments: [{TABLE}]}}
 
@@ -156,6 +161,21 @@ experiments:
       - {{name: fine_tune, label: plain fine-tuning, set: {{train.supervision: hard}}}}
       - {{name: fine_tune_tokens, label: fine-tuning with token labels, set: {{train.supervision: token}}}}
 """
+
+    def _timed(self) -> str:
+        """What this machine achieved with these networks, as an entry of `plan.gpu_types`."""
+        gmacs = multiply_adds_at(self.annotator_cost[1], ANNOTATOR_PX, self.plan.annotator_px)
+        annotate = FLOPS_PER_MULTIPLY_ADD * gmacs / self.plan.speed.annotate_s / 1e3
+        train = FLOPS_PER_MULTIPLY_ADD * TRAINING_FACTOR * self.student_cost[1] / self.plan.speed.train_s / 1e3
+        entry = {
+            "peak_tflops": max(annotate, train),  # the shares say which of the two reaches it
+            "train_share": train / max(annotate, train),
+            "infer_share": annotate / max(annotate, train),
+            "evidence": "measured",
+            "source": "timed by tokenlabel init",
+        }
+        rounded = {key: float(f"{value:.3g}") if isinstance(value, float) else value for key, value in entry.items()}
+        return yaml.safe_dump(rounded, default_flow_style=True, sort_keys=False, width=10_000).strip()
 
 
 TABLE = "own_photographs"

@@ -14,6 +14,7 @@ import yaml
 from PIL import Image
 
 from tokenlabel.cli import main
+from tokenlabel.core.plan import plan_study
 from tokenlabel.core.study import Study
 from tokenlabel.data.manifest import build_manifests
 from tokenlabel.start import estimate
@@ -112,6 +113,24 @@ def test_findings_are_listed_beside(photographs_of_example: Path, tmp_path: Path
         "broken", *["one picture in several classes"] * 2, *["near-duplicate"] * 2
     ]  # fmt: skip
     assert {row["path"] for row in rows} >= {"first/broken.jpg", "second/wrongly sorted.jpg", "first/smaller.png"}
+
+
+def test_the_studys_plan_costs_what_was_timed(
+    photographs_of_example: Path, tmp_path: Path, quick: dict[int, Speed]
+) -> None:
+    out = tmp_path / "study.yaml"
+    assert init(photographs_of_example, "--out", out) == 0
+    raw = raw_config(out)
+    plan = plan_study(Study.plan(raw), tmp_path)
+    speed, train, val = quick[raw["labels"]["image_px"]], raw["dataset"]["train_images"], raw["dataset"]["val_images"]
+    total = plan.rows[-1]
+    epochs = raw["experiments"]["own_photographs"]["set"]["train.epochs"]
+    assert plan.settings["gpu"] == "here"
+    assert total.hours["train"] * 3600 == pytest.approx(2 * (2.0 + epochs * train * speed.train_s), rel=0.02)
+    labels = 2.0 + train * speed.annotate_s + 2.0 + (train + val) * speed.annotate_s  # one shard, and the adaptation
+    assert total.hours["label"] * 3600 == pytest.approx(labels, rel=0.02)
+    assert total.cost == 0
+    assert total.weights_gb > 0
 
 
 def test_more_minutes_buy_larger_photographs_and_more_epochs(

@@ -1,0 +1,288 @@
+"""The jobs of a study as the cost model sees them: what each should take, what it leaves on the disk, what it waits for.
+
+Called by `plan`; the rules take the same seconds for their time limits. One job here is one job of the workflow, its path is
+that of the output that the rule declares. Jobs without a GPU (manifest, tables, figures, report) are counted, not timed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Any
+
+from . import cost, lvvit_size
+from .errors import ConfigError
+from .planned import RESULTS, AnnotatorJob, LabelJob, Run, Table
+from .study import Study
+
+STAGES = ("label", "train", "finetune", "evaluate")  # of jobs that hold GPUs, in the order of a study
+GUESSED_GMACS = 10.0  # of a network whose size nothing says
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job.
+
+    Attributes:
+        path: of its output.
+        stage: one of STAGES, or "other" where it holds no GPU.
+        kind: stage and annotator or model; what jobs of it took corrects the others of it.
+        seconds: estimate, with all its GPUs.
+        gpus: that it holds.
+        after: paths of the jobs that it waits for.
+        benchmark: path of the file with what it took; None for one leg of several, and where the run says it.
+        run: folder name and seed of the run that it is (a part of).
+        parts: of how many jobs that run consists.
+        label_bytes, weights_bytes: what it leaves.
+        checkpoint_bytes: what lies there while it runs.
+        guessed: whether the size of its network is a guess.
+    """
+
+    path: str
+    stage: str
+    kind: str
+    seconds: float = 0.0
+    gpus: int = 0
+    after: tuple[str, ...] = ()
+    benchmark: str | None = None
+    run: tuple[str, int] | None = None
+    parts: int = 1
+    label_bytes: float = 0.0
+    weights_bytes: float = 0.0
+    checkpoint_bytes: float = 0.0
+    guessed: bool = False
+
+
+def rates_of(study: Study) -> cost.Rates:
+    """What the GPU of `plan.gpu` achieves."""
+    settings = study.config.plan
+    gpu = settings.gpu_types[settings.gpu]
+    return cost.Rates(
+        train_tflops=gpu.peak_tflops * gpu.train_share,
+        infer_tflops=gpu.peak_tflops * gpu.infer_share,
+        job_start_s=settings.job_start_s,
+    )
+
+
+def gmacs_of(study: Study, run: Run) -> float | None:
+    """10^9 multiply-adds of one photograph through a run's network; None where neither settings nor catalogue say."""
+    settings = run.spec["model"]["settings"]
+    if lvvit_size.has_size(settings):
+        return lvvit_size.count_multiply_adds(settings, run.spec["image_px"], study.config.dataset.num_classes)
+    model = study.model_of(run)
+    return model.gmacs and cost.multiply_adds_at(model.gmacs, model.image_px, run.spec["image_px"])
+
+
+def parameters_m_of(study: Study, run: Run) -> float:
+    """10^6 parameters of a run's network; 0 where neither settings nor catalogue say."""
+    settings = run.spec["model"]["settings"]
+    if lvvit_size.has_size(settings):
+        return lvvit_size.count_parameters(settings, run.spec["image_px"], study.config.dataset.num_classes)
+    return study.model_of(run).parameters_m or 0.0
+
+
+def shard_seconds(study: Study, labels: LabelJob, split: str = "train") -> float:
+    """What one shard of labels should take."""
+    settings = study.config.labels
+    views = (2 if settings.flip else 1) * sum(scale**2 for scale in settings.scales)
+    images = _images(study, split) / labels.shards
+    return _infer_seconds(study, labels.annotator, images * views)
+
+
+def adapt_seconds(study: Study, annotator: str) -> float:
+    """What an adaptation should take: one pass over all photographs, the heads are fitted in no time beside it."""
+    return _infer_seconds(study, annotator, study.train_images + study.config.dataset.val_images)
+
+
+def annotator_evaluation_seconds(study: Study, annotator: str) -> float:
+    """What measuring an annotator alone should take."""
+    return _infer_seconds(study, annotator, study.config.dataset.val_images)
+
+
+def fidelity_seconds(study: Study, annotator: str) -> float:
+    """What the comparison of labels with their annotator should take."""
+    sample = study.config.fidelity
+    return _infer_seconds(study, annotator, sample.images * sample.crops)
+
+
+def evaluation_seconds(study: Study, run: Run) -> float:
+    """What an evaluation of a run should take; one more pass where its tokens are compared with an annotator's maps."""
+    passes = 1 if study.reference is None else 2
+    images = passes * study.config.dataset.val_images
+    rates = rates_of(study)
+    return rates.job_start_s + rates.infer_seconds(images, gmacs_of(study, run) or GUESSED_GMACS)
+
+
+def run_seconds(study: Study, run: Run, epochs: float | None = None) -> float:
+    """What so many epochs of a run should take on all its GPUs, validations included.
+
+    Args:
+        study: of the run.
+        run: a training or fine-tuning.
+        epochs: None: all of it.
+    """
+    machine, rates = study.config.machine, rates_of(study)
+    gmacs = gmacs_of(study, run) or GUESSED_GMACS
+    epochs = run.epochs if epochs is None else epochs
+    every = machine.validate_every_epochs
+    validated = epochs / every * study.config.dataset.val_images if every else 0.0
+    work = rates.train_seconds(epochs * study.train_images, gmacs) + rates.infer_seconds(validated, gmacs)
+    return rates.job_start_s + work / machine.processes
+
+
+@dataclass
+class JobList:
+    """Collects jobs with everything that they wait for; each path once.
+
+    Attributes:
+        study: whose jobs.
+        jobs: path -> job.
+    """
+
+    study: Study
+    jobs: dict[str, Job] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        plan, processes = self.study.config.plan, self.study.config.machine.processes
+        if processes > plan.gpus:
+            raise ConfigError(
+                f"configuration key plan.gpus: {plan.gpus} is below machine.processes {processes}, the GPUs that one training "
+                "holds. Raise the one or lower the other."
+            )
+
+    def add_labels(self, labels: LabelJob, split: str = "train") -> list[str]:
+        """All shards of an annotator; returns their paths."""
+        paths = labels.markers_of(split)
+        if paths[0] in self.jobs:
+            return paths
+        config = self.study.config
+        entry = config.annotators[labels.annotator]
+        section = labels.spec["labels"]
+        of_map = cost.map_bytes(
+            entry.grid[0] * entry.grid[1], section["k"], entry.num_classes, tail=section["tail"],
+            storage=config.machine.label_storage,
+        )  # fmt: skip
+        before = [self._add_adapted(labels.adapted)] if labels.adapted else [self._add_manifest()]
+        for path in paths:
+            self._add(
+                path, "label", labels.annotator, shard_seconds(self.study, labels, split), before,
+                label_bytes=of_map * _images(self.study, split) / labels.shards,
+            )  # fmt: skip
+        return paths
+
+    def add_fidelity(self, labels: LabelJob) -> str:
+        """The comparison of an annotator's labels with itself."""
+        seconds = fidelity_seconds(self.study, labels.annotator)
+        return self._add(self.study.fidelity_of(labels), "evaluate", labels.annotator, seconds, self.add_labels(labels))
+
+    def add_table(self, table: Table) -> str:
+        """An experiment's table with its evaluations and trainings."""
+        before = []
+        for row in table.rows:
+            for seed in table.seeds:
+                if isinstance(row.run, Run):
+                    before.append(self._add_evaluation(row.run, seed))
+                else:
+                    before.append(self._add_annotator_evaluation(row.run))
+        return self.add_other(table.csv, before)
+
+    def add_curves(self, table: Table) -> list[str]:
+        """The figure of an experiment's training curves; none where nothing is trained."""
+        before = [self.add_run(row.run, seed) for row in table.rows if isinstance(row.run, Run) for seed in table.seeds]
+        return [self.add_other(path, before) for path in table.curves]
+
+    def add_other(self, path: str, before: list[str]) -> str:
+        """A job without a GPU."""
+        self.jobs.setdefault(path, Job(path=path, stage="other", kind="other", after=tuple(dict.fromkeys(before))))
+        return path
+
+    def add_run(self, run: Run, seed: int) -> str:
+        """A training with what it starts and learns from, as the legs that it runs in; returns the last one's path."""
+        path = run.done(seed)
+        if path in self.jobs:
+            return path
+        study, machine = self.study, self.study.config.machine
+        before = self.add_labels(run.labels) if run.labels else [self._add_manifest()]
+        if run.start is not None:
+            before = [*before, self.add_run(run.start, seed)]
+        legs = run.legs(machine.leg_epochs)
+        parameters_m = parameters_m_of(study, run)
+        stage, model = run.spec["stage"], run.name.split("-", 1)[0]
+        for leg in range(1, legs + 1):
+            last = leg == legs
+            epochs = min(machine.leg_epochs or run.epochs, run.epochs - (leg - 1) * (machine.leg_epochs or 0))
+            marker = path if last else run.leg_done(seed, leg, legs)
+            self._add(
+                marker, stage, model, run_seconds(study, run, epochs), before, gpus=machine.processes, run=(run.name, seed),
+                parts=legs,
+                benchmark=None if last else _benchmark(marker),
+                guessed=gmacs_of(study, run) is None,
+                checkpoint_bytes=cost.checkpoint_bytes(parameters_m),
+                weights_bytes=cost.weights_bytes(parameters_m, averaged=run.spec["recipe"]["ema_decay"] is not None)
+                if last else 0.0,
+            )  # fmt: skip
+            before = [marker]
+        return path
+
+    def closure(self, paths: list[str]) -> dict[str, Job]:
+        """These jobs and everything that they wait for."""
+        found: dict[str, Job] = {}
+        todo = list(paths)
+        while todo:
+            path = todo.pop()
+            if path not in found:
+                found[path] = self.jobs[path]
+                todo += self.jobs[path].after
+        return found
+
+    def _add(
+        self, path: str, stage: str, what: str, seconds: float, before: list[str], *, gpus: int = 1, **more: Any
+    ) -> str:
+        if path not in self.jobs:
+            more.setdefault("benchmark", _benchmark(path))
+            self.jobs[path] = Job(
+                path=path, stage=stage, kind=f"{stage} {what}", seconds=seconds, gpus=gpus,
+                after=tuple(dict.fromkeys(before)), **more,
+            )  # fmt: skip
+        return path
+
+    def _add_manifest(self) -> str:
+        return self.add_other(self.study.data.marker, [])
+
+    def _add_evaluation(self, run: Run, seed: int) -> str:
+        before = [self.add_run(run, seed)]
+        if self.study.reference is not None:
+            before += self.add_labels(self.study.reference, "val")
+        model = run.name.split("-", 1)[0]
+        return self._add(
+            run.result(seed), "evaluate", model, evaluation_seconds(self.study, run), before,
+            guessed=gmacs_of(self.study, run) is None,
+        )  # fmt: skip
+
+    def _add_adapted(self, job: AnnotatorJob) -> str:
+        before = [self._add_manifest()] + ([self.add_run(job.run, 0)] if job.run else [])
+        return self._add(
+            job.marker, "label", f"{job.annotator} (adapt)", adapt_seconds(self.study, job.annotator), before
+        )
+
+    def _add_annotator_evaluation(self, job: AnnotatorJob) -> str:
+        before = [self._add_adapted(job) if job.adapted else self._add_manifest()]
+        seconds = annotator_evaluation_seconds(self.study, job.annotator)
+        return self._add(job.result(0), "evaluate", f"{job.annotator} alone", seconds, before)
+
+
+def _infer_seconds(study: Study, annotator: str, images: float) -> float:
+    gmacs = cost.multiply_adds_at(
+        study.config.annotators[annotator].gmacs, cost.ANNOTATOR_PX, study.config.labels.image_px
+    )
+    rates = rates_of(study)
+    return rates.job_start_s + rates.infer_seconds(images, gmacs)
+
+
+def _images(study: Study, split: str) -> int:
+    return study.train_images if split == "train" else study.config.dataset.val_images
+
+
+def _benchmark(path: str) -> str:
+    """Where a rule keeps what a job took: the output's path under benchmarks/."""
+    return str(("benchmarks" / PurePosixPath(path).relative_to(RESULTS)).with_suffix(".tsv"))
