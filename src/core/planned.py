@@ -186,7 +186,7 @@ class Table:
             "name": self.name,
             "question": self.experiment.question,
             "paper": self.experiment.paper,
-            "x": self.experiment.x,
+            "figure": self.experiment.figure,
             "rows": [
                 {
                     "name": row.name,
