@@ -25,6 +25,7 @@ localrules:
     labels,
     make_table,
     draw_curves,
+    draw_accuracy_parameters,
     make_fidelity_table,
     draw_label_maps,
     make_report,

@@ -92,6 +92,7 @@ if not os.access(Path.cwd(), os.W_OK):
     )
 WRITTEN = set()  # documents that this process has written or found up to date
 MACHINE = "results/machine.json"
+ACCURACY = "results/figures/accuracy_parameters.png"
 RESOLVED = "results/study.json"  # the merged configuration, for the report and for whoever asks later
 STUDY = plan_study()
 STALE = find_stale_shards()
@@ -261,6 +262,13 @@ def trainings_of_table(wildcards):
     return table.trainings + plan_of_table(table)
 
 
+def results_of_accuracy(wildcards):
+    """Evaluations of `main` and its plan: all of them, or those that exist when the figure alone is asked for."""
+    table = STUDY.tables["main"]
+    alone = set(workflow.dag_settings.targets) == {ACCURACY}
+    return [path for path in table.inputs if not alone or Path(path).exists()] + plan_of_table(table)
+
+
 def plan_of_table(table):
     """The plan's path, after writing it; nothing on a dry run of a plan that was never written."""
     write_document(table.plan, table.as_json())
@@ -352,7 +360,12 @@ def selected_results():
     """Tables and figures of `select:`, in reading order."""
     return [
         path for table in STUDY.selected_tables for path in (table.csv, table.figure, *table.curves)
-    ] + results_about_labels()
+    ] + figure_of_accuracy() + results_about_labels()
+
+
+def figure_of_accuracy():
+    """Accuracy against parameters, where `main` is selected."""
+    return [ACCURACY] if "main" in STUDY.config.select.experiments else []
 
 
 def results_about_labels():

@@ -32,6 +32,7 @@ VERBS = {
     ),
     "evaluate": ("eval.command", "measure top-1 and top-5 of a trained run"),
     "table": ("eval.table_command", "make an experiment's CSV and figure"),
+    "table accuracy": ("eval.accuracy_command", "draw accuracy against parameters, Fig. 1, from what exists"),
     "table curves": ("eval.curves_command", "make the training curves of an experiment's runs"),
     "table fidelity": ("eval.fidelity_table_command", "make the CSV and figure of label fidelity"),
     "draw": ("eval.draw_command", "draw label maps over photographs"),

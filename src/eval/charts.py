@@ -5,13 +5,15 @@ A row without a run keeps its place, empty and called `planned`. Called by `figu
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -48,7 +50,7 @@ def draw_rows(figure: Figure, points: Sequence[Point]) -> None:
         paper = papers.get(point.name)
         if paper and point.top1 is not None:
             axes.plot(
-                [point.top1, paper.top1], [point.place] * 2, "-", marker="", color=GREY, linewidth=0.8, zorder=1
+                [point.accuracy, paper.accuracy], [point.at] * 2, "-", marker="", color=GREY, linewidth=0.8, zorder=1
             )  # fmt: skip
     handles = _mark_ours_and_paper(axes, points)
     cells = []
@@ -69,11 +71,11 @@ def draw_path(figure: Figure, points: Sequence[Point]) -> None:
         (ours, COLOURS[0], DASHES[0]),
         ([papers[point.name] for point in ours if point.name in papers], ORANGE, DASHES[1]),
     ):
-        for before, after in zip(steps, steps[1:], strict=False):
-            if before.top1 is None or after.top1 is None or after.place != (before.place or 0) + 1:
+        for before, after in itertools.pairwise(steps):
+            if not before.shown or not after.shown or after.at != before.at + 1:
                 continue  # no line leads over a step that is still planned
             axes.plot(
-                [before.top1, before.top1, after.top1], [before.place, after.place, after.place], dashes, marker="",
+                [before.accuracy, before.accuracy, after.accuracy], [before.at, after.at, after.at], dashes, marker="",
                 color=colour, linewidth=1, zorder=1,
             )  # fmt: skip
     handles = _mark_ours_and_paper(axes, points)
@@ -91,15 +93,15 @@ def draw_bars(figure: Figure, points: Sequence[Point]) -> None:
     """Bars side by side, a group for each model; further panels below where one page has not the breadth."""
     series = list(dict.fromkeys(point.series for point in points))
     groups = max(1, BARS_A_PANEL // len(series))
-    last = max(round(point.place or 0) for point in points)
+    last = max(round(point.at) for point in points)
     panels = figure.subplots(bar_panels(points), 1, sharey=True, squeeze=False)[:, 0]
-    low, high = _limits([edge for point in points for edge in _ends(point)])
+    low, high = accuracy_limits(points)
     low = max(math.floor(low - 0.3 * (high - low)), 0)  # so that the shortest bar holds its number
     for number, axes in enumerate(panels):
         first = number * groups
-        shown = [point for point in points if first <= round(point.place or 0) < first + groups]
+        shown = [point for point in points if first <= round(point.at) < first + groups]
         _bars(axes, shown, series, low)
-        titles = {round(point.place or 0): point.label for point in shown}
+        titles = {round(point.at): point.label for point in shown}
         room_in = 5.6 / min(groups, last + 1)
         axes.set_xticks(list(titles), [wrapped(title, room_in, 8) for title in titles.values()])
         axes.set_xlim(first - 0.5, first + min(groups, last + 1) - 0.5)
@@ -115,7 +117,7 @@ def draw_bars(figure: Figure, points: Sequence[Point]) -> None:
         for place, name in enumerate(series)
     ]
     if of_kind(points, "paper"):
-        handles.append(_hollow("D", "black", "paper"))
+        handles.append(hollow_handle("D", "black", "paper"))
     add_legend(figure, handles)
 
 
@@ -132,7 +134,7 @@ def body_in(kind: str, points: Sequence[Point]) -> float:
 def bar_panels(points: Sequence[Point]) -> int:
     """How many panels the bars of these points need."""
     groups = max(1, BARS_A_PANEL // len({point.series for point in points}))
-    return math.ceil((max(round(point.place or 0) for point in points) + 1) / groups)
+    return math.ceil((max(round(point.at) for point in points) + 1) / groups)
 
 
 def draw_participation(figure: Figure, points: Sequence[Point]) -> None:
@@ -142,10 +144,10 @@ def draw_participation(figure: Figure, points: Sequence[Point]) -> None:
     handles: list[Artist] = []
     for number, name in enumerate(dict.fromkeys(point.series for point in placed)):
         look = Look(number)
-        members = sorted((point for point in placed if point.series == name), key=lambda point: point.place or 0)
+        members = sorted((point for point in placed if point.series == name), key=lambda point: point.at)
         line = of_kind(members, "ours")
         axes.plot(  # not over a place that is planned
-            [point.place for point in line], [math.nan if point.top1 is None else point.top1 for point in line],
+            [point.at for point in line], [point.accuracy if point.shown else math.nan for point in line],
             look.dashes, marker="", color=look.colour, linewidth=1, zorder=1,
         )  # fmt: skip
         draw_marks(axes, members, look)
@@ -153,13 +155,13 @@ def draw_participation(figure: Figure, points: Sequence[Point]) -> None:
             Line2D([], [], color=look.colour, marker=look.marker, linestyle=look.dashes, linewidth=1, label=words(name))
         )
         if of_kind(members, "paper"):
-            handles.append(_hollow(look.marker, look.colour, f"{name}, paper"))
+            handles.append(hollow_handle(look.marker, look.colour, f"{name}, paper"))
     handles += _draw_references(axes, points)
     _finish(axes, points, handles)
     (band or axes).set_xlabel("token participation rate")
     add_legend(figure, handles)
     if band:
-        _name_planned(band, [(point.place or 0.0, point.series) for point in _planned(placed)])
+        _name_planned(figure, band, [(point.at, point.series) for point in _planned(placed)])
 
 
 def draw_annotators(figure: Figure, points: Sequence[Point]) -> None:
@@ -170,6 +172,7 @@ def draw_annotators(figure: Figure, points: Sequence[Point]) -> None:
     placed = [point for point in points if point.place is not None]
     others = [point for point in points if point.place is None and point.series != REFERENCE]
     names = list(dict.fromkeys(point.name for point in others))
+    others = [replace(point, place=float(names.index(point.name))) for point in others]
     panels = _panels(figure, [4.0, 0.6 + 0.35 * len(names)] if names else [1.0], points)
     axes, band = panels[0]
     areas, look = _areas(points), Look(0)
@@ -178,13 +181,12 @@ def draw_annotators(figure: Figure, points: Sequence[Point]) -> None:
     if any(point.top1 is not None and not point.capped for point in of_kind([*placed, *others], "ours")):
         handles.append(Line2D([], [], color=look.colour, marker=look.marker, linestyle="", label="ours"))
     if of_kind([*placed, *others], "paper"):
-        handles.append(_hollow(look.marker, look.colour, "paper"))
+        handles.append(hollow_handle(look.marker, look.colour, "paper"))
     handles += _draw_references(axes, points)
     (band or axes).set_xlabel("annotator's ImageNet\ntop-1 accuracy (%)")
     if names:
         side, side_band = panels[1]
-        spots = [float(names.index(point.name)) for point in others]
-        draw_marks(side, others, look, areas, spots)
+        draw_marks(side, others, look, areas)
         _draw_references(side, points)
         side.set_xlim(-0.8, len(names) - 0.2)
         below = side_band or side
@@ -195,10 +197,11 @@ def draw_annotators(figure: Figure, points: Sequence[Point]) -> None:
     _finish(axes, points, handles)
     add_legend(figure, handles)
     if band:
-        _name_planned(band, [(point.place or 0.0, point.label) for point in _planned(placed)])
+        _name_planned(figure, band, [(point.at, point.label) for point in _planned(placed)])
     if names and side_band:
-        _name_planned(side_band, [(float(names.index(point.name)), PLANNED) for point in _planned(others)])
-    _label_marks(axes, placed, areas)
+        _name_planned(figure, side_band, [(point.at, PLANNED) for point in _planned(others)])
+    lines = [point.accuracy for point in points if point.series == REFERENCE and point.shown]
+    _label_marks(figure, axes, placed, areas, lines)
 
 
 class Look:
@@ -225,55 +228,43 @@ def draw_marks(
     points: Sequence[Point],
     look: Look,
     areas: dict[float, float] | None = None,
-    places: Sequence[float] | None = None,
     *,
     sideways: bool = False,
-) -> list[PathCollection]:
+) -> None:
     """Marks and error bars of the points that have an accuracy: filled ours, hollow the paper's, grey what was capped.
 
     Args:
         axes: to draw on.
-        points: of one series.
+        points: of one series, with a place each.
         look: of the series.
         areas: size of a point -> area of its mark in pt^2; the same for all without.
-        places: where they lie, in place of their own.
         sideways: the accuracy lies along x.
     """
-    drawn = []
-    spots = list(places) if places is not None else [point.place for point in points]
     for kind, capped, face, edge, order in (
-        ("other", False, "none", GREY, 2),
-        ("ours", True, PALE, GREY, 3),
-        ("ours", False, look.colour, look.colour, 3),
-        ("paper", False, "none", look.colour, 4),  # hollow: ours shows through
+        ("other", False, "none", GREY, 2.0),
+        ("ours", True, PALE, GREY, 3.0),
+        ("ours", False, look.colour, look.colour, 3.0),
+        ("paper", False, "none", look.colour, 4.0),  # hollow: ours shows through
     ):
-        chosen = [
-            (place, point)
-            for place, point in zip(spots, points, strict=True)
-            if point.kind == kind and bool(point.capped) == capped and point.top1 is not None and place is not None
-        ]
+        chosen = [point for point in of_kind(points, kind) if bool(point.capped) == capped and point.shown]
         if not chosen:
             continue
-        x, y = [place for place, _ in chosen], [point.top1 for _, point in chosen]
-        sizes = [areas.get(point.size or 0.0, MARK_AREA) if areas else MARK_AREA for _, point in chosen]
-        errors = [(place, point) for place, point in chosen if point.error is not None]
+        x, y = np.array([(point.at, point.accuracy) for point in chosen]).T
+        deviations = np.array([math.nan if point.error is None else point.error for point in chosen])
+        sizes = [areas.get(point.size or 0.0, MARK_AREA) if areas else MARK_AREA for point in chosen]
         if sideways:
             x, y = y, x
-        drawn.append(
-            axes.scatter(
-                x, y, s=sizes, facecolors=face, edgecolors=edge, marker=look.marker, linewidths=1.1, zorder=order,
-                alpha=0.7 if areas and kind == "ours" else None, label=f"{kind}{', capped' if capped else ''}", clip_on=False,
-            )
+        axes.scatter(
+            x, y, s=sizes, facecolors=face, edgecolors=edge, marker=look.marker, linewidths=1.1, zorder=order, clip_on=False,
+            alpha=0.7 if areas and kind == "ours" else None, label=f"{kind}, capped" if capped else kind,
         )  # fmt: skip
-        if errors:
-            flat, deviations = [place for place, _ in errors], [point.error for _, point in errors]
-            means = [point.top1 for _, point in errors]
-            first, second = (means, flat) if sideways else (flat, means)
+        repeated = np.isfinite(deviations)
+        if repeated.any():
+            ends = deviations[repeated]
             axes.errorbar(
-                first, second, **{"xerr" if sideways else "yerr": deviations}, fmt="none", ecolor=edge, elinewidth=1,
-                zorder=order - 0.5,
+                x[repeated], y[repeated], xerr=ends if sideways else None, yerr=None if sideways else ends, fmt="none",
+                ecolor=edge, elinewidth=1, zorder=order - 0.5,
             )  # fmt: skip
-    return drawn
 
 
 def _mark_ours_and_paper(axes: Axes, points: Sequence[Point]) -> list[Artist]:
@@ -287,16 +278,16 @@ def _mark_ours_and_paper(axes: Axes, points: Sequence[Point]) -> list[Artist]:
     if any(not point.capped for point in ours):
         handles.append(Line2D([], [], color=COLOURS[0], marker="o", linestyle="", label="ours"))
     if any(point.capped for point in ours):
-        handles.append(_capped("o"))
+        handles.append(capped_handle("o"))
     if of_kind(points, "paper"):
-        handles.append(_hollow("D", ORANGE, "paper"))
-    axes.set_xlim(*_limits([edge for point in points for edge in _ends(point)]))
+        handles.append(hollow_handle("D", ORANGE, "paper"))
+    axes.set_xlim(*accuracy_limits(points))
     axes.set_xlabel(ACCURACY)
     return handles
 
 
 def _list_rows(axes: Axes, ours: Sequence[Point]) -> None:
-    places = [point.place or 0.0 for point in ours]
+    places = [point.at for point in ours]
     axes.set_yticks(places, [wrapped(point.label, LABEL_IN, 8) for point in ours])
     axes.set_ylim(len(ours) - 0.4, -0.6)  # the first row on top
     axes.tick_params(axis="y", length=0)
@@ -323,16 +314,15 @@ def _write_columns(axes: Axes, headings: Sequence[str], cells: Sequence[Sequence
 def _bars(axes: Axes, shown: Sequence[Point], series: Sequence[str], low: float) -> None:
     breadth = bar_width(len(series))
     for point in shown:
-        assert point.place is not None
         if point.kind == "paper":
             axes.plot(
-                point.place, point.top1, "D", markerfacecolor="white", markeredgecolor="black", markersize=4, zorder=4
+                point.at, point.accuracy, "D", markerfacecolor="white", markeredgecolor="black", markersize=4, zorder=4
             )
         elif point.top1 is None:
-            _stand(axes, point.place, PLANNED)
+            _stand(axes, point.at, PLANNED)
         else:
             axes.bar(
-                point.place, point.top1 - low, breadth, bottom=low, yerr=point.error, error_kw={"elinewidth": 1},
+                point.at, point.accuracy - low, breadth, bottom=low, yerr=point.error, error_kw={"elinewidth": 1},
                 **_bar_look(series.index(point.series), bool(point.capped)),
             )  # fmt: skip
             axes.annotate(
@@ -363,11 +353,10 @@ def _stand(axes: Axes, place: float, text: str) -> None:
 
 def _break_axis(axes: Axes) -> None:
     """Two strokes through the foot of the vertical axis: it does not start at 0."""
-    slash = [(-1, -0.6), (1, 0.6)]
-    axes.plot(
-        [0, 0], [0.02, 0.05], transform=axes.transAxes, clip_on=False, linestyle="none", marker=slash, markersize=9,
-        color="black", markeredgewidth=1,
-    )  # fmt: skip
+    for foot in (0.01, 0.04):
+        axes.plot(
+            [-0.012, 0.012], [foot, foot + 0.04], transform=axes.transAxes, clip_on=False, marker="", color="black", linewidth=1
+        )  # fmt: skip
 
 
 def _draw_references(axes: Axes, points: Sequence[Point]) -> list[Artist]:
@@ -376,12 +365,13 @@ def _draw_references(axes: Axes, points: Sequence[Point]) -> list[Artist]:
     for point in points:
         if point.series != REFERENCE:
             continue
-        grey = {"color": GREY, "linewidth": 1, "marker": ""}
         name = point.label + {"paper": ", paper"}.get(point.kind, ", capped" if point.capped else "")
         if point.top1 is None:
             handles.append(Line2D([], [], linestyle="", label=words(f"{name}: {PLANNED}")))
             continue
-        line = axes.axhline(point.top1, linestyle=":" if point.kind == "paper" else "--", **grey)
+        line = axes.axhline(
+            point.top1, linestyle=":" if point.kind == "paper" else "--", color=GREY, linewidth=1, marker=""
+        )
         if point.error is not None:
             axes.axhspan(point.top1 - point.error, point.top1 + point.error, color=GREY, alpha=0.15, linewidth=0)
         line.set_label(words(name))
@@ -431,18 +421,18 @@ def _finish(axes: Axes, points: Sequence[Point], handles: list[Artist]) -> None:
     places = sorted({point.place for point in points if point.place is not None})
     spread = max(places[-1] - places[0], 0.1)
     axes.set_xlim(places[0] - 0.1 * spread, places[-1] + 0.1 * spread)
-    axes.set_ylim(*_limits([edge for point in points for edge in _ends(point)]))
+    axes.set_ylim(*accuracy_limits(points))
     axes.set_ylabel(ACCURACY)
     if any(point.capped and point.top1 is not None and point.series != REFERENCE for point in points):
-        handles.append(_capped("o"))
+        handles.append(capped_handle("o"))
 
 
-def _name_planned(strip: Axes, names: Sequence[tuple[float, str]]) -> None:
+def _name_planned(figure: Figure, strip: Axes, names: Sequence[tuple[float, str]]) -> None:
     """Writes names upright into the strip, each below its place, moved aside where two would lie on each other."""
-    figure = strip.get_figure()
-    assert figure is not None
+    if not names:
+        return
     figure.draw_without_rendering()  # the layout decides how broad the strip is
-    pixels = strip.transData.transform([(place, 0.5) for place, _ in names])[:, 0] if names else []
+    pixels = strip.transData.transform([(place, 0.5) for place, _ in names])[:, 0]
     gap = SMALL_PT * 1.35 * figure.dpi / 72
     order = sorted(range(len(names)), key=lambda index: pixels[index])
     free = -math.inf
@@ -462,20 +452,22 @@ def _name_planned(strip: Axes, names: Sequence[tuple[float, str]]) -> None:
         )  # fmt: skip
 
 
-def _label_marks(axes: Axes, points: Sequence[Point], areas: dict[float, float]) -> None:
-    """Names each annotator once, at our mark, or at the paper's where ours is planned."""
-    marked = [point for point in points if point.top1 is not None and point.place is not None]
+def _label_marks(
+    figure: Figure, axes: Axes, points: Sequence[Point], areas: dict[float, float], lines: Sequence[float]
+) -> None:
+    """Names each annotator once, at our mark, or at the paper's where ours is planned; keeps off bars and lines across."""
+    marked = [point for point in points if point.shown]
     ours = {point.name for point in of_kind(marked, "ours")}
     left, right = axes.get_xlim()
-    across = [(left, line.get_ydata()[0], right, line.get_ydata()[0]) for line in axes.get_lines()]
-    bars = [(point.place or 0.0, _ends(point)[0], point.place or 0.0, _ends(point)[1]) for point in marked]
     place_labels(
+        figure,
         axes,
-        [(point.place or 0.0, point.top1 or 0.0) for point in marked],
+        [(point.at, point.accuracy) for point in marked],
         ["" if point.kind == "paper" and point.name in ours else words(point.label) for point in marked],
         ["black"] * len(marked),
         [math.sqrt(areas.get(point.size or 0.0, MARK_AREA)) / 2 for point in marked],
-        across + bars,
+        [(left, line, right, line) for line in lines]
+        + [(point.at, _ends(point)[0], point.at, _ends(point)[1]) for point in marked],
     )
 
 
@@ -483,19 +475,9 @@ def _add_sizes(axes: Axes, areas: dict[float, float]) -> None:
     """Names three of the sizes to the right of the axes."""
     if not areas:
         return
-    handles = [
-        Line2D(
-            [],
-            [],
-            marker="o",
-            linestyle="",
-            markersize=math.sqrt(areas[size]),
-            markerfacecolor="none",
-            markeredgecolor=GREY,
-            label=f"{size:g} M",
-        )  # fmt: skip
-        for size in _sizes_to_show(areas)
-    ]
+    handles = [hollow_handle("o", GREY, f"{size:g} M") for size in _sizes_to_show(areas)]
+    for handle, size in zip(handles, _sizes_to_show(areas), strict=True):
+        handle.set_markersize(math.sqrt(areas[size]))
     axes.legend(
         handles=handles, loc="upper left", bbox_to_anchor=(1.02, 1.0), title="annotator's\nparameters", title_fontsize=8,
         handleheight=math.sqrt(LARGEST_AREA) / 8, borderaxespad=0,
@@ -514,8 +496,9 @@ def _sizes_to_show(areas: dict[float, float]) -> list[float]:
     return sorted({sizes[0], sizes[len(sizes) // 2], sizes[-1]}) if sizes else []
 
 
-def _limits(values: Sequence[float]) -> tuple[float, float]:
-    """Ends of the accuracy axis: a little beyond the values, within 0 and 100 as far as marks allow."""
+def accuracy_limits(points: Sequence[Point]) -> tuple[float, float]:
+    """Ends of the accuracy axis: a little beyond the marks and bars, within 0 and 100 as far as marks allow."""
+    values = [edge for point in points for edge in _ends(point)]
     if not values:
         return 0.0, 100.0
     low, high = min(values), max(values)
@@ -556,11 +539,13 @@ def _gain(top1: float | None, base: float | None) -> str:
     return f" ({top1 - base:+.1f})".replace("-", "\N{MINUS SIGN}")
 
 
-def _hollow(marker: str, colour: str, name: str) -> Line2D:
+def hollow_handle(marker: str, colour: str, name: str) -> Line2D:
+    """A legend's entry for the paper's numbers."""
     return Line2D(
         [], [], marker=marker, linestyle="", markerfacecolor="none", markeredgecolor=colour, label=words(name)
     )
 
 
-def _capped(marker: str) -> Line2D:
+def capped_handle(marker: str) -> Line2D:
+    """A legend's entry for capped runs."""
     return Line2D([], [], marker=marker, linestyle="", markerfacecolor=PALE, markeredgecolor=GREY, label="ours, capped")

@@ -80,7 +80,8 @@ def draw_fidelity(found: Sequence[dict[str, Any]], path: Path) -> None:
             right = edges[fullest] > edges[-1] / 2  # the note stands on the side with more room
             histograms.annotate(
                 f"{share[fullest]:.0%}", (edges[fullest + (not right)], place + 0.8 * share[fullest] / tallest - 0.4),
-                xytext=(-3 if right else 3, 0), textcoords="offset points", ha="right" if right else "left", va="top", fontsize=SMALL_PT,
+                xytext=(-3 if right else 3, 0), textcoords="offset points", va="top", fontsize=SMALL_PT,
+                ha="right" if right else "left",
             )  # fmt: skip
             histograms.plot([mean, mean], [place - 0.4, place + 0.4], color=ORANGE, linewidth=1.5, marker="")
         histograms.set_xlabel("entropy of a cell (nats)")

@@ -1,6 +1,7 @@
 """The figure of a result table and the CSV of what it shows, of the kind that the experiment's key `figure` names.
 
-Chooses the chart and writes the notes below it: how many photographs, what the bars are, what was capped. Called by `table_command`.
+Chooses the chart and writes the notes below it: how many photographs, what the bars are, what was capped.
+Called by `table_command`.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def table_figure(table: dict[str, Any], rows: Sequence[ResultRow]) -> tuple[Figu
     """The figure and its points; call it in `styled`."""
     kind = kind_of_figure(table, rows)
     points = points_of(table, rows, kind)
-    notes = [*_notes(rows), _fallback(table["figure"], kind)]
+    notes = [*notes_of(rows), _fallback(table["figure"], kind)]
     if kind == "path":
         notes.append("In brackets: gain over the first row.")
     figure = page(body_in(kind, points), [table["question"], table["paper"]], notes)
@@ -57,7 +58,8 @@ def table_figure(table: dict[str, Any], rows: Sequence[ResultRow]) -> tuple[Figu
     return figure, points
 
 
-def _notes(rows: Sequence[ResultRow]) -> list[str]:
+def notes_of(rows: Sequence[ResultRow]) -> list[str]:
+    """What a reader has to know below any figure of these rows: photographs, bars, caps."""
     measured = [row for row in rows if row.top1_mean is not None]
     if not measured:
         return ["Nothing is measured yet."]

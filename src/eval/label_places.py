@@ -1,6 +1,7 @@
 """Puts labels beside the points of a chart so that none lies on a point, on another label or outside of the axes.
 
-Greedy: the most crowded point first, the nearest free place around it; a thin line leads back where that is far. Called by the charts.
+Greedy: the most crowded point first, the nearest free place around it; a thin line leads back where that is far.
+Called by the charts.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.text import Annotation
 from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
@@ -23,12 +25,13 @@ GAP_PT = 1.0  # between two labels
 
 
 def place_labels(
-    axes: Axes, points: Sequence[tuple[float, float]], labels: Sequence[str], colours: Sequence[str],
+    figure: Figure, axes: Axes, points: Sequence[tuple[float, float]], labels: Sequence[str], colours: Sequence[str],
     radii_pt: Sequence[float], obstacles: Sequence[tuple[float, float, float, float]] = (),
 ) -> list[Annotation]:  # fmt: skip
     """Labels points; the limits of the axes and everything else on them must be final.
 
     Args:
+        figure: that the axes are of.
         axes: to write on.
         points: in data coordinates.
         labels: one each; "" for a point that only has to stay free.
@@ -36,16 +39,13 @@ def place_labels(
         radii_pt: of the marks, in points.
         obstacles: boxes to keep free, x0 y0 x1 y1 in data coordinates; they may be lines.
     """
-    figure = axes.get_figure()
-    assert figure is not None
     figure.draw_without_rendering()  # the layout decides where the axes lie
-    renderer = figure.canvas.get_renderer()
     pixel = figure.dpi / 72
     centres = axes.transData.transform(np.asarray(points, dtype=float).reshape(-1, 2))
     taken = [_square(centre, radius * pixel) for centre, radius in zip(centres, radii_pt, strict=True)]
     ends = axes.transData.transform(np.asarray(obstacles, dtype=float).reshape(-1, 2)).reshape(-1, 2, 2)
     taken += [Bbox(pair).padded(2 * pixel) for pair in ends]
-    inside = axes.get_window_extent(renderer)
+    inside = axes.get_window_extent()
     placed = []
     for index in sorted(range(len(labels)), key=lambda one: _neighbours(centres, one, 60 * pixel), reverse=True):
         if not labels[index]:
@@ -55,7 +55,7 @@ def place_labels(
             ha="center", va="center", annotation_clip=False,
         )  # fmt: skip
         note.set_in_layout(False)
-        size = note.get_window_extent(renderer)
+        size = note.get_window_extent()
         offset, box = _free_place(centres[index], size, radii_pt[index] * pixel, pixel, taken, inside)
         note.set_position(tuple(offset / pixel))
         taken.append(box)
@@ -99,7 +99,7 @@ def _overlap(one: Bbox, other: Bbox) -> float:
     """Area in pixels that two boxes share."""
     width = min(one.x1, other.x1) - max(one.x0, other.x0)
     height = min(one.y1, other.y1) - max(one.y0, other.y0)
-    return max(width, 0.0) * max(height, 0.0)
+    return float(max(width, 0.0) * max(height, 0.0))
 
 
 def _neighbours(centres: NDArray[np.float64], index: int, reach: float) -> int:

@@ -47,6 +47,23 @@ class Point:
     capped: str = ""
     seeds: str = ""
 
+    @property
+    def at(self) -> float:
+        """The place of a point that has one."""
+        assert self.place is not None
+        return self.place
+
+    @property
+    def accuracy(self) -> float:
+        """The accuracy of a point that has one."""
+        assert self.top1 is not None
+        return self.top1
+
+    @property
+    def shown(self) -> bool:
+        """Whether there is a mark, not an empty place."""
+        return self.top1 is not None
+
 
 def points_of(table: Mapping[str, Any], rows: Sequence[ResultRow], kind: str) -> list[Point]:
     """The points of a table's figure, ours in the order of the rows, each followed by the paper's number if it has one.

@@ -105,9 +105,9 @@ def _keep_free(figure: Figure) -> None:
     """Keeps the charts between the title, or the legend below it, and the notes."""
     title, notes = figure.texts
     above = [title, *figure.legends]
-    top = min(artist.get_window_extent(figure.canvas.get_renderer()).y0 for artist in above) / figure.bbox.height
+    top = min(artist.get_window_extent().y0 for artist in above) / figure.bbox.height
     bottom = notes.get_window_extent().y1 / figure.bbox.height if notes.get_text() else 0.0
-    figure.get_layout_engine().set(rect=(0, bottom, 1, top - bottom))
+    figure.set_layout_engine("constrained", rect=(0, bottom, 1, top - bottom))
 
 
 def add_legend(figure: Figure, handles: Sequence[Artist]) -> None:
@@ -133,7 +133,7 @@ def add_legend(figure: Figure, handles: Sequence[Artist]) -> None:
 
 def _legend_entry_in(label: str) -> float:
     """Breadth of an entry with its handle and the gaps around it."""
-    return width_in(label, LEGEND_PT) + (STYLE["legend.handlelength"] + 2.2) * LEGEND_PT / 72
+    return width_in(label, LEGEND_PT) + float(STYLE["legend.handlelength"] + 2.2) * LEGEND_PT / 72
 
 
 def save(figure: Figure, path: Path) -> None:

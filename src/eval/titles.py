@@ -1,4 +1,7 @@
-"""Names of the catalogue as people write them: lvvit_s is LV-ViT-S. Used by the figures; names of other families stay as they are."""
+"""Names of the catalogue as people write them: lvvit_s is LV-ViT-S; names of other families stay as they are.
+
+Used by the figures.
+"""
 
 from __future__ import annotations
 

@@ -33,9 +33,9 @@ from .drawing import (
     lay_heat,
     overlay,
 )
-from .style import PHOTOGRAPHS
 from .prediction import Prediction, Preprocessing, Unreadable, predict_photographs
 from .relevance import relevance_maps
+from .style import PHOTOGRAPHS
 
 SCALE_IN = 0.45  # room for the colour scale below the page
 NOTE = "Class of a token: colour; its probability: opacity."
