@@ -56,7 +56,7 @@ def draw_rows(figure: Figure, points: Sequence[Point]) -> None:
     cells = []
     for point in ours:
         paper = papers.get(point.name)
-        cells.append([_value(point), _number(paper), _difference(point, paper)])
+        cells.append([_value(point), _number(paper), _signed(point.difference)])
     _write_columns(axes, ("ours", "paper", "difference"), cells)
     add_legend(figure, handles)
 
@@ -527,16 +527,12 @@ def _number(point: Point | None) -> str:
     return "" if point is None or point.top1 is None else f"{point.top1:.1f}"
 
 
-def _difference(point: Point, paper: Point | None) -> str:
-    if point.top1 is None or paper is None or paper.top1 is None or point.capped:
-        return ""
-    return f"{point.top1 - paper.top1:+.1f}".replace("-", "\N{MINUS SIGN}")
-
-
 def _gain(top1: float | None, base: float | None) -> str:
-    if top1 is None or base is None:
-        return ""
-    return f" ({top1 - base:+.1f})".replace("-", "\N{MINUS SIGN}")
+    return "" if top1 is None or base is None else f" ({_signed(top1 - base)})"
+
+
+def _signed(points: float | None) -> str:
+    return "" if points is None else f"{points:+.1f}".replace("-", "\N{MINUS SIGN}")
 
 
 def hollow_handle(marker: str, colour: str, name: str) -> Line2D:

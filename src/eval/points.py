@@ -33,6 +33,7 @@ class Point:
         size: 10^6 parameters of the annotator, which the mark's area shows.
         state: done | partial | planned; seeds: e.g. "1 of 3" where partial.
         capped: what a cap changed, "" where nothing.
+        difference: to the paper, where both are one experiment; as the table has it.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Point:
     state: str = "done"
     capped: str = ""
     seeds: str = ""
+    difference: float | None = None
 
     @property
     def at(self) -> float:
@@ -100,7 +102,16 @@ def points_of(table: Mapping[str, Any], rows: Sequence[ResultRow], kind: str) ->
         found.append(point)
         if row.paper_top1 is not None:
             found.append(
-                replace(point, kind="paper", top1=row.paper_top1, error=None, state="done", capped="", seeds="")
+                replace(
+                    point,
+                    kind="paper",
+                    top1=row.paper_top1,
+                    error=None,
+                    state="done",
+                    capped="",
+                    seeds="",
+                    difference=None,
+                )
             )
     return found
 
@@ -130,6 +141,7 @@ def _point(row: ResultRow, series: str, place: float | None) -> Point:
         state=row.state,
         capped=row.capped,
         seeds=partial,
+        difference=row.difference,
     )
 
 
