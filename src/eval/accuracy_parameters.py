@@ -16,11 +16,11 @@ from matplotlib.lines import Line2D
 
 from ..core import paper
 from ..core.files import write_text
-from .charts import ACCURACY, MARK_AREA, Look, accuracy_limits, capped_handle, draw_marks, hollow_handle
+from .charts import ACCURACY, MARK_AREA, Look, accuracy_limits, capped_handle, draw_marks, hollow_handle, short
 from .figures import notes_of
 from .label_places import place_labels
 from .points import Point, as_csv
-from .style import GREY, add_legend, page, save, styled, words
+from .style import GREY, add_legend, page, save, styled
 from .tables import ResultRow
 from .titles import title_of
 
@@ -106,7 +106,7 @@ def accuracy_figure(table: dict[str, Any], rows: Sequence[ResultRow], points: Se
         f"Not shown, {MOST_PARAMETERS_M:g} M parameters or more: {', '.join(left_out)}." if left_out else "",
     ]
     title = "Accuracy against parameters" + (", beside the paper's Fig. 1 and Table 4" if _has_papers(points) else "")
-    figure = page(4.6, [title, table["question"]], notes)
+    figure = page(4.4, [title, table["question"]], notes)
     axes = figure.add_subplot()
     handles: list[Artist] = []
     for series, marker in MARKERS.items():
@@ -136,7 +136,7 @@ def accuracy_figure(table: dict[str, Any], rows: Sequence[ResultRow], points: Se
         figure,
         axes,
         [(point.at, point.accuracy) for point in shown],
-        ["" if point.kind == "paper" and point.label in ours else words(point.label) for point in shown],
+        ["" if point.kind == "paper" and point.label in ours else short(point.label) for point in shown],
         [GREY if point.kind == "other" else "black" for point in shown],
         [(MARK_AREA**0.5) / 2 + 1] * len(shown),
         [

@@ -25,16 +25,10 @@ from .style import COLOURS, DASHES, GREY, MARKERS, ORANGE, PALE, SMALL_PT, add_l
 MARK_AREA = 30.0  # pt^2
 LARGEST_AREA = 420.0  # of an annotator's mark, pt^2
 LABEL_IN = 1.75  # room for the names of rows
+NAME_IN = 1.4  # for a name beside a mark or below an axis
 BARS_A_PANEL = 16
-BAR_COLOURS = (
-    "#E69F00",
-    "#0072B2",
-    "#56B4E9",
-    "#D55E00",
-    "#009E73",
-    "#CC79A7",
-    "#000000",
-)  # neighbours differ in grey print
+# of bars side by side: neighbours differ in grey print
+BAR_COLOURS = ("#E69F00", "#0072B2", "#56B4E9", "#D55E00", "#F0E442", "#009E73", "#000000")
 HATCHES = ("////", "....", "xxxx", "----", "++++", "oooo", "||||")  # of capped bars
 BODY_IN = 2.6  # height of the axes of the charts with two numeric axes, about
 ACCURACY = "top-1 accuracy (%)"
@@ -103,7 +97,7 @@ def draw_bars(figure: Figure, points: Sequence[Point]) -> None:
         _bars(axes, shown, series, low)
         titles = {round(point.at): point.label for point in shown}
         room_in = 5.6 / min(groups, last + 1)
-        axes.set_xticks(list(titles), [wrapped(title, room_in, 8) for title in titles.values()])
+        axes.set_xticks(list(titles), [wrapped(title, room_in, 8, most_lines=3) for title in titles.values()])
         axes.set_xlim(first - 0.5, first + min(groups, last + 1) - 0.5)
         axes.grid(visible=False, axis="x")
         axes.set_ylim(low, high)
@@ -125,10 +119,12 @@ def body_in(kind: str, points: Sequence[Point]) -> float:
     """Height in inches that a kind of figure needs for these points, between its title and its notes."""
     lines = len(of_kind(points, "ours"))
     if kind == "bars":
-        return 0.4 + 2.3 * bar_panels(points)
-    unplaced = [width_in(point.label, 8) for point in points if point.place is None and point.series != REFERENCE]
-    numeric_in = BODY_IN + band_in(points) + 1.1 + max(unplaced, default=0)
-    return {"rows": 0.9 + 0.3 * lines, "path": 0.9 + 0.34 * lines}.get(kind, numeric_in)
+        return 0.2 + 2.3 * bar_panels(points)
+    unplaced = [
+        width_in(short(point.label), 8) for point in points if point.place is None and point.series != REFERENCE
+    ]
+    numeric_in = BODY_IN + band_in(points) + 0.9 + max(unplaced, default=0)
+    return {"rows": 0.75 + 0.3 * lines, "path": 0.75 + 0.34 * lines}.get(kind, numeric_in)
 
 
 def bar_panels(points: Sequence[Point]) -> int:
@@ -190,7 +186,7 @@ def draw_annotators(figure: Figure, points: Sequence[Point]) -> None:
         _draw_references(side, points)
         side.set_xlim(-0.8, len(names) - 0.2)
         below = side_band or side
-        titles = {point.name: words(point.label) for point in others}
+        titles = {point.name: short(point.label) for point in others}
         below.set_xticks(range(len(names)), list(titles.values()), rotation=90)
         below.set_xlabel("accuracy\nnot given")
     _add_sizes(panels[-1][0], areas)
@@ -202,6 +198,11 @@ def draw_annotators(figure: Figure, points: Sequence[Point]) -> None:
         _name_planned(figure, side_band, [(point.at, PLANNED) for point in _planned(others)])
     lines = [point.accuracy for point in points if point.series == REFERENCE and point.shown]
     _label_marks(figure, axes, placed, areas, lines)
+
+
+def short(text: str) -> str:
+    """A name on one line of bounded length."""
+    return wrapped(text, NAME_IN, SMALL_PT, most_lines=1)
 
 
 class Look:
@@ -288,7 +289,7 @@ def _mark_ours_and_paper(axes: Axes, points: Sequence[Point]) -> list[Artist]:
 
 def _list_rows(axes: Axes, ours: Sequence[Point]) -> None:
     places = [point.at for point in ours]
-    axes.set_yticks(places, [wrapped(point.label, LABEL_IN, 8) for point in ours])
+    axes.set_yticks(places, [wrapped(point.label, LABEL_IN, 8, most_lines=2) for point in ours])
     axes.set_ylim(len(ours) - 0.4, -0.6)  # the first row on top
     axes.tick_params(axis="y", length=0)
 
@@ -390,7 +391,7 @@ def band_in(points: Sequence[Point]) -> float:
         for point in _planned(points)
         if point.series != REFERENCE
     ]
-    return 0.25 + max(width_in(name, SMALL_PT) for name in (PLANNED, *names)) if names else 0.0
+    return 0.25 + max(width_in(short(name), SMALL_PT) for name in (PLANNED, *names)) if names else 0.0
 
 
 def _panels(figure: Figure, breadths: Sequence[float], points: Sequence[Point]) -> list[tuple[Axes, Axes | None]]:
@@ -447,7 +448,7 @@ def _name_planned(figure: Figure, strip: Axes, names: Sequence[tuple[float, str]
     for index, (_, name) in enumerate(names):
         place = strip.transData.inverted().transform((spots[index], 0))[0]
         strip.annotate(
-            words(name), (place, 0.5), xycoords=("data", "axes fraction"), rotation=90, ha="center", va="center",
+            short(name), (place, 0.5), xycoords=("data", "axes fraction"), rotation=90, ha="center", va="center",
             fontsize=SMALL_PT, color=GREY, style="italic",
         )  # fmt: skip
 
@@ -463,7 +464,7 @@ def _label_marks(
         figure,
         axes,
         [(point.at, point.accuracy) for point in marked],
-        ["" if point.kind == "paper" and point.name in ours else words(point.label) for point in marked],
+        ["" if point.kind == "paper" and point.name in ours else short(point.label) for point in marked],
         ["black"] * len(marked),
         [math.sqrt(areas.get(point.size or 0.0, MARK_AREA)) / 2 for point in marked],
         [(left, line, right, line) for line in lines]

@@ -96,7 +96,7 @@ def curves_figure(table: dict[str, Any], curves: Sequence[Curve]) -> Figure:
         f"Capped, not comparable with the paper: {cap}." for cap in sorted({curve.capped for curve in curves} - {""})
     ]
     lines = math.ceil(len(panels) / 2)
-    figure = page(2.1 * lines + 0.2 * math.ceil(len(rows) / 2), [table["question"], table["paper"]], notes)
+    figure = page(2.1 * lines + 0.1, [table["question"], table["paper"]], notes)
     grid = figure.subplots(lines, 2, squeeze=False, sharex=True)
     for name, axes in zip(panels, grid.flat, strict=False):
         for curve in curves:

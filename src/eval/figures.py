@@ -73,7 +73,7 @@ def notes_of(rows: Sequence[ResultRow]) -> list[str]:
         )
     seeds = sorted({row.seeds for row in measured if row.top1_sd is not None})
     if seeds:
-        notes.append(f"Bars: standard deviation over {_span([str(count) for count in seeds])} seeds.")
+        notes.append(f"Error bars: standard deviation over {_span([str(count) for count in seeds])} seeds.")
     caps: dict[str, list[str]] = {}
     for row in measured:
         if row.capped:

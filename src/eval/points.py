@@ -85,10 +85,11 @@ def points_of(table: Mapping[str, Any], rows: Sequence[ResultRow], kind: str) ->
             for row in rows
         ]
     elif kind == "annotators":
+        used = [row.annotator for row in rows]
         ours = [
             replace(
                 _point(row, "ours", row.annotator_top1),
-                label=title_of(row.annotator),
+                label=title_of(row.annotator) if used.count(row.annotator) == 1 else row.label,
                 size=row.annotator_parameters_m,
             )
             if row.annotator

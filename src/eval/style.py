@@ -61,8 +61,11 @@ def width_in(text: str, size_pt: float) -> float:
     return float(width_pt) / 72
 
 
-def wrapped(text: str, breadth_in: float, size_pt: float) -> str:
-    """Breaks text into lines that are no broader than so many inches, between words where that is possible."""
+def wrapped(text: str, breadth_in: float, size_pt: float, most_lines: int | None = None) -> str:
+    """Breaks text into lines that are no broader than so many inches, between words where that is possible.
+
+    What goes beyond `most_lines` is left out, and an ellipsis says so.
+    """
     lines: list[str] = []
     for word in text.split():
         if lines and width_in(f"{lines[-1]} {word}", size_pt) <= breadth_in:
@@ -73,6 +76,11 @@ def wrapped(text: str, breadth_in: float, size_pt: float) -> str:
             if lines[-1] and width_in(lines[-1] + letter, size_pt) > breadth_in:
                 lines.append("")
             lines[-1] += letter
+    if most_lines and len(lines) > most_lines:
+        lines = lines[:most_lines]
+        while lines[-1] and width_in(f"{lines[-1]}…", size_pt) > breadth_in:
+            lines[-1] = lines[-1][:-1]
+        lines[-1] += "…"
     return words("\n".join(lines))
 
 
@@ -89,29 +97,30 @@ def page(body_in: float, title: Sequence[str], notes: Sequence[str], breadth_in:
     above = "\n".join(wrapped(line, room_in, TITLE_PT) for line in title if line)
     below = "\n".join(wrapped(line, room_in, NOTE_PT) for line in notes if line)
     lines_in = (TITLE_PT * (above.count("\n") + 1) + NOTE_PT * (below.count("\n") + 1)) * 1.3 / 72
-    figure = Figure(figsize=(breadth_in, body_in + lines_in), layout="constrained")
+    figure = Figure(figsize=(breadth_in, body_in + lines_in))
     FigureCanvasAgg(figure)
-    figure.text(_left(figure), 1 - MARGIN_IN / figure.get_figheight(), above, va="top", fontsize=TITLE_PT)
-    figure.text(_left(figure), MARGIN_IN / figure.get_figheight(), below, va="bottom", fontsize=NOTE_PT, color=GREY)
-    _keep_free(figure)
+    figure.text(MARGIN_IN / breadth_in, 1, above, va="top", fontsize=TITLE_PT)
+    figure.text(MARGIN_IN / breadth_in, 0, below, va="bottom", fontsize=NOTE_PT, color=GREY)
+    _arrange(figure)
     return figure
 
 
-def _left(figure: Figure) -> float:
-    return MARGIN_IN / float(figure.get_figwidth())
-
-
-def _keep_free(figure: Figure) -> None:
-    """Keeps the charts between the title, or the legend below it, and the notes."""
+def _arrange(figure: Figure) -> None:
+    """Title, then the legend, then the charts, then the notes, for the height that the page has now."""
     title, notes = figure.texts
-    above = [title, *figure.legends]
-    top = min(artist.get_window_extent().y0 for artist in above) / figure.bbox.height
+    margin = MARGIN_IN / float(figure.get_figheight())
+    title.set_y(1 - margin)
+    notes.set_y(margin)
+    top = title.get_window_extent().y0 / figure.bbox.height
+    for legend in figure.legends:
+        legend.set_bbox_to_anchor((MARGIN_IN / float(figure.get_figwidth()), top - margin / 2))
+        top = legend.get_window_extent().y0 / figure.bbox.height
     bottom = notes.get_window_extent().y1 / figure.bbox.height if notes.get_text() else 0.0
     figure.set_layout_engine("constrained", rect=(0, bottom, 1, top - bottom))
 
 
 def add_legend(figure: Figure, handles: Sequence[Artist]) -> None:
-    """A legend between a page's title and what is drawn, where it covers nothing, in as many columns as fit."""
+    """A legend between a page's title and what is drawn, in as many columns as fit; the page grows by its height."""
     if not handles:
         return
     room_in = figure.get_figwidth() - 2 * MARGIN_IN
@@ -122,13 +131,12 @@ def add_legend(figure: Figure, handles: Sequence[Artist]) -> None:
         if sum(broadest) <= room_in:
             break
     for handle, label in zip(handles, labels, strict=True):
-        handle.set_label(wrapped(label, room_in - _legend_entry_in(""), LEGEND_PT))
-    top = figure.texts[0].get_window_extent().y0 / figure.bbox.height
-    figure.legend(
-        handles=handles, loc="upper left", bbox_to_anchor=(_left(figure), top - 0.06 / figure.get_figheight()), ncols=columns,
-        borderaxespad=0, borderpad=0, columnspacing=1.2,
-    )  # fmt: skip
-    _keep_free(figure)
+        handle.set_label(wrapped(label, room_in - _legend_entry_in(""), LEGEND_PT, most_lines=2))
+    legend = figure.legend(
+        handles=handles, loc="upper left", ncols=columns, borderaxespad=0, borderpad=0, columnspacing=1.2
+    )
+    figure.set_figheight(figure.get_figheight() + legend.get_window_extent().height / figure.dpi + MARGIN_IN / 2)
+    _arrange(figure)
 
 
 def _legend_entry_in(label: str) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import itertools
 import random
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -298,6 +299,10 @@ def test_one_row_and_forty_and_labels_of_all_kinds(
     with styled():
         figure, points = table_figure(table, rows)
         assert_text_on_page(figure)
+        names = [label.get_window_extent() for label in figure.axes[0].get_yticklabels()]
+    if kind in SIDEWAYS:
+        assert len(names) == count
+        assert all(above.y0 >= below.y1 for above, below in itertools.pairwise(names))
     said = " ".join(text.get_text() for text in texts_of(figure))
     assert "Does $x_1$ help?" in said
     assert not any(text.get_parse_math() for text in texts_of(figure))
@@ -337,7 +342,10 @@ def test_a_series_that_no_two_rows_share_is_told_apart_by_its_label(raw_config: 
     raw_config["experiments"]["main"] = {
         "question": "q", "paper": "none", "seeds": [0], "figure": "bars",
         "rows": [
-            {"name": f"{model}_{decay}".replace(".", "_"), "label": f"decay {decay}", "set": {"model": model, "train.weight_decay": decay}}
+            {
+                "name": f"{model}_{decay}".replace(".", "_"), "label": f"decay {decay}",
+                "set": {"model": model, "train.weight_decay": decay},
+            }
             for model in ("lvvit_t", "lvvit_s") for decay in (0.05, 0.1)
         ],
     }  # fmt: skip
