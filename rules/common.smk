@@ -358,9 +358,11 @@ def train_runtime(wildcards, attempt):
 
 def selected_results():
     """Tables and figures of `select:`, in reading order."""
-    return [
-        path for table in STUDY.selected_tables for path in (table.csv, table.figure, *table.curves)
-    ] + figure_of_accuracy() + results_about_labels()
+    return (
+        [path for table in STUDY.selected_tables for path in (table.csv, table.figure, *table.curves)]
+        + figure_of_accuracy()
+        + results_about_labels()
+    )
 
 
 def figure_of_accuracy():
