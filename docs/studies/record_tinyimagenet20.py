@@ -136,19 +136,16 @@ def bootstrapped(pairs: list[tuple[Row, Row]]) -> tuple[float, float]:
 
 def draw(rows: list[Row], path: Path) -> None:
     """Top-1 of every run, the paired differences from own labels, and the tokens that agree."""
-    import matplotlib
-
-    matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    from tokenlabel.eval.figures import BLUE, GREY, ORANGE, STYLE
+    from tokenlabel.eval.style import BLUE, GREY, ORANGE, STYLE
 
     lines = list(summarise(rows))
     arms = [line for line in lines if line["kind"] == "arm"]
     labels = {line["arm"]: line["row"].replace(", ", ",\n").replace(" beside ", "\nbeside ") for line in arms}
     place = {arm: -float(number) for number, arm in enumerate(labels)}
     sizes = sorted({row["train_images"] for row in rows})
-    with plt.rc_context(STYLE):
+    with plt.rc_context({**STYLE, "savefig.bbox": "tight"}):
         figure, panels = plt.subplots(1, 3, figsize=(10.5, 1.0 + 0.6 * len(labels)), sharey=True)
         accuracy, difference, agreement = panels
         for images, colour, marker, shift in zip(sizes, (ORANGE, BLUE), "so", (0.14, -0.14), strict=False):
@@ -182,7 +179,7 @@ def draw(rows: list[Row], path: Path) -> None:
                     )
                     band = (line["photographs_low"], line["photographs_high"])
                     difference.plot(
-                        band, (height, height), color=colour, linewidth=6, alpha=0.25, solid_capstyle="butt"
+                        band, (height, height), color=colour, linewidth=6, alpha=0.25, solid_capstyle="butt", marker=""
                     )
         difference.axvline(0, color=GREY, linewidth=1)
         accuracy.set_yticks(list(place.values()), list(labels.values()))
