@@ -29,6 +29,7 @@ localrules:
     so_far,
     make_table,
     draw_curves,
+    draw_accuracy_parameters,
     make_fidelity_table,
     make_published,
     draw_label_maps,

@@ -16,6 +16,7 @@ rule make_table:
             category="Figures",
             labels={"experiment": "{experiment}"},
         ),
+        data="results/figures/{experiment}.csv",
     log:
         "logs/tables/{experiment}.log",
     benchmark:
@@ -67,3 +68,33 @@ rule draw_curves:
     shell:
         "{params.python} -m tokenlabel table curves --spec {params.plan} --csv {output.csv} --figure {output.figure}"
         " --log {log}"
+
+
+rule draw_accuracy_parameters:
+    """Accuracy against parameters, as the paper's Fig. 1: ours of `main`, its LV-ViTs, the other methods of its Table 4."""
+    input:
+        results_of_accuracy,
+    output:
+        figure=report(
+            "results/figures/accuracy_parameters.png",
+            caption="captions/accuracy_parameters.rst",
+            category="Figures",
+            labels={"experiment": "accuracy against parameters"},
+        ),
+        data="results/figures/accuracy_parameters.csv",
+    log:
+        "logs/figures/accuracy_parameters.log",
+    benchmark:
+        "benchmarks/figures/accuracy_parameters.tsv"
+    retries: 1
+    conda:
+        "../envs/eval.yaml"
+    threads: 1
+    resources:
+        mem_mb=lambda wildcards, attempt: 2000 * attempt,
+        runtime=lambda wildcards, attempt: 20 * attempt,
+    params:
+        python=PYTHON,
+        plan=lambda wildcards: STUDY.tables["main"].plan,
+    shell:
+        "{params.python} -m tokenlabel table accuracy --spec {params.plan} --figure {output.figure} --log {log}"

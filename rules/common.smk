@@ -96,6 +96,7 @@ if not os.access(Path.cwd(), os.W_OK):
 WRITTEN = set()  # documents that this process has written or found up to date
 MACHINE = "results/machine.json"
 PLAN = "results/plan.json"  # the plan as data
+ACCURACY = "results/figures/accuracy_parameters.png"
 RESOLVED = "results/study.json"  # the merged configuration, for the report and for whoever asks later
 STUDY = plan_study()
 STALE = find_stale_shards()
@@ -284,6 +285,11 @@ def published_arguments(wildcards):
     job = published_job_of(wildcards)
     name = job.name.rsplit("-", 1)[0]
     return f"--name {shlex.quote(name)} --source {shlex.quote(job.entry.source)}"
+def results_of_accuracy(wildcards):
+    """Evaluations of `main` and its plan: all of them, or those that exist when the figure alone is asked for."""
+    table = STUDY.tables["main"]
+    alone = set(workflow.dag_settings.targets) == {ACCURACY}
+    return [path for path in table.inputs if not alone or Path(path).exists()] + plan_of_table(table)
 
 
 def plan_of_table(table):
@@ -411,9 +417,16 @@ def plan_document(wildcards):
 
 def selected_results():
     """Tables and figures of `select:`, in reading order."""
-    return [
-        path for table in STUDY.selected_tables for path in (table.csv, table.figure, *table.curves)
-    ] + results_about_labels()
+    return (
+        [path for table in STUDY.selected_tables for path in (table.csv, table.figure, *table.curves)]
+        + figure_of_accuracy()
+        + results_about_labels()
+    )
+
+
+def figure_of_accuracy():
+    """Accuracy against parameters, where `main` is selected."""
+    return [ACCURACY] if "main" in STUDY.config.select.experiments else []
 
 
 def results_about_labels():

@@ -37,6 +37,7 @@ VERBS = {
     "table index": ("eval.index_command", "make the index of all tables so far"),
     "table comparison": ("eval.comparison_command", "make Table 12: LV-ViT-M at 384 px against CaiT"),
     "table published": ("eval.published_table_command", "make the CSV and figure of the published checkpoints"),
+    "table accuracy": ("eval.accuracy_command", "draw accuracy against parameters, Fig. 1, from what exists"),
     "table curves": ("eval.curves_command", "make the training curves of an experiment's runs"),
     "table fidelity": ("eval.fidelity_table_command", "make the CSV and figure of label fidelity"),
     "plan": ("eval.plan_command", "price a study: jobs, GPU hours, wall time, storage, cost"),

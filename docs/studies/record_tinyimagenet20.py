@@ -146,16 +146,13 @@ def bootstrapped(pairs: list[tuple[Row, Row]]) -> tuple[float, float]:
 
 def draw(rows: list[Row], path: Path) -> None:
     """Top-1 of every run, the paired differences from own labels, and the tokens that agree: a line of panels for each student."""
-    import matplotlib
-
-    matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    from tokenlabel.eval.figures import STYLE
+    from tokenlabel.eval.style import STYLE
 
     students = sorted({row["parameters_k"] for row in rows}, reverse=True)
     arms = [len({row["arm"] for row in rows if row["parameters_k"] == student}) for student in students]
-    with plt.rc_context(STYLE):
+    with plt.rc_context({**STYLE, "savefig.bbox": "tight"}):
         figure, panels = plt.subplots(
             len(students),
             3,
@@ -177,7 +174,7 @@ def draw(rows: list[Row], path: Path) -> None:
 
 
 def _draw_student(rows: list[Row], panels: Any) -> None:
-    from tokenlabel.eval.figures import BLUE, GREY, ORANGE
+    from tokenlabel.eval.style import BLUE, GREY, ORANGE
 
     lines = list(summarise(rows))
     arms = [line for line in lines if line["kind"] == "arm"]

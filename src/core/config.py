@@ -297,7 +297,7 @@ class Experiment(Frozen):
     paper_rows: PaperTable | None = None
     paper_only: PaperTable | None = None
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
-    x: Literal["annotator_top1", "participation"] | None = None
+    figure: Literal["rows", "participation", "annotators", "bars", "path"] = "rows"
 
     @pydantic.model_validator(mode="after")
     def _something_to_run(self) -> Experiment:

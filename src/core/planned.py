@@ -209,7 +209,7 @@ class Table:
             "name": self.name,
             "question": self.experiment.question,
             "paper": self.experiment.paper,
-            "x": self.experiment.x,
+            "figure": self.experiment.figure,
             "dataset": self.dataset,
             "rows": [
                 {

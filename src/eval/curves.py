@@ -9,20 +9,19 @@ from __future__ import annotations
 import csv
 import io
 import math
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from ..core.errors import DataError
-from ..core.files import atomic_path
 from ..engine.reporting import MetricsFile
-from .figures import BLUE, GREEN, ORANGE, STYLE
+from .style import COLOURS, DASHES, add_legend, page, save, styled, words
 
 COLUMNS = ("steps", "learning_rate", "loss", "class_loss", "token_loss", "top1", "top5")
 PANELS = {
@@ -31,8 +30,7 @@ PANELS = {
     "top1": "top-1 accuracy (%, validation)",
     "learning_rate": "learning rate",
 }
-COLOURS = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito's
-DASHES = ("-", "--", ":")  # with the colours, 21 runs are told apart
+MARKED_EPOCHS = 40  # a line with at most so many has a dot at each
 
 
 @dataclass(frozen=True)
@@ -84,47 +82,51 @@ def as_csv(curves: Sequence[Curve]) -> str:
 
 
 def draw_curves(table: dict[str, Any], curves: Sequence[Curve], path: Path) -> None:
-    """Draws the curves to a PNG file; a panel for each of PANELS that some run has."""
+    """Draws the curves to a PNG file."""
+    with styled():
+        save(curves_figure(table, curves), path)
+
+
+def curves_figure(table: dict[str, Any], curves: Sequence[Curve]) -> Figure:
+    """A panel for each of PANELS that some run has; a colour and dashes for each row, its seeds alike. Call it in `styled`."""
     panels = [name for name in PANELS if any(name in line for curve in curves for line in curve.lines)]
     rows = list(dict.fromkeys(curve.row for curve in curves))
-    with plt.rc_context(STYLE):
-        height = math.ceil(len(panels) / 2)
-        figure, grid = plt.subplots(
-            height, 2, figsize=(7.2, 2.6 * height), squeeze=False, sharex=True, layout="constrained"
-        )
-        for name, axes in zip(panels, grid.flat, strict=False):
-            for curve in curves:
-                place = rows.index(curve.row)
-                _draw_curve(
-                    axes, name, curve, COLOURS[place % len(COLOURS)], DASHES[place // len(COLOURS) % len(DASHES)]
-                )
-            axes.set_title(PANELS[name], loc="left", fontsize=9)
-            axes.margins(x=0.02)
-        for axes in list(grid.flat)[len(panels) :]:
-            axes.set_axis_off()
-        for axes in grid[-1]:
-            axes.set_xlabel("epochs done")
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        handles, labels = grid.flat[0].get_legend_handles_labels()
-        named = dict(zip(labels, handles, strict=True))  # one of the seeds
-        figure.legend(
-            named.values(), named.keys(), loc="outside lower left", ncols=2, frameon=False, fontsize=7
-        )  # fmt: skip
-        capped = sorted({curve.capped for curve in curves if curve.capped})
-        title = [table["question"], table["paper"]]
-        if capped:
-            title.append("Capped runs, not comparable with the paper: " + " | ".join(capped))
-        figure.suptitle("\n".join(textwrap.fill(line, 110) for line in title), x=0.01, ha="left", fontsize=9)
-        with atomic_path(path) as temporary:
-            figure.savefig(temporary, format="png")
-        plt.close(figure)
+    notes = [f"{len(curves)} runs; the seeds of a row are lines of one colour."] if len(curves) > len(rows) else []
+    notes += [
+        f"Capped, not comparable with the paper: {cap}." for cap in sorted({curve.capped for curve in curves} - {""})
+    ]
+    lines = math.ceil(len(panels) / 2)
+    figure = page(2.1 * lines + 0.1, [table["question"], table["paper"]], notes)
+    grid = figure.subplots(lines, 2, squeeze=False, sharex=True)
+    for name, axes in zip(panels, grid.flat, strict=False):
+        for curve in curves:
+            _draw_curve(axes, name, curve, rows.index(curve.row))
+        axes.set_title(PANELS[name])
+        axes.margins(x=0.02)
+    for axes in list(grid.flat)[len(panels) :]:
+        axes.set_axis_off()
+    for axes in grid.flat[max(len(panels) - 2, 0) : len(panels)]:  # the lowest of each column
+        axes.set_xlabel("epochs done")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.tick_params(labelbottom=True)
+    named = {curve.row: words(curve.label + (" (capped)" if curve.capped else "")) for curve in curves}
+    add_legend(
+        figure,
+        [Line2D([], [], color=colour, linestyle=dashes, marker="", label=named[row])
+         for row, (colour, dashes) in zip(rows, map(_look, range(len(rows))), strict=True)],
+    )  # fmt: skip
+    return figure
 
 
-def _draw_curve(axes: Axes, name: str, curve: Curve, colour: str, dashes: str) -> None:
+def _look(place: int) -> tuple[str, str]:
+    """Colour and dashes, so that 28 rows are told apart."""
+    return COLOURS[place % len(COLOURS)], DASHES[place // len(COLOURS) % len(DASHES)]
+
+
+def _draw_curve(axes: Axes, name: str, curve: Curve, place: int) -> None:
     points = [(line["epoch"] + 1, line[name]) for line in curve.lines if name in line]
-    label = curve.label + (" (capped)" if curve.capped else "")
-    few = len(points) <= 40
+    colour, dashes = _look(place)
     axes.plot(
-        [epoch for epoch, _ in points], [value for _, value in points], dashes, color=colour, linewidth=1, label=label,
-        marker="." if few else None, markersize=3,
+        [epoch for epoch, _ in points], [value for _, value in points], dashes, color=colour, linewidth=0.9, label=curve.label,
+        marker="." if len(points) <= MARKED_EPOCHS else "", markersize=3,
     )  # fmt: skip

@@ -26,7 +26,7 @@ from ..data.images import UnreadableImageError, decode_image
 from ..labels import LabelStore
 from ..labels.shards import STATUS_OK, STATUS_UNREADABLE
 from ..labels.store import Label
-from .figures import STYLE
+from .style import PHOTOGRAPHS
 
 # Okabe and Ito, without black; further classes of a map are drawn grey
 COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
@@ -233,7 +233,7 @@ def draw_page(
     columns = len(stores) + 1
     photographs = [_decoded(subject) for subject in subjects]
     heights_in = [PANEL_IN * _aspect(photograph) + LEGEND_IN for photograph in photographs]
-    with plt.rc_context({**STYLE, "axes.grid": False}):
+    with plt.rc_context(PHOTOGRAPHS):
         figure, axes = plt.subplots(
             len(subjects), columns, figsize=(PANEL_IN * columns, sum(heights_in)), height_ratios=heights_in, squeeze=False,
             layout="constrained",

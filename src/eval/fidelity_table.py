@@ -12,12 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib import pyplot as plt
 
 from ..core.command import read_document
 from ..core.errors import DataError
-from ..core.files import atomic_path
-from .figures import BLUE, GREY, ORANGE, STYLE
+from .style import BLUE, ORANGE, SMALL_PT, page, save, styled, words
 
 COUNTS = ("annotator", "labels", "label_mass", "labeled", "unreadable", "photographs", "crops")
 JOBS = ("shards", "hours", "images_per_s", "bytes_per_image", "devices")  # of the shards' own summaries
@@ -54,16 +52,20 @@ def fidelity_csv(found: Sequence[dict[str, Any]]) -> str:
 def draw_fidelity(found: Sequence[dict[str, Any]], path: Path) -> None:
     """Draws a line per annotator: the three measures with their intervals, and how uncertain its cells are."""
     places = np.arange(len(found))[::-1]
-    with plt.rc_context(STYLE):
-        figure, panels = plt.subplots(
-            1, 4, sharey=True, figsize=(9.6, 1.5 + 0.55 * len(found)), gridspec_kw={"width_ratios": [1, 1, 1, 2.2]}
-        )
-        for axes, (name, title) in zip(panels, PANELS.items(), strict=False):
+    counts = sorted({f"{entry['photographs']} photographs x {entry['crops']} crops" for entry in found})
+    masses = sorted({entry["label_mass"] for entry in found})
+    notes = [f"{', '.join(counts)}; label mass {', '.join(masses)}; bars: 95 % bootstrap intervals over photographs."]
+    notes.append("Right: entropy of a map's cells; upright line: mean, %: share in the fullest bin.")
+    title = "Stored label, aligned to a crop, against the annotator on that crop"
+    with styled():
+        figure = page(0.8 + 0.55 * len(found), [title], notes)
+        panels = figure.subplots(1, 4, sharey=True, width_ratios=[1, 1, 1, 2])
+        for axes, (name, words_for) in zip(panels, PANELS.items(), strict=False):
             measured = [entry["measures"][name] for entry in found]
             means = np.array([value["mean"] for value in measured])
             ends = np.array([[value["low"], value["high"]] for value in measured]).T
             axes.errorbar(means, places, xerr=np.abs(ends - means), fmt="o", color=BLUE, capsize=2, markersize=4)
-            axes.set_xlabel(title)
+            axes.set_xlabel(words_for)
             axes.margins(x=0.15)
         histograms = panels[-1]
         tallest = max(max(entry["entropy"]["share"]) for entry in found)
@@ -78,22 +80,13 @@ def draw_fidelity(found: Sequence[dict[str, Any]], path: Path) -> None:
             right = edges[fullest] > edges[-1] / 2  # the note stands on the side with more room
             histograms.annotate(
                 f"{share[fullest]:.0%}", (edges[fullest + (not right)], place + 0.8 * share[fullest] / tallest - 0.4),
-                xytext=(-3 if right else 3, 0), textcoords="offset points", ha="right" if right else "left", va="top", fontsize=7,
+                xytext=(-3 if right else 3, 0), textcoords="offset points", va="top", fontsize=SMALL_PT,
+                ha="right" if right else "left",
             )  # fmt: skip
-            histograms.plot([mean, mean], [place - 0.4, place + 0.4], color=ORANGE, linewidth=1.5)
-        histograms.set_xlabel("entropy of a cell (nats); line: mean, %: in fullest bin")
+            histograms.plot([mean, mean], [place - 0.4, place + 0.4], color=ORANGE, linewidth=1.5, marker="")
+        histograms.set_xlabel("entropy of a cell (nats)")
         histograms.grid(visible=False, axis="y")
         histograms.set_xlim(0, max(entry["entropy"]["highest"] for entry in found))
-        panels[0].set_yticks(places, [entry["annotator"] for entry in found])
+        panels[0].set_yticks(places, [words(entry["annotator"]) for entry in found])
         panels[0].set_ylim(-0.6, len(found) - 0.4)
-        figure.suptitle(
-            "Stored label, aligned to a crop, against the annotator on that crop", x=0.02, ha="left", fontsize=9
-        )
-        counts = sorted({f"{entry['photographs']} photographs x {entry['crops']} crops" for entry in found})
-        masses = sorted({entry["label_mass"] for entry in found})
-        note = f"{', '.join(counts)}; label mass {', '.join(masses)}; bars: 95 % bootstrap intervals over photographs"
-        figure.text(0.02, 0.0, note, fontsize=7, color=GREY, va="top")
-        figure.tight_layout()
-        with atomic_path(path) as temporary:
-            figure.savefig(temporary, format="png")
-        plt.close(figure)
+        save(figure, path)

@@ -1,132 +1,106 @@
-"""The figure of a result table: ours filled, the paper's hollow, the reason for any gap in words.
+"""The figure of a result table and the CSV of what it shows, of the kind that the experiment's key `figure` names.
 
-Colours are Okabe and Ito's, told apart by colour-blind readers and, with the marker shapes, in grey print.
+Chooses the chart and writes the notes below it: how many photographs, what the bars are, what was capped.
+Called by `table_command`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+from matplotlib.figure import Figure
 
-matplotlib.use("Agg")  # jobs have no display
-
-import matplotlib.pyplot as plt
-from matplotlib.axes import Axes
-
-from ..core.files import atomic_path
+from ..core.files import write_text
+from .charts import body_in, draw_annotators, draw_bars, draw_participation, draw_path, draw_rows
+from .points import SIDEWAYS, Point, as_csv, kind_of_figure, points_of
+from .style import page, save, styled
 from .tables import ResultRow
 
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
-STYLE: dict[str, Any] = {
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.3,
-    "figure.dpi": 150,
-    "savefig.bbox": "tight",
+CHARTS: dict[str, Callable[[Figure, Sequence[Point]], None]] = {
+    "rows": draw_rows,
+    "path": draw_path,
+    "bars": draw_bars,
+    "participation": draw_participation,
+    "annotators": draw_annotators,
 }
-AXES = {
-    "annotator_top1": "annotator's ImageNet top-1 accuracy (%)",
-    "participation": "token participation rate",
-}
+NAMED = 6  # rows that a note lists by name
 
 
 def draw_table(table: dict[str, Any], rows: Sequence[ResultRow], path: Path) -> None:
-    """Draws a table's rows to a PNG file.
+    """Draws a table's rows to a PNG file, and writes what is drawn to a CSV file of the same name beside it.
 
-    A numeric axis (`x` of the experiment) where every labeled row has a value for it, else one line per row.
+    Args:
+        table: as `Table.as_json` writes it.
+        rows: of that table, also those that have no run yet.
+        path: of the PNG file.
+
+    Raises:
+        OutputError: a file cannot be written.
     """
-    with plt.rc_context(STYLE):
-        rows = [row for row in rows if row.top1_mean is not None]
-        x = table["x"]
-        values = [getattr(row, x) for row in rows if row.annotator] if x in AXES else []
-        figure, axes = plt.subplots(figsize=(6.4, 4.2 if len(values) > 1 else 1.6 + 0.45 * len(rows)))
-        if len(values) > 1 and all(value is not None for value in values):
-            _draw_against(axes, x, rows)
-        else:
-            _draw_rows(axes, rows)
-        axes.set_title(f"{table['question']}\n{table['paper']}", loc="left", fontsize=9)
-        capped = sorted({row.capped for row in rows if row.capped})
-        notes = [f"{rows[0].val_images} validation photographs" if rows else "planned: nothing is measured yet"]
-        if capped:
-            notes.append("capped runs, not comparable with the paper: " + " | ".join(capped))
-        figure.text(0.0, -0.02, "\n".join(notes), fontsize=7, color=GREY, va="top", wrap=True)
-        with atomic_path(path) as temporary:
-            figure.savefig(temporary, format="png")
-        plt.close(figure)
+    with styled():
+        figure, points = table_figure(table, rows)
+        save(figure, path)
+    write_text(path.with_suffix(".csv"), as_csv(points, sideways=kind_of_figure(table, rows) in SIDEWAYS))
 
 
-def _draw_against(axes: Axes, x: str, rows: Sequence[ResultRow]) -> None:
-    groups: dict[str, list[ResultRow]] = {}
-    for row in rows:
-        if row.annotator:
-            groups.setdefault(row.run.split("-", 1)[0] if x == "participation" else "", []).append(row)
-    for (name, members), colour, marker in zip(groups.items(), (BLUE, ORANGE, GREEN), "os^", strict=False):
-        members = sorted(members, key=lambda row: getattr(row, x))
-        places = [getattr(row, x) for row in members]
-        sizes = [20 + (row.annotator_parameters_m or 0) / 2 if x == "annotator_top1" else 30 for row in members]
-        joined = "-" if x == "participation" else ""
-        axes.plot(places, [row.top1 for row in members], joined or " ", color=colour, linewidth=1)
-        axes.scatter(
-            places,
-            [row.top1 for row in members],
-            s=sizes,
-            color=colour,
-            marker=marker,
-            label=f"ours {name}".strip(),
+def table_figure(table: dict[str, Any], rows: Sequence[ResultRow]) -> tuple[Figure, list[Point]]:
+    """The figure and its points; call it in `styled`."""
+    kind = kind_of_figure(table, rows)
+    points = points_of(table, rows, kind)
+    notes = [*notes_of(rows), _fallback(table["figure"], kind)]
+    if kind == "path":
+        notes.append("In brackets: gain over the first row.")
+    figure = page(body_in(kind, points), [table["question"], table["paper"]], notes)
+    CHARTS[kind](figure, points)
+    return figure, points
+
+
+def notes_of(rows: Sequence[ResultRow]) -> list[str]:
+    """What a reader has to know below any figure of these rows: photographs, bars, caps."""
+    measured = [row for row in rows if row.top1_mean is not None]
+    if not measured:
+        return ["Nothing is measured yet."]
+    notes = []
+    counts = sorted({row.val_images for row in measured if row.val_images})
+    if counts:
+        errors = [_standard_error(row.top1, row.val_images) for row in measured if row.val_images]
+        notes.append(
+            f"{_span([f'{count:,}' for count in counts])} validation photographs: binomial standard error of an accuracy "
+            f"{'up to ' if len(errors) > 1 else ''}±{max(errors):.2f} points."
         )
-        papers = [
-            (place, row.paper_top1) for place, row in zip(places, members, strict=True) if row.paper_top1 is not None
-        ]
-        if papers:
-            axes.scatter(
-                [place for place, _ in papers],
-                [top1 for _, top1 in papers],
-                s=36,
-                facecolors="none",
-                edgecolors=colour,
-                marker=marker,
-                label=f"paper {name}".strip(),
-            )
-        if x == "annotator_top1":
-            for row, place in zip(members, places, strict=True):
-                axes.annotate(row.label, (place, row.top1), xytext=(4, 4), textcoords="offset points", fontsize=7)
-    for row in rows:
-        if not row.annotator:
-            axes.axhline(row.top1, color=GREY, linestyle="--", linewidth=1, label=row.label)
-    axes.set_xlabel(AXES[x])
-    axes.set_ylabel("top-1 accuracy (%)")
-    axes.legend(frameon=False, fontsize=7)
+    seeds = sorted({row.seeds for row in measured if row.top1_sd is not None})
+    if seeds:
+        notes.append(f"Error bars: standard deviation over {_span([str(count) for count in seeds])} seeds.")
+    caps: dict[str, list[str]] = {}
+    for row in measured:
+        if row.capped:
+            caps.setdefault(row.capped, []).append(row.label)
+    for cap, labels in caps.items():
+        named = ", ".join(labels[:NAMED]) + (f" and {len(labels) - NAMED} more" if len(labels) > NAMED else "")
+        which = "all" if len(labels) == len(measured) else named
+        notes.append(f"Grey: capped, not comparable with the paper: {cap} ({which}).")
+    return notes
 
 
-def _draw_rows(axes: Axes, rows: Sequence[ResultRow]) -> None:
-    places = list(range(len(rows)))[::-1]
-    axes.errorbar(
-        [row.top1 for row in rows],
-        places,
-        xerr=[row.top1_sd or 0.0 for row in rows],
-        fmt="o",
-        color=BLUE,
-        label="ours, top-1",
-    )
-    axes.scatter(
-        [row.top5_mean or row.top1 for row in rows], places, marker="|", s=80, color=GREEN, label="ours, top-5"
-    )
-    papers = [(row.paper_top1, place) for row, place in zip(rows, places, strict=True) if row.paper_top1 is not None]
-    if papers:
-        axes.scatter(
-            [top1 for top1, _ in papers],
-            [place for _, place in papers],
-            marker="D",
-            facecolors="none",
-            edgecolors=ORANGE,
-            label="paper, top-1",
-        )
-    axes.set_yticks(places, [row.label for row in rows])
-    axes.set_ylim(-0.7, len(rows) - 0.3)
-    axes.set_xlabel("accuracy (%)")
-    axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
+def _fallback(wanted: str, drawn: str) -> str:
+    if wanted == drawn:
+        return ""
+    missing = {
+        "annotators": "no annotator's own accuracy is given (paper_top1 of its entry)",
+        "participation": "the rows do not differ in participation",
+        "bars": "no two models share a setting",
+    }
+    return f"Listed row by row: {missing[wanted]}."
+
+
+def _standard_error(top1: float, photographs: int) -> float:
+    """Of an accuracy in percent, in points: sqrt(p (1 - p) / n)."""
+    share = top1 / 100
+    return 100 * math.sqrt(share * (1 - share) / photographs)
+
+
+def _span(values: Sequence[str]) -> str:
+    return values[0] if len(values) == 1 else f"{values[0]} to {values[-1]}"

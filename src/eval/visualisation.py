@@ -33,9 +33,9 @@ from .drawing import (
     lay_heat,
     overlay,
 )
-from .figures import STYLE
 from .prediction import Prediction, Preprocessing, Unreadable, predict_photographs
 from .relevance import relevance_maps
+from .style import PHOTOGRAPHS
 
 SCALE_IN = 0.45  # room for the colour scale below the page
 NOTE = "Class of a token: colour; its probability: opacity."
@@ -109,7 +109,7 @@ def draw_sights(sights: Sequence[Sight], class_name: Callable[[int], str], path:
     explained = sights[0].relevance is not None
     columns = 2 + (len(sights[0].classes) if explained else 0)
     size = (PANEL_IN * columns, (PANEL_IN + LEGEND_IN) * len(sights) + SCALE_IN)
-    with plt.rc_context({**STYLE, "axes.grid": False}):
+    with plt.rc_context(PHOTOGRAPHS):
         figure, axes = plt.subplots(len(sights), columns, figsize=size, squeeze=False, layout="constrained")
         for axis in axes.ravel():
             axis.set_axis_off()

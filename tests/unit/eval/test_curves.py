@@ -16,7 +16,10 @@ from tokenlabel.core.errors import DataError
 from tokenlabel.core.files import write_json
 from tokenlabel.core.study import Study
 from tokenlabel.engine.reporting import MetricsFile
-from tokenlabel.eval.curves import COLOURS, as_csv, collect_curves, draw_curves
+from tokenlabel.eval.curves import Curve, as_csv, collect_curves, curves_figure, draw_curves
+from tokenlabel.eval.style import COLOURS, styled
+
+from .test_figures import assert_text_on_page
 
 
 def plan(raw_config: dict[str, Any], name: str, **caps: int) -> dict[str, Any]:
@@ -105,3 +108,24 @@ def test_every_training_of_a_table_is_awaited_once_and_tables_without_one_have_n
     assert table.curves == ["results/figures/curves_ablation_annotators.png"]
     assert len(table.trainings) == len(set(table.trainings)) == 10
     assert all(marker.endswith("/seed0/done.json") for marker in table.trainings)
+
+
+@pytest.mark.parametrize("rows", [1, 21])
+def test_each_row_has_a_look_of_its_own_and_all_text_is_on_the_page(rows: int) -> None:
+    table = {"name": "t", "question": "Does it train? " * 12, "paper": "none"}
+    lines = [{"epoch": epoch, "class_loss": 7.0 - epoch, "learning_rate": 1e-3} for epoch in range(3)]
+    label = "a row with a name that is rather long for a legend, number"
+    curves = [Curve(f"r{row}", f"{label} {row}", "run", seed, "", lines) for row in range(rows) for seed in (0, 1)]
+    with styled():
+        figure = curves_figure(table, curves)
+        assert_text_on_page(figure)
+    losses, rates = figure.axes
+    for axes, name in ((losses, "class_loss"), (rates, "learning_rate")):
+        assert len(axes.get_lines()) == 2 * rows
+        for line in axes.get_lines():
+            assert list(line.get_xdata()) == [1, 2, 3]
+            assert list(line.get_ydata()) == [entry[name] for entry in lines]
+    looks = {(line.get_color(), line.get_linestyle()) for line in losses.get_lines()}
+    assert len(looks) == rows
+    entries = figure.legends[0].get_lines()
+    assert {(line.get_color(), line.get_linestyle()) for line in entries} == looks
