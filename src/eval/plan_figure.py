@@ -11,7 +11,7 @@ from matplotlib.patches import Patch
 from ..core.files import atomic_path
 from ..core.plan import Plan
 from ..core.plan_jobs import STAGES
-from .figures import BLUE, GREEN, GREY, ORANGE, STYLE
+from .style import BLUE, GREEN, GREY, ORANGE, STYLE
 
 COLOURS = dict(zip(STAGES, (GREEN, BLUE, ORANGE, GREY), strict=True))
 NAMES = {"label": "labels", "train": "training", "finetune": "fine-tuning", "evaluate": "evaluation"}

@@ -18,7 +18,7 @@ from matplotlib import pyplot as plt
 from ..core.command import read_document
 from ..core.errors import DataError
 from ..core.files import atomic_path
-from .figures import BLUE, GREY, ORANGE, STYLE
+from .style import BLUE, GREY, ORANGE, STYLE
 
 AGREES_WITHIN = 0.1  # points of top-1: the last printed digit, and the rounding of another GPU
 
