@@ -33,7 +33,7 @@ _LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} (?P<level>[A-Z]+) (?P<
 
 def look_at_leases(paths: Iterable[Path], look_s: float = LOOK_S) -> dict[Path, Literal["running", "stalled"]]:
     """Looks at leases until each has moved, at most for `look_s`; one whose owner is gone is left out."""
-    first = {path: _held(path) for path in paths if Lease(path).is_held()}
+    first = {path: _held(path) for path in paths if not _is_left(path)}
     states: dict[Path, Literal["running", "stalled"]] = dict.fromkeys(first, "stalled")
     until = time.monotonic() + look_s
     pending = set(first)
@@ -49,6 +49,14 @@ def look_at_leases(paths: Iterable[Path], look_s: float = LOOK_S) -> dict[Path, 
                 continue
             pending.remove(path)
     return states
+
+
+def _is_left(path: Path) -> bool:
+    """Whether a lease is gone, or its owner was a process of this host that is."""
+    try:
+        return not Lease(path).is_held()
+    except OSError:  # may not be read: nobody can tell
+        return False
 
 
 def _held(path: Path) -> dict[str, Any] | None:

@@ -171,7 +171,7 @@ class _Survey:
         """
         if lease in self._held:
             return JobStatus(name, marker, self._held[lease])
-        if (self._base / marker).exists():  # also one that appeared since the walk
+        if self._is_there(marker):  # also one that appeared since the walk
             return self._readable(name, marker)
         existing = [log for log in logs if log in self._tree.sizes]
         if not existing:
@@ -188,6 +188,16 @@ class _Survey:
             return JobStatus(name, marker, "failed", end.error, log)
         doubt = "" if lease else "it may be running; "  # without a lease nobody can tell
         return JobStatus(name, marker, "interrupted", f"{doubt}last line: {end.last}" if end.last else "", log)
+
+    def _is_there(self, path: str) -> bool:
+        """Whether a file exists; also where nobody can tell, because reading it then says why."""
+        try:
+            (self._base / path).stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError:
+            return True
+        return True
 
     def _readable(self, name: str, path: str) -> JobStatus:
         try:
@@ -324,7 +334,7 @@ class _Survey:
 
     def _state_of_file(self, table: Table, evaluated: int, evaluations: int) -> str:
         path = self._base / table.csv
-        if not path.exists():
+        if not self._is_there(table.csv):
             if evaluated == evaluations:
                 return "complete"
             return "partial" if evaluated else "planned"
