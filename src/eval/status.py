@@ -124,7 +124,7 @@ def gather(base: Path, study: Study | None, configuration: str, look_s: float = 
     tree = Tree.of(base, FOLDERS)
     leases = look_at_leases((base / path for path in tree.sizes if path.endswith(".lease")), look_s)
     held: dict[str, State] = {path.relative_to(base).as_posix(): state for path, state in leases.items()}
-    status = Status(str(base), configuration, disk_bytes=tree.by_kind(), problems=tree.problems)
+    status = Status(str(base.resolve()), configuration, disk_bytes=tree.by_kind(), problems=tree.problems)
     if study is not None:
         _Survey(base, study, tree, held, status).fill()
     return status

@@ -38,7 +38,7 @@ def status_lines(status: Status, shown: int | None = SHOWN) -> list[str]:
         found = [job for job in status.jobs if job.state == state]
         if found:
             lines += ["", f"{state} ({STATES[state]})"]
-            lines += _first([f"  {_job(job)}" for job in found], shown)
+            lines += _first(["\n".join(_job(job)) for job in found], shown)
     if status.disk_bytes:
         lines += ["", f"disk           {in_bytes(sum(status.disk_bytes.values()))}"]
         lines += [f"  {in_bytes(size):>9}  {kind}" for kind, size in status.disk_bytes.items()]
@@ -70,15 +70,13 @@ def _counted(counts: Mapping[str, int], what: str) -> str:
     return f"{total} {what}{'s' if total != 1 else ''}{f': {said}' if said else ''}"
 
 
-def _job(job: JobStatus) -> str:
+def _job(job: JobStatus) -> list[str]:
     parts = [job.name]
     if job.epochs is not None:
-        parts.append(f"epoch {job.epochs_done} of {job.epochs}")
+        parts.append(f"{job.epochs_done} of {job.epochs} epochs")
     if job.remaining_s is not None:
         parts.append(f"{in_time(job.remaining_s)} left")
-    if job.reason:
-        parts.append(job.reason)
-    return ", ".join(parts) + (f" ({job.log})" if job.log else "")
+    return [f"  {', '.join(parts)}", *(f"      {said}" for said in (job.reason, job.log) if said)]
 
 
 def in_time(seconds: float) -> str:

@@ -173,7 +173,9 @@ def test_a_run_is_running_while_its_lease_moves_stalled_while_it_stands_and_inte
     assert (killed.state, killed.epochs_done) == ("interrupted", 4)
     assert killed.reason.endswith("INFO epoch 3 of 300")
     page = "\n".join(status_lines(place.gather()))
-    assert f"{name}, epoch 4 of {run.epochs}, last line: 2026-01-02 03:04:05,678 INFO epoch 3 of 300" in page
+    assert (
+        f"  {name}, 4 of {run.epochs} epochs\n      last line: 2026-01-02 03:04:05,678 INFO epoch 3 of 300\n      logs/"
+    ) in page
 
 
 def test_a_lease_of_another_node_stands_still_and_one_that_goes_is_no_lease(tmp_path: Path) -> None:
@@ -225,7 +227,7 @@ def test_a_job_that_failed_says_why_from_its_own_log(place: Workplace, tmp_path:
     assert job(None) == 0  # a new attempt, killed without a word: the older error is not its own
     assert place.job(run).state == "interrupted"
     page = "\n".join(status_lines(place.gather()))
-    assert f"({failed.log})" in page
+    assert f"\n      {failed.log}" in page
 
 
 def test_a_log_of_other_bytes_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
