@@ -239,7 +239,7 @@ TABLES: dict[str, Table | FaultTable | RecipeTable] = {
     "dag": Table(
         "dag",
         {
-            "experiments": ("times", "d"),
+            "times the experiments": ("times", "d"),
             "trainings of a seed": ("runs", ","),
             "jobs": ("jobs", ","),
             "plan, s": ("plan_s", ".2f"),

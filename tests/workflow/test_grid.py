@@ -150,8 +150,7 @@ def test_an_entry_gets_its_table_figure_and_caption_and_its_removal_deletes_noth
 
 def things(study: Study) -> dict[str, set[str]]:
     """What a plan makes, by the stage that makes it."""
-    runs = [run for run, _ in ((run, 0) for run in study.runs.values())]
-    labels = list(study.labels.values())
+    runs, labels = list(study.runs.values()), list(study.labels.values())
     return {
         "data": {study.data.marker},
         "annotate": {job.folder for job in labels},
