@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tokenlabel.core.files import read_json
+from tokenlabel.core.files import read_json, write_json
 from tokenlabel.core.overlays import read_configuration
 from tokenlabel.core.study import Study
 from tokenlabel.eval.status import JobStatus, gather
@@ -79,13 +79,19 @@ def test_a_training_that_runs_is_suspended_killed_and_fails(small_study: dict[st
     assert killed.epochs_done >= 1
     assert "last line: " in killed.reason
 
-    # the photographs are gone: the next attempt fails, and its log says why
-    assert run_snakemake(tmp_path, done, "--unlock", overlay=overlay).returncode == 0
-    (tmp_path / "empty").mkdir()
-    overlay["data_root"] = str(tmp_path / "empty")
-    failed = run_snakemake(tmp_path, done, "--cores", "1", "--retries", "0", "--rerun-incomplete", overlay=overlay)
-    assert failed.returncode != 0
+    # the photographs were moved: the next attempt, here by hand, fails, and its log says why
+    machine = read_json(tmp_path / "results" / "machine.json") | {"data_root": "/data/moved"}
+    write_json(tmp_path / "results" / "machine.json", machine)
+    failed = subprocess.run(
+        [
+            sys.executable, "-m", "tokenlabel.train", "--spec", f"{run.folder}/spec.json",
+            "--machine", "results/machine.json", "--manifest", study.data.folder, "--seed", "0", "--done", done,
+            "--log", f"logs/runs/{run.name}/seed0/train.log",
+        ],
+        cwd=tmp_path, capture_output=True, text=True, timeout=DEADLINE_S, check=False,
+    )  # fmt: skip
+    assert failed.returncode == 2
     after = training()
     assert after.state == "failed", after
-    assert str(tmp_path / "empty") in after.reason
+    assert after.reason.startswith("data_root /data/moved: no such folder")
     assert after.log.endswith("seed0/train.log")
