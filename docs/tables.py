@@ -300,6 +300,20 @@ TABLES: dict[str, AnyTable] = {
             "s for 1,281,167": ("imagenet_s", ".0f"),
         },
     ),
+    "dag": Table(
+        "dag",
+        {
+            "times the experiments": ("times", "d"),
+            "trainings of a seed": ("runs", ","),
+            "jobs": ("jobs", ","),
+            "plan, s": ("plan_s", ".2f"),
+            "start, s": ("start_s", ".1f"),
+            "DAG, s": ("dag_s", ".1f"),
+            "together, s": ("total_s", ".1f"),
+            "jobs / jobs": ("jobs_ratio", ".2f"),
+            "time / time": ("total_ratio", ".2f"),
+        },
+    ),
     "label_compression": Table(
         "label_compression",
         {

@@ -100,6 +100,7 @@ ACCURACY = "results/figures/accuracy_parameters.png"
 RESOLVED = "results/study.json"  # the merged configuration, for the report and for whoever asks later
 STUDY = plan_study()
 STALE = find_stale_shards()
+manifest_folder = STUDY.data.folder
 PYTHON = python_command()
 # for the jobs: the commit for their logs, and where envs/*.post-deploy.sh installs the package from
 os.environ.update(TOKENLABEL_COMMIT=git_commit(), TOKENLABEL_SOURCE=str(workflow.basedir))
@@ -352,11 +353,6 @@ def last_leg_before(run, seed):
     """Marker of the last leg but one of a finished run; none where it ran in one piece."""
     legs = read_json(Path(run.done(seed))).get("legs", 1)
     return [run.leg_done(seed, legs - 1, legs)] if legs > 1 else []
-
-
-def manifest_folder(wildcards):
-    """Folder of the data set's manifest."""
-    return STUDY.data.folder
 
 
 def seed_folder(wildcards):

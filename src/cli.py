@@ -42,6 +42,10 @@ VERBS = {
     "table fidelity": ("eval.fidelity_table_command", "make the CSV and figure of label fidelity"),
     "plan": ("eval.plan_command", "price a study: jobs, GPU hours, wall time, storage, cost"),
     "draw": ("eval.draw_command", "draw label maps over photographs"),
+    "status": (
+        "eval.status_command",
+        "say what is done, running, failed and stale, what lies unused, and how two runs differ",
+    ),
     "report": ("eval.report_command", "make the HTML report of what exists"),
     "predict": ("eval.predict_command", "classify a folder of photographs with a checkpoint"),
     "export": ("models.export_command", "write a checkpoint as a folder that timm loads, and as ONNX"),

@@ -15,7 +15,7 @@ from typing import Any
 
 from .errors import DataError, exit_on_user_error
 from .files import read_json
-from .log import set_up_logging
+from .log import log_failure, set_up_logging
 
 
 def add_job_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,7 +55,11 @@ def run_command(run: Callable[[argparse.Namespace], int], args: argparse.Namespa
 
     def main() -> int:
         set_up_logging(getattr(args, "log", None))
-        return run(args)
+        try:
+            return run(args)
+        except Exception as error:
+            log_failure(error)
+            raise
 
     try:
         return exit_on_user_error(main)

@@ -58,11 +58,12 @@ def exit_on_user_error(main: Callable[[], int]) -> int:
     try:
         return main()
     except TokenLabelError as error:
-        print(f"error: {_one_line(error)}", file=sys.stderr)  # noqa: T201
+        print(f"error: {one_line(error)}", file=sys.stderr)  # noqa: T201
         return error.exit_code
 
 
-def _one_line(error: TokenLabelError) -> str:
+def one_line(error: TokenLabelError) -> str:
+    """What a user reads of an error."""
     text = str(error).strip()
     if text.startswith("Caught ") and "\n" in text:
         # torch's DataLoader wraps a worker's error in its traceback; the last line is what we said

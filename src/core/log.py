@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 
-from .errors import OutputError
+from .errors import OutputError, TokenLabelError, one_line
 
 logger = logging.getLogger("tokenlabel")
 
@@ -47,6 +47,23 @@ def set_up_logging(log_file: Path | None) -> None:
         raise OutputError(f"{log_file}: the log cannot be written ({error.strerror}).") from error
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger.addHandler(file)
+
+
+def log_failure(error: Exception) -> None:
+    """Writes what ended a job into its log file, where `tokenlabel status` and a user look for it.
+
+    The terminal hears of it from `exit_on_user_error`, or from Python where it is a bug of ours.
+    """
+    if isinstance(error, TokenLabelError):
+        # another exit code: a signal or a deadline ended it, and its work is saved
+        level = logging.ERROR if error.exit_code == TokenLabelError.exit_code else logging.WARNING
+        record = logger.makeRecord(logger.name, level, __file__, 0, one_line(error), (), None)
+    else:
+        about = (type(error), error, error.__traceback__)
+        record = logger.makeRecord(logger.name, logging.ERROR, __file__, 0, "failed:", (), about)
+    for handler in logger.handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.handle(record)
 
 
 @contextmanager

@@ -52,6 +52,7 @@ def test_help_and_version_are_quick_and_an_unknown_verb_is_refused() -> None:
         "import tokenlabel.core.study, tokenlabel.core.cost, tokenlabel.core.log",
         "from tokenlabel.labels import LabelStore",
         "import tokenlabel.cli",
+        "import tokenlabel.eval.status_command",
     ],
 )
 def test_torch_is_not_loaded_where_it_is_not_needed(statement: str) -> None:

@@ -102,6 +102,22 @@ def test_a_killed_holders_lease_is_taken_over(tmp_path: Path) -> None:
         assert time.monotonic() - started < 10  # its process is gone; no need to wait out the counter
 
 
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="only Linux says that a process is a zombie")
+def test_a_dead_process_that_nobody_reaps_holds_no_lease(tmp_path: Path) -> None:
+    """As under a container whose first process is no init."""
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # dead, and still in the process table
+    try:
+        write_json(tmp_path / "x.lease", {"host": socket.gethostname(), "pid": pid, "counter": 3})
+        assert not Lease(tmp_path / "x.lease").is_held()
+        write_json(tmp_path / "x.lease", {"host": socket.gethostname(), "pid": os.getppid(), "counter": 3})
+        assert Lease(tmp_path / "x.lease").is_held()
+    finally:
+        os.waitpid(pid, 0)
+
+
 def test_another_nodes_lease_is_stale_when_its_counter_stands_still(tmp_path: Path) -> None:
     path = tmp_path / "x.lease"
     path.write_text(json.dumps({"host": "node7", "pid": 1, "job": "12", "counter": 5}))
