@@ -50,7 +50,7 @@ def finish_run(base: Path, run: Run, seed: int, seconds: float | None) -> None:
 @pytest.fixture
 def two(raw_config: Raw) -> Raw:
     """Two tables that share LV-ViT-S, one annotator."""
-    raw_config["select"] = {"annotators": ["nfnet_f6"], "experiments": ["main", "ablation_geometry"]}
+    raw_config["select"].update(annotators=["nfnet_f6"], experiments=["main", "ablation_geometry"])
     return raw_config
 
 
@@ -270,7 +270,7 @@ def test_other_studies_have_a_plan_on_their_own_hardware(repository: Path, overl
 def test_annotators_adapted_and_measured_alone_are_priced(repository: Path) -> None:
     raw = read_configuration([repository / "config.yaml", repository / "demo/config.yaml"])
     raw["annotators"]["mine"] = {"base": "efficientnet_lite0", "adapt": "probe", "folds": 5}
-    raw["select"] = {"annotators": ["mine"], "experiments": ["main"]}
+    raw["select"].update(annotators=["mine"], experiments=["main"])
     raw["defaults"]["annotator"] = "mine"
     raw["experiments"]["main"]["rows"].append({"name": "alone", "set": {"model": "annotator"}})
     plan = price(yaml.safe_load(yaml.safe_dump(raw)))

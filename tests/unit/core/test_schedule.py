@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokenlabel.core.schedule import Task, least_seconds, longest_chain, schedule_seconds
@@ -44,6 +44,7 @@ def test_nothing_takes_no_time() -> None:
     assert schedule_seconds(tasks(alone=(2, 1, "finished before")), 1) == 2
 
 
+@settings(deadline=None)  # milliseconds, but machines are busy
 @given(
     st.lists(st.tuples(st.floats(0.1, 100), st.integers(0, 2), st.sets(st.integers(0, 14), max_size=3)), max_size=15),
     st.integers(2, 5),
