@@ -395,6 +395,11 @@ def evaluate_runtime(wildcards, attempt):
     return attempt * max(60, limit_minutes(plan_jobs.evaluation_seconds(STUDY, run_of(wildcards))))
 
 
+def published_runtime(wildcards, attempt):
+    """Minutes that the evaluation of a published checkpoint may take; an hour at least, as for a run."""
+    return attempt * max(60, limit_minutes(plan_jobs.published_seconds(STUDY, published_job_of(wildcards))))
+
+
 def train_runtime(wildcards, attempt):
     """Minutes that a run may take; a run that is cut off continues from its checkpoint at the next attempt."""
     run = run_of(wildcards)

@@ -15,7 +15,7 @@ rule evaluate_published:
     threads: SETTINGS.threads
     resources:
         mem_mb=lambda wildcards, attempt: SETTINGS.annotate_mem_mb * attempt,
-        runtime=lambda wildcards, attempt: 60 * attempt,
+        runtime=published_runtime,
     params:
         python=PYTHON,
         machine=MACHINE,

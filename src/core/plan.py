@@ -144,6 +144,7 @@ def list_targets(study: Study, jobs: JobList) -> dict[tuple[str, str], list[str]
     targets: dict[tuple[str, str], list[str]] = {}
     for labels in study.selected_labels:
         targets[f"labels {labels.annotator}", "snakemake labels"] = jobs.add_labels(labels)
+    targets["published", f"snakemake {study.published.csv}"] = [jobs.add_published()]
     for table in study.selected_tables:
         targets[table.name, f"snakemake {table.csv}"] = [jobs.add_table(table)]
     if study.used_labels:
@@ -153,7 +154,7 @@ def list_targets(study: Study, jobs: JobList) -> dict[tuple[str, str], list[str]
     curves = [path for table in study.selected_tables for path in jobs.add_curves(table)]
     if curves:
         targets["training curves", f"snakemake {curves[0]} ..."] = curves
-    pages = [path for paths in list(targets.values())[len(study.selected_labels) :] for path in paths]
+    pages = [path for paths in list(targets.values())[len(study.selected_labels) + 1 :] for path in paths]
     if study.drawn_labels:
         shards = [path for labels in study.drawn_labels for path in jobs.add_labels(labels)]
         pages.append(jobs.add_other("results/figures/label_maps.png", shards))

@@ -13,6 +13,7 @@ from typing import Any
 from . import cost, lvvit_size
 from .errors import ConfigError
 from .planned import RESULTS, AnnotatorJob, LabelJob, Run, Table
+from .published import PublishedJob
 from .study import Study
 
 STAGES = ("label", "train", "finetune", "evaluate")  # of jobs that hold GPUs, in the order of a study
@@ -73,6 +74,17 @@ def gmacs_of(study: Study, run: Run) -> float | None:
     return model.gmacs and cost.multiply_adds_at(model.gmacs, model.image_px, run.spec["image_px"])
 
 
+def gmacs_at(study: Study, architecture: str, image_px: int) -> float | None:
+    """10^9 multiply-adds of a published network at a resolution, as the catalogue has it; None where it has not."""
+    model = next((model for model in study.config.models.values() if model.architecture == architecture), None)
+    if model is None:
+        return None
+    settings = model.settings.model_dump()
+    if lvvit_size.has_size(settings):
+        return lvvit_size.count_multiply_adds(settings, image_px, study.config.dataset.num_classes)
+    return model.gmacs and cost.multiply_adds_at(model.gmacs, model.image_px, image_px)
+
+
 def parameters_m_of(study: Study, run: Run) -> float:
     """10^6 parameters of a run's network; 0 where neither settings nor catalogue say."""
     settings = run.spec["model"]["settings"]
@@ -107,10 +119,20 @@ def fidelity_seconds(study: Study, annotator: str) -> float:
 
 def evaluation_seconds(study: Study, run: Run) -> float:
     """What an evaluation of a run should take; one more pass where its tokens are compared with an annotator's maps."""
-    passes = 1 if study.reference is None else 2
-    images = passes * study.config.dataset.val_images
-    rates = rates_of(study)
-    return rates.job_start_s + rates.infer_seconds(images, gmacs_of(study, run) or GUESSED_GMACS)
+    again = 0 if study.reference is None else study.config.dataset.val_images
+    return _evaluation_seconds(study, gmacs_of(study, run), again)
+
+
+def published_seconds(study: Study, job: PublishedJob) -> float:
+    """What the evaluation of a published checkpoint should take."""
+    return _evaluation_seconds(study, gmacs_at(study, job.entry.architecture, job.entry.image_px))
+
+
+def _evaluation_seconds(study: Study, gmacs: float | None, more_images: int = 0) -> float:
+    """Of the validation split and all further test sets whose size the configuration knows."""
+    config, rates = study.config, rates_of(study)
+    images = config.dataset.val_images + sum(config.test_sets[name].images or 0 for name in config.evaluation.test_sets)
+    return rates.job_start_s + rates.infer_seconds(images + more_images, gmacs or GUESSED_GMACS)
 
 
 def run_seconds(study: Study, run: Run, epochs: float | None = None) -> float:
@@ -190,6 +212,19 @@ class JobList:
         """The figure of an experiment's training curves; none where nothing is trained."""
         before = [self.add_run(row.run, seed) for row in table.rows if isinstance(row.run, Run) for seed in table.seeds]
         return [self.add_other(path, before) for path in table.curves]
+
+    def add_published(self) -> str:
+        """The table of the selected published checkpoints with their evaluations."""
+        study = self.study
+        before = [
+            self._add(
+                job.result, "evaluate", f"{job.entry.architecture} published", published_seconds(study, job),
+                [self._add_manifest()],
+                guessed=gmacs_at(study, job.entry.architecture, job.entry.image_px) is None,
+            )
+            for _, job in study.published.jobs
+        ]  # fmt: skip
+        return self.add_other(study.published.csv, before)
 
     def add_other(self, path: str, before: list[str]) -> str:
         """A job without a GPU."""

@@ -58,13 +58,15 @@ def test_every_target_has_a_row_and_shared_parts_are_paid_for_once(raw_config: R
     plan = price(raw_config)
     targets = [row.target for row in plan.rows]
     assert targets[:9] == [f"labels {name}" for name in raw_config["select"]["annotators"]]
-    assert targets[9:20] == raw_config["select"]["experiments"]
-    assert targets[20:] == ["label fidelity", "training curves", "report", "total"]
+    assert targets[9] == "published"
+    assert targets[10:21] == raw_config["select"]["experiments"]
+    assert targets[21:] == ["label fidelity", "training curves", "report", "total"]
     total = plan.rows[-1]
     assert sum(row.additional_gpu_hours for row in plan.rows[:-1]) == pytest.approx(total.gpu_hours)
-    assert sum(row.gpu_hours for row in plan.rows[9:20]) > total.gpu_hours
+    assert sum(row.gpu_hours for row in plan.rows[10:21]) > total.gpu_hours
     assert row_of(plan, "training curves").additional_gpu_hours == 0
-    assert row_of(plan, "report").jobs == total.jobs
+    assert row_of(plan, "report").jobs == total.jobs - 9  # published checkpoints are no part of it
+    assert 0 < row_of(plan, "published").gpu_hours < 10
     assert all(row.basis == "estimate" for row in plan.rows)
 
 
