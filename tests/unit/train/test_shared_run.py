@@ -146,7 +146,8 @@ def test_a_process_without_a_readable_photograph_goes_on_and_a_killed_one_ends_t
     _, stderr = process.communicate(timeout=120)
     assert time.monotonic() - began < 60
     assert process.returncode == 1
-    said = [line for line in stderr.splitlines() if "cannot be decoded" not in line and "unreadable" not in line]
-    assert said == [
+    # torch warns of the layout of a single photograph's gradients
+    assert [line for line in stderr.splitlines() if "error: " in line] == [
         f"error: process 1 of {processes} (pid {children[1]}) was killed by SIGKILL (out of memory?); the others were stopped."
     ]
+    assert "Traceback" not in stderr
