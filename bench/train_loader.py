@@ -72,10 +72,9 @@ class Workplace:
                 path = root / split / name / f"{index}.JPEG"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(encoded)
-        self.machine: dict[str, Any] = {
+        self.machine: dict[str, Any] = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))["machine"] | {
             "data_root": str(root), "weights_root": "", "timm_names": [], "device": "cpu", "precision": "float32", "threads": 1,
-            "workers": 0, "annotate_batch": 16, "annotate_compile": False, "part_seconds": 60.0, "label_storage": "compact",
-            "decode_cache": None, "augment_on_gpu": False, "prefetch_batches": 2,
+            "workers": 0, "annotate_batch": 16, "annotate_compile": False,
             "dataset": {"format": "folder", "train": "train", "val": "val", "on_unreadable": "fail",
                 "max_unreadable_fraction": 0.0},
         }  # fmt: skip

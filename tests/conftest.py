@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import os
 from pathlib import Path
 from typing import Any
@@ -36,16 +37,19 @@ def machine_settings(data_root: Path, **changes: Any) -> dict[str, Any]:
     """machine.json of a small job on the CPU of this machine, photographs in data_root/train and data_root/val."""
     settings = {
         "data_root": str(data_root), "weights_root": "", "timm_names": [], "device": "cpu", "precision": "float32",
-        "threads": 1, "workers": 0, "annotate_batch": 12, "annotate_compile": False,
-        "micro_batch": 12, "part_seconds": 60.0, "label_storage": "compact",
-        "validate_every_epochs": 0, "validation_crop": 0.9,
-        "processes": 1, "sharding": "none", "compile": False, "grad_checkpointing": False, "channels_last": False,
-        "tf32": True, "leg_epochs": None, "checkpoint_seconds": 600.0, "min_label_coverage": 1.0, "log_every_steps": 1,
-        "speed_seconds": 0.0, "real_labels": None, "test_sets": {},
-        "tensorboard": False, "wandb_project": None, "prefetch_batches": 2, "decode_cache": None, "augment_on_gpu": False,
+        "threads": 1, "workers": 0, "annotate_batch": 12, "annotate_compile": False, "micro_batch": 12,
+        "validate_every_epochs": 0, "validation_crop": 0.9, "channels_last": False, "min_label_coverage": 1.0,
+        "log_every_steps": 1, "tensorboard": False, "speed_seconds": 0.0, "real_labels": None, "test_sets": {},
         "dataset": {"format": "folder", "train": "train", "val": "val", "on_unreadable": "record", "max_unreadable_fraction": 0.5},
     }  # fmt: skip
-    return settings | changes
+    return _default_machine() | settings | changes
+
+
+@functools.cache
+def _default_machine() -> dict[str, Any]:
+    """The machine settings of config.yaml: it has every key, so that none is listed twice."""
+    raw: dict[str, Any] = yaml.safe_load((REPOSITORY / "config.yaml").read_text(encoding="utf-8"))["machine"]
+    return raw
 
 
 def write_manifests(folder: Path, machine: dict[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import argparse
 import time
 from pathlib import Path
 
-from ..core.command import add_job_arguments, read_document
+from ..core.command import add_job_arguments, read_document, read_machine
 from ..core.files import Lease, write_json
 from ..core.identity import digest_of
 from ..core.log import job_log, logger
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Writes the annotator's checkpoint and its marker."""
     spec = read_document(args.spec, "the annotator's spec")
-    machine = read_document(args.machine, "the machine settings")
+    machine = read_machine(args.machine)
     from ..data.manifest import load_manifest
 
     manifests = {split: load_manifest(args.manifest, split) for split in ("train", "val")}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..core.command import add_job_arguments, read_document
+from ..core.command import add_job_arguments, read_document, read_machine
 from ..core.errors import ConfigError
 from ..core.identity import digest_of
 from ..core.log import job_log, logger
@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Writes the shard and its marker."""
     spec = read_document(args.spec, "the label spec")
-    machine = read_document(args.machine, "the machine settings")
+    machine = read_machine(args.machine)
     from ..data.manifest import load_manifest
 
     manifest = load_manifest(args.manifest, args.split)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..core.command import read_document
+from ..core.command import read_document, read_machine
 from ..core.errors import ConfigError
 from ..core.files import write_json
 from ..core.identity import digest_of
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
         if getattr(args, name) < least:
             raise ConfigError(f"annotate fidelity: --{name} is {getattr(args, name)}, expected at least {least}.")
     spec = read_document(args.labels / "spec.json", "the label spec")
-    machine = read_document(args.machine, "the machine settings")
+    machine = read_machine(args.machine)
     from ..data.manifest import load_manifest
     from ..labels import LabelStore
 

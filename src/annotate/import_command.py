@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from ..core.command import read_document
+from ..core.command import read_document, read_machine
 from ..core.errors import ConfigError
 from ..core.log import logger
 from ..core.seeds import derived_seed
@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
     """Imports the labels, or only prints what --detect finds."""
     _check_arguments(args)
     manifest = load_manifest(args.manifest, args.split)
-    machine = read_document(args.machine, "the machine settings") if args.machine else None
+    machine = read_machine(args.machine) if args.machine else None
     source = manifest.open_source(machine) if machine else None
     check_class_count(len(manifest.classes), f"manifest {args.manifest}")
     from .released_import import check_missing, find_released, import_shard

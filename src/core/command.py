@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .errors import DataError, exit_on_user_error
+from .errors import ConfigError, DataError, exit_on_user_error
 from .files import read_json
 from .log import log_failure, set_up_logging
 
@@ -25,8 +25,38 @@ def add_job_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--log", type=Path, default=None, help="log file (default: the terminal)")
 
 
+class Section(dict[str, Any]):
+    """A JSON object, or one inside it, that names itself and the key where one is missing: a spec by hand, or of other code.
+
+    Args:
+        values: what json.load gave.
+        name: the file and what it is; keys of inner objects are told with their path.
+    """
+
+    def __init__(self, values: dict[str, Any], name: str, path: str = "") -> None:
+        super().__init__(
+            (key, Section(value, name, f"{path}{key}.") if isinstance(value, dict) else value)
+            for key, value in values.items()
+        )
+        self._name, self._path = name, path
+
+    def __missing__(self, key: str) -> Any:
+        raise ConfigError(
+            f"{self._name}: no key {self._path}{key}. Add it (config.yaml says what it means), or let snakemake write the file."
+        )
+
+    def __or__(self, other: dict[str, Any]) -> Section:  # type: ignore[override]
+        return Section({**self, **other}, self._name, self._path)
+
+    def __reduce__(self) -> Any:  # other processes, and files, get what it is otherwise: a dictionary
+        return dict, (dict(self),)
+
+
 def read_document(path: Path, what: str) -> dict[str, Any]:
     """Reads a JSON object that a job was pointed to.
+
+    Returns:
+        the object; a key that it lacks raises a ConfigError of one line where it is asked for.
 
     Raises:
         DataError: it is missing or no JSON object.
@@ -39,6 +69,20 @@ def read_document(path: Path, what: str) -> dict[str, Any]:
         raise DataError(f"{path}: {what} cannot be read ({error}).") from None
     if not isinstance(document, dict):
         raise DataError(f"{path}: {what} must be a JSON object, found {type(document).__name__}.")
+    return Section(document, f"{path}: {what}")
+
+
+def read_machine(path: Path) -> dict[str, Any]:
+    """Reads machine.json, the workflow's or one by hand.
+
+    Raises:
+        DataError: as `read_document`.
+        ConfigError: a value that is not legal.
+    """
+    from .config import check_machine  # pydantic takes a moment that other commands need not wait
+
+    document = read_document(path, "the machine settings")
+    check_machine(document, str(path))
     return document
 
 

@@ -463,6 +463,25 @@ class Config(Frozen):
     select: Select
 
 
+def check_machine(document: Mapping[str, Any], where: str) -> None:
+    """Checks the values of a machine.json, which may be by hand; keys that a job misses, it says itself.
+
+    Args:
+        document: of the file.
+        where: its path, for the error.
+
+    Raises:
+        ConfigError: a value that is not legal.
+    """
+    try:
+        Machine.model_validate({key: document[key] for key in Machine.model_fields if key in document})
+    except pydantic.ValidationError as error:
+        wrong = [_sentence(item, "machine") for item in error.errors() if item["type"] != "missing"]
+        if wrong:
+            said = wrong[0].removeprefix("configuration key ")
+            raise ConfigError(f"{where}: {said}. Mend it, or let snakemake write the file.") from None
+
+
 def load_config(raw: Mapping[str, Any]) -> Config:
     """Validates a merged configuration.
 

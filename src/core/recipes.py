@@ -1,6 +1,7 @@
 """What a recipe comes to on a machine: its real learning rates, its steps and micro-batches; refuses what cannot work.
 
-Called by the plan at parse time and by `tokenlabel train --explain`; training jobs see the batch that they really have.
+Called by the plan at parse time and by `tokenlabel train --explain`; a training job checks the batch that it really has, which a
+small data set makes smaller, by the same `check_shares`.
 """
 
 from __future__ import annotations
@@ -68,18 +69,7 @@ def check_schedule(recipe: Recipe, machine: Machine, where: str) -> None:
         ConfigError: either of them, with the nearest values that work.
     """
     schedule = Schedule.of(recipe, machine, recipe.batch_size)
-    count, processes, micro = schedule.micro_batches, machine.processes, machine.micro_batch
-    if count % processes:
-        fewer, more = count // processes * processes, (count // processes + 1) * processes
-        sizes = " or ".join(str(micros * micro) for micros in (fewer, more) if micros)
-        smaller = _shared_micro_batch(schedule.batch_size, more, processes)
-        remedy = f"machine.micro_batch {smaller}, batch_size" if smaller else "batch_size"
-        shared = max(divisor for divisor in range(1, processes) if count % divisor == 0)
-        raise ConfigError(
-            f"{where}: batch_size {schedule.batch_size} in micro-batches of {micro} (machine.micro_batch) makes {count} a step, "
-            f"which {processes} processes (machine.processes) cannot share evenly. Nearest that work: {remedy} {sizes}, or "
-            f"machine.processes {shared}."
-        )
+    check_shares(schedule.batch_size, machine.micro_batch, machine.processes, where)
     for key, rate in {
         "min_learning_rate": recipe.min_learning_rate,
         "warmup_learning_rate": recipe.warmup_learning_rate if recipe.warmup_epochs else 0.0,
@@ -92,10 +82,40 @@ def check_schedule(recipe: Recipe, machine: Machine, where: str) -> None:
             )
 
 
-def _shared_micro_batch(batch_size: int, least: int, processes: int) -> int | None:
-    """The largest micro-batch of which at least so many make a step and processes share them evenly."""
-    for count in range(least, batch_size + 1, processes):
-        size = -(-batch_size // count)
-        if -(-batch_size // size) == count:
-            return size
-    return None
+def check_shares(batch_size: int, micro_batch: int, processes: int, where: str = "") -> None:
+    """Refuses a step whose micro-batches the processes cannot share evenly, for each exchanges gradients as often.
+
+    Args:
+        batch_size: photographs of a step, over all processes.
+        micro_batch: photographs of a forward pass.
+        processes: of the training.
+        where: the row or run, for the error; may be empty.
+
+    Raises:
+        ConfigError: with the nearest values that work.
+    """
+
+    def cut(size: int, micro: int) -> int:
+        return -(-size // micro)
+
+    count = cut(batch_size, micro_batch)
+    if count % processes == 0:
+        return
+    even = {cut(batch_size, number) for number in range(processes, batch_size + 1, processes)}
+    micro = _nearest(micro_batch, [size for size in even if cut(batch_size, size) % processes == 0])
+    whole = micro_batch * processes
+    sizes = _nearest(batch_size, [batch_size // whole * whole, (batch_size // whole + 1) * whole])
+    numbers = _nearest(processes, [number for number in range(1, count + 1) if count % number == 0])
+    ways = [f"machine.micro_batch {micro}"] * bool(micro) + [f"batch_size {sizes}", f"machine.processes {numbers}"]
+    place = f"{where}: " if where else ""
+    raise ConfigError(
+        f"{place}batch_size {batch_size} in micro-batches of {micro_batch} (machine.micro_batch) makes {count} a step, "
+        f"which {processes} processes (machine.processes) cannot share evenly. Nearest that fit: {'; or '.join(ways)}."
+    )
+
+
+def _nearest(value: int, legal: list[int]) -> str:
+    """The nearest legal values below and above, in words; empty where there is none."""
+    below = [number for number in legal if 0 < number < value]
+    above = [number for number in legal if number > value]
+    return " or ".join(str(number) for number in [*([max(below)] if below else []), *([min(above)] if above else [])])

@@ -27,6 +27,8 @@ from .pixels import decode_upright, shrink
 CACHE_VERSION = 1
 CHANNELS = 3
 BLOCK = 256  # photographs that are written and synced at once
+# height and width of what the cache has no pixels of: bytes that no decoder takes, and bytes that could not be read
+UNDECODABLE, UNREAD = (0, 0), (0, 1)
 
 
 class Photographs:
@@ -56,12 +58,20 @@ class Photographs:
             UnreadableImageError: it cannot be decoded.
             DataError: it is not what the manifest says.
         """
-        pixels = decode_upright(self.manifest.read(self.source, row))
+        return self.decode(self.encoded(row))
+
+    def encoded(self, row: int) -> bytes:
+        """The bytes of one photograph; raises as `pixels` where they cannot be read."""
+        return self.manifest.read(self.source, row)
+
+    def decode(self, encoded: bytes) -> torch.Tensor:
+        """The pixels in a photograph's bytes; raises UnreadableImageError where there are none."""
+        pixels = decode_upright(encoded)
         return pixels if self.short_side_px is None else shrink(pixels, self.short_side_px)
 
 
 class CachedPhotographs(Photographs):
-    """The same pixels, read from a finished cache.
+    """The same pixels, read from a finished cache; from its file what could not be read when the cache was filled.
 
     Args:
         manifest, machine, short_side_px: as before.
@@ -87,7 +97,9 @@ class CachedPhotographs(Photographs):
     def pixels(self, row: int) -> torch.Tensor:
         """As `Photographs.pixels`."""
         height, width = self._sizes[row].tolist()
-        if not height:
+        if (height, width) == UNREAD:  # a disk that did not answer then may do so now
+            return super().pixels(row)
+        if (height, width) == UNDECODABLE:
             raise UnreadableImageError("it could not be decoded when the cache was filled")
         if self._memory is None:
             self._memory = np.memmap(self._path, dtype=np.uint8, mode="r")
@@ -181,12 +193,19 @@ def _whole_rows(part: Path, sizes_path: Path) -> int:
 
 
 def _stored(photographs: Photographs, row: int) -> NDArray[np.uint8]:
-    """Pixels as they lie in the file, (height, width, 3); empty for an unreadable photograph."""
+    """Pixels as they lie in the file, (height, width, 3); of an unreadable photograph none, its shape says why."""
     try:
-        return np.ascontiguousarray(photographs.pixels(row).permute(1, 2, 0).numpy())
+        encoded = photographs.encoded(row)
+    except UnreadableImageError as error:
+        logger.warning(
+            "%s: cannot be read (%s); not cached, tried again when it is needed", photographs.manifest.path(row), error
+        )
+        return np.empty((*UNREAD, CHANNELS), np.uint8)
+    try:
+        return np.ascontiguousarray(photographs.decode(encoded).permute(1, 2, 0).numpy())
     except UnreadableImageError as error:
         logger.warning("%s: cannot be decoded (%s)", photographs.manifest.path(row), error)
-        return np.empty((0, 0, CHANNELS), np.uint8)
+        return np.empty((*UNDECODABLE, CHANNELS), np.uint8)
 
 
 def _sync(file: Any) -> None:

@@ -58,10 +58,19 @@ class Checkpoints:
         digest: of spec and seed.
         settings: what the digest is of, so that a difference can be named.
         processes: of the training; the main one writes, all read.
+        machine: settings of the machine that change numbers a little; a training goes on with other ones and says so.
     """
 
-    def __init__(self, folder: Path, digest: str, settings: dict[str, Any], processes: Processes) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        digest: str,
+        settings: dict[str, Any],
+        processes: Processes,
+        machine: dict[str, Any] | None = None,
+    ) -> None:
         self._folder, self._digest, self._settings, self._processes = folder, digest, settings, processes
+        self._machine = machine or {}
         self.write_s = 0.0  # of the last one
         self._last = 0  # number of the one that was read or written last
 
@@ -82,7 +91,8 @@ class Checkpoints:
         document = {
             "format": FORMAT,
             "digest": self._digest,
-            "settings": self._settings,
+            "settings": on_cpu(self._settings),
+            "machine": self._machine,
             "progress": asdict(progress),
             "states": on_cpu(states),  # first, so that the file names no device
         }
@@ -133,6 +143,10 @@ class Checkpoints:
                     "over, or give --allow-changed to go on with the new ones."
                 )
             logger.warning("%s: going on with changed settings: %s", path.name, shown)
+            progress = Progress(**{**asdict(progress), "changed": [*progress.changed, *changed]})
+        changed = compare_settings(saved.get("machine", self._machine), self._machine, "machine")
+        if changed:
+            logger.warning("%s: numbers will differ a little from an unbroken run's: %s", path.name, "; ".join(changed))
             progress = Progress(**{**asdict(progress), "changed": [*progress.changed, *changed]})
         logger.info("resuming from %s: epoch %d, step %d", path.name, progress.epoch, progress.step)
         return progress, states

@@ -20,6 +20,10 @@ _NO_MEMORY = re.compile(
     r"can't allocate memory|not enough memory|unable to mmap|Cannot allocate memory|insufficient shared memory"
     r"|DataLoader worker .*(?:killed by signal: Killed|killed by signal: Bus error|exited unexpectedly)"
 )
+# what a GPU's libraries say where they ask for memory beside torch's allocator
+_NO_GPU_MEMORY = re.compile(
+    r"(?:CUDA|HIP) (?:error: )?out of memory|(?:CUBLAS|CUDNN|CUSOLVER|CUSPARSE)_STATUS_ALLOC_FAILED|MPS backend out of memory"
+)
 
 
 class TrainingError(TokenLabelError):
@@ -65,7 +69,7 @@ def explaining_memory(machine: Mapping[str, Any]) -> Iterator[None]:
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        on_gpu = isinstance(error, torch.OutOfMemoryError)
+        on_gpu = isinstance(error, torch.OutOfMemoryError) or bool(_NO_GPU_MEMORY.search(str(error)))
         if not on_gpu and not isinstance(error, MemoryError) and not _NO_MEMORY.search(str(error)):
             raise
         in_loader = "DataLoader worker" in str(error) or "shared memory" in str(error)

@@ -71,7 +71,8 @@ class Task:
             wrapped and has no attributes but those of a Module.
         parts: names of the loss's parts, in any order; a process may have no photograph of a step and must know them.
         counters: names of parts that are counts and add up; all others are means over the micro-batch.
-        validate: measures a model; logged with the epoch. None: never.
+        validate: (model, look) -> measurements, logged with the epoch; it calls `look` before each batch, equally often in every
+            process, which leaves where time is up. None: never.
         validate_every_epochs: 0: never.
         describe: sample ids -> words for the user, paths where the stage has them.
     """
@@ -81,7 +82,7 @@ class Task:
     loss: Callable[[nn.Module, Any, int, int], tuple[torch.Tensor, dict[str, torch.Tensor]]]
     parts: tuple[str, ...]
     counters: tuple[str, ...] = ("unlabeled",)
-    validate: Callable[[nn.Module], dict[str, float]] | None = None
+    validate: Callable[[nn.Module, Callable[[], None]], dict[str, float]] | None = None
     validate_every_epochs: int = 0
     describe: Callable[[np.ndarray[Any, Any]], list[str]] = hexadecimal
 
@@ -110,7 +111,7 @@ def fit(
     model: nn.Module, task: Task, optimisation: Optimisation, folder: Path, *,
     digest: str, settings: dict[str, Any], seed: int, device: torch.device, precision: torch.dtype, machine: dict[str, Any],
     reporter: Reporter, processes: Processes = ALONE, stop: Stop | None = None, until_epoch: int | None = None,
-    allow_changed: bool = False, check_owner: Callable[[], None] = lambda: None,
+    allow_changed: bool = False, check_owner: Callable[[], None] = lambda: None, micro_batch: int | None = None,
 ) -> FitResult:  # fmt: skip
     """Trains a model, or continues a training that was interrupted.
 
@@ -131,6 +132,7 @@ def fit(
         until_epoch: how many epochs shall be done at the end of this leg, counted from the training's first; None: all.
         allow_changed: whether to continue a training that other settings began.
         check_owner: called before anything is written; raises where another job has taken the folder over.
+        micro_batch: photographs of a forward pass, which batch norms and mixing partners see: a resumption with others says so.
 
     Raises:
         ConfigError: settings that train nothing.
@@ -141,7 +143,9 @@ def fit(
     _check_something_is_trained(task, optimisation)
     with explaining_memory(machine):
         learner = Learner(model, optimisation, machine, processes, device, precision)
-        checkpoints = Checkpoints(folder, digest, settings, processes)
+        checkpoints = Checkpoints(
+            folder, digest, settings, processes, {} if micro_batch is None else {"micro_batch": micro_batch}
+        )
         training = _Training(
             task, learner, checkpoints, reporter, processes, stop or Stop(), seed, device, precision, machine,
             check_owner,
@@ -225,7 +229,7 @@ class _Training:
         every = self.task.validate_every_epochs
         if self.task.validate and every and (epoch + 1) % every == 0:
             self._save()  # a validation may take longer than a scheduler waits
-            line |= self.task.validate(self.learner.averaged or self.learner.parallel.model)
+            line |= self.task.validate(self.learner.averaged or self.learner.parallel.model, self._leave_in_time)
         self._check_finite(self._unread)
         self.check_owner()
         self.reporter.epoch(line)
@@ -279,6 +283,13 @@ class _Training:
             where = f"epoch {self.progress.epoch}, step {self.progress.step}: the state is saved"
             raise self.stop.explained(where)
         return images, skipped
+
+    def _leave_in_time(self) -> None:
+        """Between two batches of a validation: ends where any process must; the training is saved, the validation is repeated."""
+        now = time.monotonic()
+        self._step_s, self._step_began = max(now - self._step_began, 0.9 * self._step_s), now
+        if self.processes.any(self.stop.requested(2 * self._step_s + DEADLINE_MARGIN_S)):
+            raise self.stop.explained(f"epoch {self.progress.epoch}, while validating: the state is saved")
 
     def _accumulate_gradients(
         self, micro_batches: Sequence[Batch], images: int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -67,8 +68,19 @@ def measure_accuracy(
     device: torch.device,
     precision: torch.dtype,
     processes: Processes = ALONE,
+    before_batch: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
     """Runs a model over a split; several processes share the photographs, and each gets the numbers of all.
+
+    Args:
+        model: in any mode, which it has again afterwards.
+        crops: the split as evaluation sees it.
+        machine: micro_batch, workers.
+        num_classes: of the model.
+        device: where to measure.
+        precision: of autocast.
+        processes: that share the photographs, each calling this.
+        before_batch: called before each batch, equally often in each process; may raise to leave early.
 
     Returns:
         top1 and top5 in percent, images counted, images skipped: the same ones whatever the number of processes.
@@ -82,6 +94,7 @@ def measure_accuracy(
     loader = DataLoader(crops, batch_sampler=shares, num_workers=machine["workers"], collate_fn=_collate)
     counts = torch.zeros(4, dtype=torch.int64)  # photographs counted, skipped, right at once, right within five
     for images, classes, unreadable in loader:
+        before_batch()
         if not len(classes) and isinstance(model, FSDPModule):
             images = torch.zeros(1, 3, crops.image_px, crops.image_px)  # the others gather weights with this process
         if len(images):

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from ..core.errors import ConfigError, DataError
+from ..core.errors import DataError
+from ..core.recipes import check_shares
 from ..engine.processes import Processes
 
 Rows = np.ndarray[Any, np.dtype[np.int64]]
@@ -56,7 +57,7 @@ class BatchPlan:
         self.batch_size = min(batch_size, images)
         self.micro_batch = min(micro_batch, self.batch_size)
         self.steps_per_epoch = images // self.batch_size
-        _check_shares(self.batch_size, self.micro_batch, processes.count)
+        check_shares(self.batch_size, self.micro_batch, processes.count)
 
     def steps(self, epoch: int, first_step: int = 0) -> Iterator[list[PlannedBatch]]:
         """This process's micro-batches of each step from `first_step` on."""
@@ -69,28 +70,3 @@ class BatchPlan:
                 for index, start in enumerate(cuts)
                 if index % self._processes.count == self._processes.rank
             ]
-
-
-def _check_shares(batch_size: int, micro_batch: int, processes: int) -> None:
-    def cut(size: int, micro: int) -> int:
-        return -(-size // micro)
-
-    count = cut(batch_size, micro_batch)
-    if count % processes == 0:
-        return
-    micro = _nearest(micro_batch, [size for size in range(1, batch_size + 1) if cut(batch_size, size) % processes == 0])
-    whole = micro_batch * processes
-    sizes = _nearest(batch_size, [batch_size // whole * whole, (batch_size // whole + 1) * whole])
-    numbers = _nearest(processes, [number for number in range(1, count + 1) if count % number == 0])
-    ways = [f"machine.micro_batch {micro}"] * bool(micro) + [f"batch_size {sizes}", f"machine.processes {numbers}"]
-    raise ConfigError(
-        f"batch_size {batch_size} in micro-batches of {micro_batch} (machine.micro_batch) makes {count}, which "
-        f"{processes} processes (machine.processes) cannot share evenly. Nearest that fit: {'; or '.join(ways)}."
-    )
-
-
-def _nearest(value: int, legal: list[int]) -> str:
-    """The nearest legal values below and above, in words; empty where there is none."""
-    below = [number for number in legal if 0 < number < value]
-    above = [number for number in legal if number > value]
-    return " or ".join(str(number) for number in [*([max(below)] if below else []), *([min(above)] if above else [])])

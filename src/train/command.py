@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
-from ..core.command import add_job_arguments, read_document
+from ..core.command import add_job_arguments, read_document, read_machine
+from ..core.errors import ConfigError, TokenLabelError
 from ..core.identity import digest_of
 from ..core.log import job_log
+from ..data.manifest import Manifest, load_manifest
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,12 +45,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Trains and writes the marker."""
-    spec = read_document(args.spec, "the run's spec")
-    machine = read_document(args.machine, "the machine settings")
-    from ..data.manifest import load_manifest
+    try:
+        spec, machine, manifests = _read(args)
+    except TokenLabelError:
+        from ..engine.processes import join_processes
 
-    manifests = {split: load_manifest(args.manifest, split) for split in ("train", "val")}
-    manifests["train"].open_source(machine)  # a missing data root shall be the first thing the job says
+        with join_processes("cpu"):  # so that of several processes one says it
+            raise
     from .job import train_run
 
     title = f"{spec['stage']} {args.done.parent.parent.name}"
@@ -59,3 +63,13 @@ def run(args: argparse.Namespace) -> int:
         )  # fmt: skip
         counts["images"] = marker.get("images", 0)
     return 0
+
+
+def _read(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any], dict[str, Manifest]]:
+    """Spec, machine and manifests; what is wrong with them is the first thing that the job says, before torch loads."""
+    if args.until_epoch is not None and args.until_epoch < 1:
+        raise ConfigError(f"--until-epoch {args.until_epoch}: a leg trains at least one epoch. Give 1 or more.")
+    spec, machine = read_document(args.spec, "the run's spec"), read_machine(args.machine)
+    manifests = {split: load_manifest(args.manifest, split) for split in ("train", "val")}
+    manifests["train"].open_source(machine)
+    return spec, machine, manifests

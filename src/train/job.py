@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pydantic
+import torch
 
 from ..core.config import Recipe, describe_problems
 from ..core.errors import CheckpointError, ConfigError, LabelError, OutputError
@@ -103,10 +104,20 @@ def train_run(
                 return finished
             marker |= {"epochs": until_epoch}
         else:
-            marker |= _train(
-                spec, machine, recipe, manifests, labels_folder, start_folder, seed, folder, eval_crop, until_epoch,
-                allow_changed, processes, stop, ownership,
-            )  # fmt: skip
+            job = _Job(
+                spec,
+                machine,
+                recipe,
+                manifests,
+                labels_folder,
+                start_folder,
+                seed,
+                folder,
+                eval_crop,
+                until_epoch,
+                allow_changed,
+            )
+            marker |= _train(job, processes, stop, ownership)
         marker["seconds"] = round(time.monotonic() - started, 3)
         if processes.is_main:
             ownership.check()
@@ -116,24 +127,39 @@ def train_run(
     return marker
 
 
-def _train(
-    spec: dict[str, Any], machine: dict[str, Any], recipe: Recipe, manifests: dict[str, Manifest], labels_folder: Path | None,
-    start_folder: Path | None, seed: int, folder: Path, eval_crop: float | None, until_epoch: int | None, allow_changed: bool,
-    processes: Processes, stop: Stop, ownership: _Ownership,
-) -> dict[str, Any]:  # fmt: skip
+@dataclass(frozen=True)
+class _Job:
+    """What a run is asked to do, as `train_run` was given it."""
+
+    spec: dict[str, Any]
+    machine: dict[str, Any]
+    recipe: Recipe
+    manifests: dict[str, Manifest]
+    labels_folder: Path | None
+    start_folder: Path | None
+    seed: int
+    folder: Path
+    eval_crop: float | None
+    until_epoch: int | None
+    allow_changed: bool
+
+
+def _train(job: _Job, processes: Processes, stop: Stop, ownership: _Ownership) -> dict[str, Any]:
     """Trains; returns what the marker shall say of it."""
+    spec, machine, recipe, folder = job.spec, job.machine, job.recipe, job.folder
     device = choose_device(machine["device"])
     precision = choose_precision(machine["precision"], device)
     set_threads(machine["threads"])
     set_tf32(machine["tf32"])
     logger.info("device %s, precision %s, micro-batch %d", device, precision, machine["micro_batch"])
-    manifest = manifests["train"]
-    model = build_model(spec, start_folder, seed, Path(machine["weights_root"]))
+    manifest = job.manifests["train"]
+    model = build_model(spec, job.start_folder, job.seed, Path(machine["weights_root"]))
     if machine["grad_checkpointing"]:
         model.set_grad_checkpointing()
-    store = _open_labels(labels_folder, spec, manifest)
-    augmentation = Augmentation(spec["recipe"], spec["image_px"], model.mean, model.std)
-    dataset = TrainingSet(manifest, machine, augmentation, store, seed)
+    store = _open_labels(job.labels_folder, spec, manifest)
+    dataset = TrainingSet(
+        manifest, machine, Augmentation(spec["recipe"], spec["image_px"], model.mean, model.std), store, job.seed
+    )
     batches = Batches(
         dataset,
         batch_size=recipe.batch_size,
@@ -149,27 +175,28 @@ def _train(
     optimisation = _optimisation(recipe, batches.batch_size)
     reporter = Reporter(
         folder, epochs=optimisation.total_epochs, steps_per_epoch=batches.steps_per_epoch, machine=machine,
-        title=f"{folder.parent.name} seed {seed}", main=processes.is_main,
+        title=f"{folder.parent.name} seed {job.seed}", main=processes.is_main,
     )  # fmt: skip
     summary = None
     try:
         result = fit(
             model,
-            _task(spec, machine, batches, model, manifests, seed, device, precision, processes),
+            _task(job, batches, model, device, precision, processes),
             optimisation,
             folder,
-            digest=f"{digest_of(spec)}-seed{seed}",
-            settings={**spec, "seed": seed},
-            seed=seed,
+            digest=f"{digest_of(spec)}-seed{job.seed}",
+            settings={**spec, "seed": job.seed},
+            seed=job.seed,
             device=device,
             precision=precision,
             machine=machine,
             reporter=reporter,
             processes=processes,
             stop=stop,
-            until_epoch=until_epoch,
-            allow_changed=allow_changed,
+            until_epoch=job.until_epoch,
+            allow_changed=job.allow_changed,
             check_owner=ownership.check,
+            micro_batch=batches.micro_batch,
         )
         ownership.check()
         marker = {
@@ -183,17 +210,9 @@ def _train(
             **({"changed": result.changed} if result.changed else {}),
             **({"legs": math.ceil(optimisation.total_epochs / machine["leg_epochs"])} if machine["leg_epochs"] else {}),
         }
-        if until_epoch is None:
+        if job.until_epoch is None:
             if processes.is_main:
-                config = describe_model(
-                    model,
-                    spec["model"]["architecture"],
-                    settings_of_spec(spec),
-                    manifest.classes,
-                    crop=eval_crop or machine["validation_crop"],
-                )
-                write_model_config(folder, config)
-                marker["weights_sha256"] = _save_weights(result, folder, spec, seed)
+                marker["weights_sha256"] = _save_results(result, job, model)
             summary = marker | {
                 "device": str(device),
                 "precision": str(precision).removeprefix("torch."),
@@ -214,36 +233,47 @@ def _train(
 
 
 def _task(
-    spec: dict[str, Any], machine: dict[str, Any], batches: Batches, model: TokenModel, manifests: dict[str, Manifest], seed: int,
-    device: Any, precision: Any, processes: Processes,
-) -> Task:  # fmt: skip
-    train, num_classes = manifests["train"], model.num_classes
+    job: _Job, batches: Batches, model: TokenModel, device: torch.device, precision: torch.dtype, processes: Processes
+) -> Task:
+    """What the loop trains and measures."""
+    train, machine, image_px = job.manifests["train"], job.machine, job.spec["image_px"]
     crops = CenterCrops(
-        manifests["val"], machine, spec["image_px"], machine["validation_crop"], "bicubic", model.mean, model.std
+        job.manifests["val"], machine, image_px, machine["validation_crop"], "bicubic", model.mean, model.std
     )
-    supervision = Supervision(spec["recipe"], num_classes, model.grid, spec["image_px"], seed)
+    supervision = Supervision(job.spec["recipe"], model.num_classes, model.grid, image_px, job.seed)
     return Task(
         batches=batches,
         steps_per_epoch=batches.steps_per_epoch,
         loss=supervision.loss,
         parts=supervision.parts,
-        validate=lambda measured: measure_accuracy(
-            measured, crops, machine, num_classes=num_classes, device=device, precision=precision, processes=processes
+        validate=lambda measured, look: measure_accuracy(
+            measured, crops, machine, num_classes=model.num_classes, device=device, precision=precision, processes=processes,
+            before_batch=look,
         ),
         validate_every_epochs=machine["validate_every_epochs"],
         describe=lambda sample_ids: [
             train.path(row) for row in np.flatnonzero(np.isin(train.sample_id, sample_ids)).tolist()
         ],
+    )  # fmt: skip
+
+
+def _save_results(result: FitResult, job: _Job, model: TokenModel) -> str:
+    """Writes what the run is for: weights, and what they are; returns the digest of the last weights."""
+    write_model_config(
+        job.folder,
+        describe_model(
+            model,
+            job.spec["model"]["architecture"],
+            settings_of_spec(job.spec),
+            job.manifests["train"].classes,
+            crop=job.eval_crop or job.machine["validation_crop"],
+        ),
     )
-
-
-def _save_weights(result: FitResult, folder: Path, spec: dict[str, Any], seed: int) -> str:
-    """Writes what the run is for; returns the digest of the last weights."""
-    metadata = {"spec": json.dumps(spec), "seed": str(seed)}
-    save_weights(result.model, folder / "model.safetensors", metadata)
+    metadata = {"spec": json.dumps(job.spec), "seed": str(job.seed)}
+    save_weights(result.model, job.folder / "model.safetensors", metadata)
     if result.averaged is not None:
-        save_weights(result.averaged, folder / "model_ema.safetensors", metadata)
-    return sha256_of(folder / "model.safetensors")
+        save_weights(result.averaged, job.folder / "model_ema.safetensors", metadata)
+    return sha256_of(job.folder / "model.safetensors")
 
 
 def _recipe_of(spec: dict[str, Any]) -> Recipe:

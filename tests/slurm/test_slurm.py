@@ -75,6 +75,7 @@ def test_the_profile_runs_a_study_through_real_slurm(
 ) -> None:
     overlay = copy.deepcopy(small_study)
     overlay["machine"].update(annotate_mem_mb=1500, train_mem_mb=1500)
+    overlay["labels"]["shards"] = 1
     finished = run_snakemake(
         tmp_path, "--profile", "slurm", "results/ablation_annotators.csv", *TEST_CLUSTER, overlay=overlay, timeout_s=480
     )
@@ -83,9 +84,9 @@ def test_the_profile_runs_a_study_through_real_slurm(
     table = (tmp_path / "results" / "ablation_annotators.csv").read_text()
     assert table.count("\n") == 3  # header, hard labels, one annotator
     jobs = jobs_seen_by_slurm()
-    assert len(jobs) == 7  # manifest, 2 shards, 2 runs, 2 evaluations; the table is made where Snakemake runs
+    assert len(jobs) == 6  # manifest, a shard, 2 runs, 2 evaluations; the table is made where Snakemake runs
     assert {job["JobState"] for job in jobs} == {"COMPLETED"}
-    assert sorted(job["Partition"] for job in jobs) == ["cpu"] + ["gpu"] * 6
+    assert sorted(job["Partition"] for job in jobs) == ["cpu"] + ["gpu"] * 5
     assert planned_jobs(run_snakemake(tmp_path, "-n", "results/ablation_annotators.csv", overlay=overlay)) == {}
 
 

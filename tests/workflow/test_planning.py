@@ -9,6 +9,10 @@ from typing import Any
 
 import pytest
 import yaml
+from snakemake.utils import update_config
+
+from tokenlabel.core.errors import TokenLabelError
+from tokenlabel.core.study import Study
 
 from .conftest import REPOSITORY, planned_jobs, run_snakemake
 
@@ -22,23 +26,26 @@ FULL = {
     ("arguments", "expected"),
     [
         (["--profile", "slurm", "-n", "all"], FULL),
-        (["-n", "all"], FULL),
+        pytest.param(["-n", "all"], FULL, marks=pytest.mark.campaign),  # the next test plans it with legs
         (["-n", "labels"], {"make_manifest": 1, "annotate_shard": 576, "labels": 1}),
-        (
+        pytest.param(
             ["-n", "results/label_fidelity.csv"],
             {"make_manifest": 1, "annotate_shard": 576, "measure_fidelity": 9, "make_fidelity_table": 1},
+            marks=pytest.mark.campaign,
         ),
         (
             ["-n", "results/ablation_annotators.csv"],
             {"make_manifest": 1, "annotate_shard": 576, "train_run": 10, "evaluate_run": 10, "make_table": 1},
         ),
-        (
+        pytest.param(
             ["-n", "results/ablation_participation.csv"],
             {"make_manifest": 1, "annotate_shard": 64, "train_run": 10, "evaluate_run": 10, "make_table": 1},
+            marks=pytest.mark.campaign,
         ),
-        (
+        pytest.param(
             ["-n", "results/ablation_augmentation.csv"],
             {"make_manifest": 1, "annotate_shard": 64, "train_run": 5, "evaluate_run": 5, "make_table": 1},
+            marks=pytest.mark.campaign,
         ),
         (
             ["-n", "results/ablation_geometry.csv"],  # both read the same label maps
@@ -73,8 +80,6 @@ def test_long_trainings_are_planned_as_legs_in_a_row(tmp_path: Path) -> None:
     jobs = planned_jobs(run_snakemake(tmp_path, "-n", "all", overlay=overlay))
     assert jobs.pop("train_leg") == 3 * 51 + 2 * 10
     assert jobs == FULL
-    one = "results/ablation_participation.csv"
-    assert planned_jobs(run_snakemake(tmp_path, "-n", one, overlay=overlay))["train_leg"] == 3 * 10
 
 
 MISTAKES: list[tuple[str, Callable[[dict[str, Any]], Any], list[str]]] = [
@@ -115,6 +120,24 @@ MISTAKES: list[tuple[str, Callable[[dict[str, Any]], Any], list[str]]] = [
 
 
 @pytest.mark.parametrize(("change", "expected"), [m[1:] for m in MISTAKES], ids=[m[0] for m in MISTAKES])
+def test_a_mistake_is_one_line_that_names_it(
+    raw_config: dict[str, Any], change: Callable[[dict[str, Any]], Any], expected: list[str]
+) -> None:
+    overlay: dict[str, Any] = {}
+    change(overlay)
+    update_config(raw_config, overlay)  # as Snakemake merges it
+    with pytest.raises(TokenLabelError) as refused:
+        Study.plan(raw_config)
+    for part in expected:
+        assert part in str(refused.value)
+
+
+# each of the two ways in which a study can be wrong, for real; that the lines are right, the test above says
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [mistake[1:] for mistake in MISTAKES if mistake[0] in ("misspelt key", "batch that processes cannot share")],
+    ids=["misspelt key", "batch"],
+)
 def test_a_mistake_stops_the_plan_with_one_line(
     tmp_path: Path, change: Callable[[dict[str, Any]], Any], expected: list[str]
 ) -> None:
@@ -128,18 +151,22 @@ def test_a_mistake_stops_the_plan_with_one_line(
     assert "Traceback" not in finished.stderr
 
 
+# one table of few jobs: what is said before the first of them, all 700 would say
+ONE_TABLE = {"select": {"annotators": ["efficientnet_b3"], "experiments": ["ablation_geometry"]}}
+
+
 def test_a_missing_data_root_is_said_before_any_job(tmp_path: Path) -> None:
-    finished = run_snakemake(tmp_path, "all", "--cores", "1", overlay={"data_root": "/no/such/folder"})
+    overlay = ONE_TABLE | {"data_root": "/no/such/folder"}
+    finished = run_snakemake(tmp_path, "all", "--cores", "1", overlay=overlay)
     assert finished.returncode != 0
     assert "error: configuration key data_root: '/no/such/folder': no such folder" in finished.stderr
     assert "rule make_manifest" not in finished.stderr + finished.stdout
-    again = run_snakemake(tmp_path, "all", "--cores", "1", overlay={"data_root": str(tmp_path)})
-    assert "LockException" not in again.stderr  # the first call left no lock behind
+    assert not list((tmp_path / ".snakemake" / "locks").iterdir())  # the next call is not refused
 
 
 def test_an_unwritable_results_folder_is_said_before_any_job(tmp_path: Path) -> None:
     (tmp_path / "results").write_text("a file where the folder should be")
-    finished = run_snakemake(tmp_path, "all", "--cores", "1", overlay={"data_root": str(tmp_path)})
+    finished = run_snakemake(tmp_path, "all", "--cores", "1", overlay=ONE_TABLE | {"data_root": str(tmp_path)})
     assert finished.returncode != 0
     assert "error: results/" in finished.stderr
     assert "cannot be written" in finished.stderr
@@ -152,7 +179,8 @@ def test_an_empty_class_folder_stops_the_first_job_with_its_name(tmp_path: Path,
     shutil.copytree(photographs, tmp_path / "data")
     (tmp_path / "data" / "train" / "n01440764").mkdir()
     demo = yaml.safe_load((REPOSITORY / "demo" / "config.yaml").read_text())
-    finished = run_snakemake(tmp_path, "labels", "--cores", "1", overlay=demo | {"data_root": str(tmp_path / "data")})
+    overlay = demo | {"data_root": str(tmp_path / "data")}
+    finished = run_snakemake(tmp_path, "labels", "--cores", "1", "--retries", "0", overlay=overlay)
     assert finished.returncode != 0
     assert "train/n01440764: this class folder holds no image file" in finished.stderr
     assert "annotate_shard" not in finished.stdout.split("Select jobs", 1)[-1]
@@ -161,7 +189,8 @@ def test_an_empty_class_folder_stops_the_first_job_with_its_name(tmp_path: Path,
 def test_an_architecture_that_timm_does_not_have_stops_the_first_job(tmp_path: Path, photographs: Path) -> None:
     demo = yaml.safe_load((REPOSITORY / "demo" / "config.yaml").read_text())
     demo["annotators"]["efficientnet_lite0"]["architecture"] = "tf_efficientnet_lite9.in1k"
-    finished = run_snakemake(tmp_path, "labels", "--cores", "1", overlay=demo | {"data_root": str(photographs)})
+    overlay = demo | {"data_root": str(photographs)}
+    finished = run_snakemake(tmp_path, "labels", "--cores", "1", "--retries", "0", overlay=overlay)
     assert finished.returncode != 0
     assert "unknown timm architecture 'tf_efficientnet_lite9'" in finished.stderr
     assert "tf_efficientnet_lite0" in finished.stderr  # a near one
@@ -169,13 +198,15 @@ def test_an_architecture_that_timm_does_not_have_stops_the_first_job(tmp_path: P
 
 
 def test_config_on_the_command_line_sets_the_data_root(tmp_path: Path) -> None:
-    finished = run_snakemake(tmp_path, "all", "--cores", "1", "--config", "data_root=/not/here")
+    finished = run_snakemake(
+        tmp_path, "results/ablation_geometry.csv", "--cores", "1", "--config", "data_root=/not/here"
+    )
     assert "'/not/here'" in finished.stderr
 
 
 def test_a_training_starts_as_many_processes_as_the_machine_says(tmp_path: Path) -> None:
     overlay = {"machine": {"processes": 4, "threads": 2, "train_mem_mb": 1000}}
-    found = run_snakemake(tmp_path, "-n", "-p", "all", "--cores", "64", overlay=overlay)
+    found = run_snakemake(tmp_path, "-n", "-p", "results/ablation_geometry.csv", "--cores", "64", overlay=overlay)
     assert found.returncode == 0, found.stderr[-3000:]
     shells = [line for line in (found.stdout + found.stderr).splitlines() if "tokenlabel.train" in line]
     assert shells

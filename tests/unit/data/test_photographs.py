@@ -22,6 +22,7 @@ from tokenlabel.core.errors import DataError, OutputError, UnreadableImageError
 from tokenlabel.data import photographs as module
 from tokenlabel.data.manifest import Manifest
 from tokenlabel.data.photographs import CachedPhotographs, Photographs, cache_path, open_photographs
+from tokenlabel.data.readers import ByteSource
 
 SIDE = 64
 
@@ -67,6 +68,29 @@ def test_cached_pixels_equal_those_of_the_files(place: tuple[Manifest, dict[str,
     assert torch.equal(again.pixels(5), cached.pixels(5))
     full = open_photographs(manifest, machine, None)
     assert min(full.pixels(0).shape[1:]) > SIDE
+
+
+def test_a_read_error_that_passes_is_not_cached(
+    place: tuple[Manifest, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest, machine = place
+    real = ByteSource.read
+
+    def failing(source: ByteSource, path: str, *arguments: Any) -> bytes:
+        if path == manifest.path(5):
+            raise UnreadableImageError("the file cannot be read: Input/output error")
+        return real(source, path, *arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ByteSource, "read", failing)
+        cached = open_photographs(manifest, machine, SIDE)
+        with pytest.raises(UnreadableImageError, match="Input/output error"):
+            cached.pixels(5)
+    plain = open_photographs(manifest, machine | {"decode_cache": None}, SIDE)
+    for row in (4, 5, 6, len(manifest) - 1):
+        assert torch.equal(cached.pixels(row), plain.pixels(row))
+    with pytest.raises(UnreadableImageError, match="could not be decoded when the cache was filled"):
+        cached.pixels(2)  # bytes that are damaged stay so
 
 
 def test_a_cache_is_filled_once_and_belongs_to_its_photographs(place: tuple[Manifest, dict[str, Any]]) -> None:

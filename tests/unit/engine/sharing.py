@@ -1,12 +1,15 @@
 """A training shared by processes, as the loop does it, in a form that prints nothing and returns all its numbers.
 
-Run by the tests alone and, as `python -m tests.unit.engine.sharing OUT SCENARIOS`, in each process of a launch.
+Run by the tests alone and, as `python -m tests.unit.engine.sharing COUNT OUT SCENARIOS`, in so many processes. They are
+forked after the imports, which take longer than the training; how a launcher starts them, test_processes looks at.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import random
+import socket
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -118,9 +121,32 @@ def measure(model: torch.nn.Module, folder: Path, processes: Processes) -> dict[
 
 
 def main() -> None:
-    """Runs scenarios one after the other; what process r found lies in OUT/NAME-r.pt."""
-    out, scenarios = Path(sys.argv[1]), json.loads(sys.argv[2])
+    """Runs scenarios one after the other in all processes; what process r found lies in OUT/NAME-r.pt."""
+    count, out, scenarios = int(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
     torch.set_num_threads(1)
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    children = []
+    for rank in range(count):
+        child = os.fork()
+        if child == 0:
+            place = {
+                "RANK": rank,
+                "LOCAL_RANK": rank,
+                "WORLD_SIZE": count,
+                "MASTER_ADDR": "localhost",
+                "MASTER_PORT": port,
+            }
+            os.environ.update({name: str(value) for name, value in place.items()})
+            run_scenarios(out, scenarios)
+            return
+        children.append(child)
+    sys.exit(any(os.waitpid(child, 0)[1] for child in children))
+
+
+def run_scenarios(out: Path, scenarios: dict[str, Any]) -> None:
+    """The same, in one of the processes."""
     with join_processes("cpu") as processes:
         for name, options in scenarios.items():
             try:

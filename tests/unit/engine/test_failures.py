@@ -113,6 +113,31 @@ def test_a_gpus_out_of_memory_is_told_from_the_machines() -> None:
         raise torch.OutOfMemoryError(text)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported at some other API call",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "MPS backend out of memory (MPS allocated: 17.9 GB, other allocations: 384 KB, max allowed: 18.1 GB).",
+    ],
+    ids=["runtime", "cuBLAS", "cuDNN", "MPS"],
+)
+def test_what_a_gpus_libraries_could_not_allocate_is_memory_too(text: str) -> None:
+    with (
+        pytest.raises(
+            TrainingError, match=r"^out of memory on the GPU\. What lowers it: machine\.micro_batch 128 -> 64"
+        ),
+        explaining_memory(MACHINE),
+    ):
+        raise RuntimeError(text)
+
+
+def test_other_errors_of_a_gpu_stay_what_they_are() -> None:
+    with pytest.raises(RuntimeError, match="EXECUTION_FAILED"), explaining_memory(MACHINE):
+        raise RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm`")
+
+
 def test_other_errors_stay_what_they_are() -> None:
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"), explaining_memory(MACHINE):
         torch.ones(2, 3) @ torch.ones(2, 3)

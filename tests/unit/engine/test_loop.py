@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from tokenlabel.engine.failures import TrainingError
 from tokenlabel.engine.loop import FitResult, Task, fit
 from tokenlabel.engine.optimisation import Optimisation
 from tokenlabel.engine.reporting import Reporter
+from tokenlabel.engine.stopping import DEADLINE_EXIT, Stop, StoppedError
 
 STEPS, EPOCHS = 4, 3
 OPTIMISATION = Optimisation(
@@ -78,7 +80,7 @@ def loss(model: nn.Module, batch: Numbers, epoch: int, step: int) -> tuple[torch
 
 TASK = Task(
     batches=batches, steps_per_epoch=STEPS, loss=loss, parts=("errors", "ones"), counters=("ones",),
-    validate=lambda model: {"bias": float(model[4].bias.detach()[0])}, validate_every_epochs=2,
+    validate=lambda model, look: {"bias": float(model[4].bias.detach()[0])}, validate_every_epochs=2,
 )  # fmt: skip
 
 
@@ -186,7 +188,7 @@ def test_a_checkpoint_an_epoch_repeats_the_epoch(
 def test_killed_while_it_validates_no_step_is_repeated(
     whole: tuple[FitResult, list[dict[str, float]]], tmp_path: Path
 ) -> None:
-    def validate(model: nn.Module) -> dict[str, float]:
+    def validate(model: nn.Module, look: Callable[[], None]) -> dict[str, float]:
         raise KilledError
 
     with pytest.raises(KilledError):
@@ -195,6 +197,33 @@ def test_killed_while_it_validates_no_step_is_repeated(
     require_equal(train(tmp_path, killing(lambda epoch, step, index: bool(seen.append(epoch)))), whole[0])
     assert set(seen) == {2}
     assert logged(tmp_path) == whole[1]
+
+
+def test_a_validation_that_would_outlast_the_deadline_is_left_and_repeated(
+    whole: tuple[FitResult, list[dict[str, float]]], tmp_path: Path
+) -> None:
+    stop, measured = Stop(), []
+
+    def validate(model: nn.Module, look: Callable[[], None]) -> dict[str, float]:
+        for batch in range(3):
+            look()
+            measured.append(batch)
+            if len(measured) == 2:  # the deadline comes near while the second batch is measured
+                stop.deadline = time.time()
+        return {"top1": float(len(measured))}
+
+    task = dataclasses.replace(TASK, validate=validate)
+    with pytest.raises(
+        StoppedError, match=r"stopped by the deadline; epoch 1, while validating: the state is saved"
+    ) as caught:
+        train(tmp_path, task, stop=stop)
+    assert caught.value.exit_code == DEADLINE_EXIT
+    assert measured == [0, 1]
+    require_equal(train(tmp_path, task), whole[0])
+    assert measured[2:] == [0, 1, 2]
+    lines = logged(tmp_path)
+    assert lines[3].pop("top1") == 5
+    assert lines == [{key: value for key, value in line.items() if key != "bias"} for line in whole[1]]
 
 
 def test_legs_are_the_unbroken_training(whole: tuple[FitResult, list[dict[str, float]]], tmp_path: Path) -> None:
@@ -328,6 +357,14 @@ def test_other_settings_are_listed_and_refused_unless_allowed(tmp_path: Path) ->
     assert last.changed == allowed.changed
     saved = torch.load(tmp_path / "checkpoint-00000012.pt", weights_only=True)
     assert {group["weight_decay"] for group in saved["states"]["optimizer"]["param_groups"]} == {0.0, 0.5}
+
+
+def test_another_micro_batch_goes_on_and_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    train(tmp_path, until_epoch=1, micro_batch=4)
+    assert train(tmp_path, until_epoch=2, micro_batch=4).changed == []
+    assert "numbers will differ" not in caplog.text
+    assert train(tmp_path, micro_batch=5).changed == ["machine.micro_batch: 4 then, 5 now"]
+    assert "numbers will differ a little from an unbroken run's: machine.micro_batch: 4 then, 5 now" in caplog.text
 
 
 def test_a_batch_that_makes_fewer_steps_still_leaves_its_checkpoints_newest(tmp_path: Path) -> None:

@@ -33,12 +33,8 @@ TWO = {
 def launch(processes: int, out: Path, scenarios: dict[str, Any]) -> None:
     """Runs scenarios of `sharing` in real processes."""
     out.mkdir(exist_ok=True)
-    command = [sys.executable, "-W", "error::FutureWarning:tokenlabel", "-m", "tokenlabel.engine.launch", "--processes"]
-    subprocess.run(
-        [*command, str(processes), "tests.unit.engine.sharing", str(out), json.dumps(scenarios)],
-        check=True,
-        timeout=300,
-    )
+    command = [sys.executable, "-W", "error::FutureWarning:tokenlabel", "-m", "tests.unit.engine.sharing"]
+    subprocess.run([*command, str(processes), str(out), json.dumps(scenarios)], check=True, timeout=300)
 
 
 @pytest.fixture(scope="module")

@@ -50,17 +50,17 @@ def test_what_cannot_be_shared_names_what_can() -> None:
     with pytest.raises(ConfigError) as raised:
         plan(1000, 100, 32, Processes(0, 3))
     assert str(raised.value) == (
-        "batch_size 100 in micro-batches of 32 (machine.micro_batch) makes 4, which 3 processes (machine.processes) cannot "
-        "share evenly. Nearest that fit: machine.micro_batch 19 or 34; or batch_size 96 or 192; or machine.processes 2 or 4."
+        "batch_size 100 in micro-batches of 32 (machine.micro_batch) makes 4 a step, which 3 processes (machine.processes) cannot "
+        "share evenly. Nearest that fit: machine.micro_batch 17 or 34; or batch_size 96 or 192; or machine.processes 2 or 4."
     )
-    plan(1000, 100, 19, Processes(0, 3))
+    plan(1000, 100, 17, Processes(0, 3))
     plan(1000, 100, 34, Processes(0, 3))
     plan(1000, 192, 32, Processes(0, 3))
     plan(1000, 100, 32, Processes(0, 2))
 
 
 def test_fewer_photographs_than_processes() -> None:
-    with pytest.raises(ConfigError, match=r"makes 1, which 4 .*: batch_size 8; or machine.processes 1\."):
+    with pytest.raises(ConfigError, match=r"makes 1 a step, which 4 .*: batch_size 8; or machine.processes 1\."):
         plan(2, 20, 5, Processes(0, 4))
 
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tokenlabel.core.command import run_stage
 from tokenlabel.core.errors import CheckpointError, ConfigError, LabelError, OutputError
 from tokenlabel.core.files import read_json, write_json
 from tokenlabel.engine.failures import TrainingError
@@ -246,6 +247,33 @@ def test_a_finished_run_is_not_trained_again(
     with pytest.raises(CheckpointError, match=r"done\.json: of another run.*--allow-changed"):
         train(spec, workplace, tmp_path)
     assert train(spec, workplace, tmp_path, allow_changed=True)["weights_sha256"] != marker["weights_sha256"]
+
+
+@pytest.mark.parametrize(
+    ("machine", "words", "said"),
+    [
+        ({"micro_batch": 0}, [], "machine.micro_batch: 0 is not legal"),
+        ({}, ["--until-epoch", "0"], "--until-epoch 0: a leg trains at least one epoch"),
+    ],
+    ids=["micro-batch", "leg"],
+)
+def test_a_command_by_hand_that_trains_nothing_is_one_line(
+    spec: Spec, workplace: Workplace, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    machine: dict[str, Any], words: list[str], said: str,
+) -> None:  # fmt: skip
+    write_json(tmp_path / "spec.json", spec)
+    write_json(tmp_path / "machine.json", workplace.machine | machine)
+    code = run_stage(
+        "train",
+        [
+            "--spec", str(tmp_path / "spec.json"), "--machine", str(tmp_path / "machine.json"),
+            "--manifest", str(workplace.root / "manifest"), "--done", str(tmp_path / "done.json"), *words,
+        ],
+    )  # fmt: skip
+    assert code == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
+    assert said in line
+    assert not (tmp_path / "done.json").exists()
 
 
 def test_a_missing_label_store_is_one_line(spec: Spec, workplace: Workplace, tmp_path: Path) -> None:
