@@ -27,6 +27,7 @@ localrules:
     draw_curves,
     make_fidelity_table,
     draw_label_maps,
+    make_report_pages,
     make_report,
 
 

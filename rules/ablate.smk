@@ -6,14 +6,12 @@ rule make_table:
         csv=report(
             "results/{experiment}.csv",
             caption="captions/table.rst",
-            category="Tables",
-            labels={"experiment": "{experiment}"},
+            **in_report("data (CSV)"),
         ),
         figure=report(
             "results/figures/{experiment}.png",
             caption="captions/figure.rst",
-            category="Figures",
-            labels={"experiment": "{experiment}"},
+            **in_report("figure"),
         ),
     log:
         "logs/tables/{experiment}.log",
@@ -29,8 +27,8 @@ rule make_table:
     params:
         python=PYTHON,
         plan=lambda wildcards: STUDY.tables[wildcards.experiment].plan,
-        question=lambda wildcards: STUDY.tables[wildcards.experiment].experiment.question,
-        paper=lambda wildcards: STUDY.tables[wildcards.experiment].experiment.paper,
+        said=said_of_table,
+        about=ABOUT,
     shell:
         "{params.python} -m tokenlabel table --spec {params.plan} --csv {output.csv} --figure {output.figure} --log {log}"
 
@@ -44,8 +42,7 @@ rule draw_curves:
         figure=report(
             "results/figures/curves_{experiment}.png",
             caption="captions/curves.rst",
-            category="Training curves",
-            labels={"experiment": "{experiment}"},
+            **in_report("training curves"),
         ),
     log:
         "logs/figures/curves_{experiment}.log",
@@ -61,7 +58,8 @@ rule draw_curves:
     params:
         python=PYTHON,
         plan=lambda wildcards: STUDY.tables[wildcards.experiment].plan,
-        question=lambda wildcards: STUDY.tables[wildcards.experiment].experiment.question,
+        said=said_of_table,
+        about=ABOUT,
     shell:
         "{params.python} -m tokenlabel table curves --spec {params.plan} --csv {output.csv} --figure {output.figure}"
         " --log {log}"

@@ -11,7 +11,9 @@ from snakemake_interface_executor_plugins.settings import DeploymentMethod, Exec
 from tokenlabel.core import cost
 from tokenlabel.core.errors import TokenLabelError
 from tokenlabel.core.files import read_json, write_json_if_changed
+from tokenlabel.core.identity import digest_of
 from tokenlabel.core.log import git_commit
+from tokenlabel.core.report_contents import as_rst, capped_words, report_results, whole
 from tokenlabel.core.staleness import stale_shards
 from tokenlabel.core.study import Study
 
@@ -99,6 +101,9 @@ PYTHON = python_command()
 # for the jobs: the commit for their logs, and where envs/*.post-deploy.sh installs the package from
 os.environ.update(TOKENLABEL_COMMIT=git_commit(), TOKENLABEL_SOURCE=str(workflow.basedir))
 SETTINGS = STUDY.config.machine
+RESULTS = {result.name: result for result in report_results(STUDY)}  # what the report may show
+CONTENTS_DOCUMENT = "results/report.json"
+ABOUT = f"Commit {git_commit()}, configuration {digest_of(config)}."  # for captions
 
 
 wildcard_constraints:
@@ -348,13 +353,6 @@ def train_runtime(wildcards, attempt):
     return attempt * cost.train_minutes(STUDY.train_images, epochs, STUDY.gmacs(run), SETTINGS.gpu_tflops)
 
 
-def selected_results():
-    """Tables and figures of `select:`, in reading order."""
-    return [
-        path for table in STUDY.selected_tables for path in (table.csv, table.figure, *table.curves)
-    ] + results_about_labels()
-
-
 def results_about_labels():
     """Tables and figures of the labels themselves; none where no selected run learns from any."""
     if not STUDY.used_labels:
@@ -362,8 +360,68 @@ def results_about_labels():
     return ["results/label_fidelity.csv", "results/figures/label_fidelity.png", "results/figures/label_maps.png"]
 
 
-def results_to_report(wildcards):
-    """What the report waits for: everything selected, or what exists when the report alone is asked for."""
-    if set(workflow.dag_settings.targets) == {"results/report.html"}:
-        return [path for path in selected_results() if Path(path).exists()]
-    return selected_results()
+def results_to_show(wildcards):
+    """What the report waits for: everything selected, or what is there and whole when the report alone is asked for.
+
+    A result of which one file is missing or damaged is left out: Snakemake would fail. The pages say so.
+    """
+    alone = set(workflow.dag_settings.targets) <= {"results/report.html", "results/pages"}
+    return [
+        path
+        for result in RESULTS.values()
+        if whole(result.files) or (result.selected and not alone)
+        for path in result.files
+    ] + [result.so_far for result in RESULTS.values() if result.so_far and Path(result.so_far).exists()]
+
+
+def report_contents(wildcards):
+    """The list of what the report may show, after writing it; nothing on a dry run before the first run."""
+    results = [{**vars(result), "command": result.command} for result in RESULTS.values()]
+    document = {
+        "results": results,
+        "configuration": config,
+        "digest": digest_of(config),
+        "configfiles": list(map(str, workflow.configfiles)),
+    }
+    write_document(CONTENTS_DOCUMENT, document)
+    return [CONTENTS_DOCUMENT] if Path(CONTENTS_DOCUMENT).exists() else []
+
+
+def in_report(kind, name=None):
+    """Arguments of `report` that put a file where its result belongs: folder of the menu, and what the file is.
+
+    kind: table, figure, data (CSV), ...; name: of the result, by default the rule's experiment.
+    """
+
+    def result(wildcards):
+        return RESULTS[name or wildcards.experiment]
+
+    return {
+        "category": lambda wildcards: result(wildcards).category,
+        "labels": lambda wildcards: {"result": result(wildcards).shown_as(kind)},
+    }
+
+
+def category_of_page(wildcards):
+    """Folder of the menu that a page of the report lies in."""
+    return RESULTS[wildcards.page].category if wildcards.page in RESULTS else "About this study"
+
+
+def labels_of_page(wildcards):
+    """What a page of the report is."""
+    page = wildcards.page
+    if page not in RESULTS:
+        return {"result": page.removeprefix("about_").capitalize()}
+    found = RESULTS[page]
+    kind = "table" if whole([found.table]) else "table so far" if found.so_far and whole([found.so_far]) else "planned"
+    return {"result": found.shown_as(kind)}
+
+
+def said_of_table(wildcards):
+    """What captions say of an experiment: its question, the paper's table, and what caps changed."""
+    table = STUDY.tables[wildcards.experiment]
+    return {
+        "question": as_rst(table.experiment.question),
+        "paper": as_rst(table.experiment.paper),
+        "capped": as_rst(capped_words(table)),
+    }

@@ -38,8 +38,7 @@ rule draw_label_maps:
         figure=report(
             "results/figures/label_maps.png",
             caption="captions/label_maps.rst",
-            category="Labels",
-            labels={"what": "label maps over photographs"},
+            **in_report("figure", "label_maps"),
         ),
     log:
         "logs/figures/label_maps.log",
@@ -57,6 +56,7 @@ rule draw_label_maps:
         machine=MACHINE,
         manifest=manifest_folder,
         labels=[job.folder for job in STUDY.drawn_labels],
+        about=ABOUT,
     shell:
         "{params.python} -m tokenlabel draw --machine {params.machine} --manifest {params.manifest} --labels {params.labels}"
         " --out {output.figure} --log {log}"
@@ -70,14 +70,12 @@ rule make_fidelity_table:
         csv=report(
             "results/label_fidelity.csv",
             caption="captions/label_fidelity.rst",
-            category="Labels",
-            labels={"what": "fidelity of stored labels, table"},
+            **in_report("data (CSV)", "label_fidelity"),
         ),
         figure=report(
             "results/figures/label_fidelity.png",
             caption="captions/label_fidelity.rst",
-            category="Labels",
-            labels={"what": "fidelity of stored labels"},
+            **in_report("figure", "label_fidelity"),
         ),
     log:
         "logs/tables/label_fidelity.log",
@@ -92,5 +90,6 @@ rule make_fidelity_table:
         runtime=lambda wildcards, attempt: 20 * attempt,
     params:
         python=PYTHON,
+        about=ABOUT,
     shell:
         "{params.python} -m tokenlabel table fidelity {input.measured} --csv {output.csv} --figure {output.figure} --log {log}"
