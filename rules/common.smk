@@ -13,7 +13,7 @@ from tokenlabel.core.errors import TokenLabelError
 from tokenlabel.core.files import read_json, write_json_if_changed
 from tokenlabel.core.identity import digest_of
 from tokenlabel.core.log import git_commit
-from tokenlabel.core.report_contents import as_rst, capped_words, report_results, whole
+from tokenlabel.core.report_contents import ABOUT_FOLDER, ABOUT_PAGES, as_rst, capped_words, report_results, whole
 from tokenlabel.core.staleness import stale_shards
 from tokenlabel.core.study import Study
 
@@ -381,7 +381,6 @@ def report_contents(wildcards):
         "results": results,
         "configuration": config,
         "digest": digest_of(config),
-        "configfiles": list(map(str, workflow.configfiles)),
     }
     write_document(CONTENTS_DOCUMENT, document)
     return [CONTENTS_DOCUMENT] if Path(CONTENTS_DOCUMENT).exists() else []
@@ -404,17 +403,15 @@ def in_report(kind, name=None):
 
 def category_of_page(wildcards):
     """Folder of the menu that a page of the report lies in."""
-    return RESULTS[wildcards.page].category if wildcards.page in RESULTS else "About this study"
+    return RESULTS[wildcards.page].category if wildcards.page in RESULTS else ABOUT_FOLDER
 
 
 def labels_of_page(wildcards):
     """What a page of the report is."""
     page = wildcards.page
     if page not in RESULTS:
-        return {"result": page.removeprefix("about_").capitalize()}
-    found = RESULTS[page]
-    kind = "table" if whole([found.table]) else "table so far" if found.so_far and whole([found.so_far]) else "planned"
-    return {"result": found.shown_as(kind)}
+        return {"result": ABOUT_PAGES.get(page, page)}
+    return {"result": RESULTS[page].shown_as(RESULTS[page].state_of_table)}
 
 
 def said_of_table(wildcards):

@@ -14,7 +14,12 @@ from pathlib import Path
 from .planned import RESULTS, Run, Table
 from .study import Study
 
-ABOUT, BEFORE, LABELS = "About this study", "Before training", "Labels"
+ABOUT_FOLDER, BEFORE, LABELS = "About this study", "Before training", "Labels"
+ABOUT_PAGES = {  # pages that are no result's -> what they are
+    "about_configuration": "Configuration",
+    "about_missing": "What is not made yet",
+    "about_versions": "Versions",
+}
 PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
 
 # results that are no experiment's: name -> (folder of the menu, what it is, files of the job that makes it)
@@ -27,18 +32,18 @@ OTHERS = {
         ("published.csv", "figures/published.png"),
     ),
     "accuracy_parameters": (
-        "Fig.  1: accuracy against parameters",
+        "Fig.  1, accuracy against parameters",
         "",
         "How accurate are models of one size?",
         ("figures/accuracy_parameters.csv", "figures/accuracy_parameters.png"),
     ),
     "comparison_cait": (
-        "Table 12: comparison with CaiT",
+        "Table 12, comparison with CaiT",
         "",
         "How do LV-ViT's settings and accuracy compare with CaiT's?",
         ("comparison_cait.csv",),
     ),
-    "so_far": (ABOUT, "Progress", "How far is every table?", ("so_far/index.csv",)),
+    "so_far": (ABOUT_FOLDER, "Progress", "How far is every table?", ("so_far/index.csv",)),
 }
 
 
@@ -73,6 +78,16 @@ class Result:
         """What makes it."""
         return f"snakemake {self.files[0]}"
 
+    @property
+    def state_of_table(self) -> str:
+        """What its page shows now."""
+        found = damage(Path(self.table))
+        if found is None:
+            return "table"
+        if self.so_far and damage(Path(self.so_far)) is None:
+            return "table so far"
+        return "planned" if found == "missing" else "damaged"
+
     def shown_as(self, kind: str) -> str:
         """Name of one of its files in the report's list."""
         return f"{self.label}: {kind}" if self.label else kind[0].upper() + kind[1:]
@@ -106,15 +121,15 @@ def category_of(table: Table) -> str:
     """Folder of a table in the report's menu: the paper's table or figure, and what it is about.
 
     Snakemake sorts folders by letters. The second blank before a single digit, of which a browser shows one, puts Table 2
-    before Table 10.
+    before Table 10. It also makes each a link target of the captions' markup, which a colon or other signs would break.
     """
     about = table.name.removeprefix("ablation_").replace("_", " ")
-    paper = " ".join(table.experiment.paper.split())
+    paper = " ".join(re.sub(r"[^\w.,()-]+", " ", table.experiment.paper).split())
     numbered = re.match(r"(Table|Fig\.)s? (\d+)(.*)", paper)
     if numbered:
-        return inert(f"{numbered[1]} {int(numbered[2]):2d}{numbered[3]}: {about}")
+        return f"{numbered[1]} {int(numbered[2]):2d}{numbered[3]}, {about}"
     own = not paper or paper.startswith("none")
-    return f"Not in the paper: {about}" if own else inert(f"{paper[:1].upper()}{paper[1:]}: {about}")
+    return f"Not in the paper, {about}" if own else f"{paper[:1].upper()}{paper[1:]}, {about}"
 
 
 def capped_words(table: Table) -> str:

@@ -34,6 +34,7 @@ def run(args: argparse.Namespace) -> int:
     command = [
         sys.executable, "-m", "snakemake", "results/report.html", "--snakefile", str(args.snakefile), "--directory", ".",
         "--nolock", "--quiet", "all", "--report", str(temporary),
+        "--report-html-stylesheet-path", str(args.snakefile.parent / "rules" / "report.css"),
     ]  # fmt: skip
     if args.configfile:
         command += ["--configfile", *map(str, args.configfile)]

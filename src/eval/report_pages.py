@@ -72,7 +72,8 @@ th button { font: inherit; font-weight: 600; border: 0; background: none; paddin
 th[aria-sort=ascending] button::after { content: ' ▲'; }
 th[aria-sort=descending] button::after { content: ' ▼'; }
 td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-td.path { font-family: ui-monospace, monospace; font-size: .8rem; overflow-wrap: anywhere; }
+td.path { font-family: ui-monospace, monospace; font-size: .8rem; max-width: 34rem; }
+td.path { overflow-wrap: anywhere; white-space: pre-line; }
 tr:hover td { background: #f6f8fa; }
 .few .further { display: none; }
 .tools { display: flex; gap: 1.5rem; margin: .6rem 0; align-items: center; }
@@ -120,7 +121,7 @@ def make_pages(contents: Mapping[str, Any], base: Path) -> dict[str, str]:
 
     Args:
         contents: as the workflow writes it: `results` (the fields of core.report_contents.Result, and `command`),
-            `configuration` (resolved), `digest` (of it) and `configfiles`.
+            `configuration` (resolved) and `digest` (of it).
         base: the folder that its paths are relative to.
 
     Returns:
@@ -136,7 +137,10 @@ def make_pages(contents: Mapping[str, Any], base: Path) -> dict[str, str]:
 
 def _table_page(result: Mapping[str, Any], base: Path) -> str:
     """A result's table; what stands in for it, or why there is none."""
-    lines = [f"Paper: {result['paper']}."] if result["paper"] else []
+    paper = result["paper"].strip()
+    lines = (
+        [f"Not in the paper{paper[4:]}." if paper.startswith("none") else f"In the paper: {paper}."] if paper else []
+    )
     found = damage(base / result["table"])
     problem, source = "", result["table"]
     if found == "missing":
@@ -173,7 +177,7 @@ def _missing_page(results: Sequence[Mapping[str, Any]], base: Path) -> str:
                 {
                     "selected": "yes" if result["selected"] else "no",
                     "of": " ".join(result["category"].split()),
-                    "what": "; ".join(
+                    "what": "\n".join(
                         path if reason == "missing" else f"{path} ({reason}: delete it first)"
                         for path, reason in lacking.items()
                     ),
@@ -193,12 +197,11 @@ def _configuration_page(contents: Mapping[str, Any]) -> str:
     """The resolved configuration, a part for each top-level key."""
     short = ("data_root", "weights_root", "dataset", "select", "defaults", "caps")
     sections = [
-        {"name": name, "text": yaml.safe_dump(part, sort_keys=False, allow_unicode=True), "open": name in short}
+        {"name": name, "text": yaml.safe_dump({name: part}, sort_keys=False, allow_unicode=True), "open": name in short}
         for name, part in contents["configuration"].items()
     ]
     lines = [
-        f"Digest {contents['digest']}. Every key as it was resolved from: {', '.join(contents['configfiles'])}. "
-        "results/study.json has the same for a machine to read."
+        f"Digest {contents['digest']}. Every key, overlays merged. results/study.json says the same, and runs as --configfile."
     ]
     return _page("Configuration", lines=lines, sections=sections)
 
