@@ -6,6 +6,7 @@ Called by rules/common.smk. Looks whether files are there and whole; decides not
 from __future__ import annotations
 
 import csv
+import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -165,9 +166,11 @@ def damage(path: Path) -> str | None:
 
 def _csv_damage(content: bytes) -> str | None:
     try:
-        lines = list(csv.reader(content.decode("utf-8").splitlines(), strict=True))
+        lines = list(csv.reader(io.StringIO(content.decode("utf-8"), newline=""), strict=True))
     except (UnicodeDecodeError, csv.Error) as error:
         return f"no CSV file ({error})"
+    if b"\0" in content:
+        return "no CSV file (zero bytes)"
     if not content.endswith(b"\n"):
         return "cut off in its last line"
     for number, line in enumerate(lines, 1):

@@ -1,4 +1,4 @@
-"""Results of the demo's study without its trainings: evaluations with numbers of our own, and the tables that the package makes of them."""
+"""Results of a study without its trainings: evaluations with numbers of our own, and the tables that the package makes of them."""
 
 from __future__ import annotations
 

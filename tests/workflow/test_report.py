@@ -81,7 +81,8 @@ def show(report: Browser, path: str) -> None:
     report.evaluate("app.setView({navbarMode: 'menu'})")
     report.evaluate(
         f"""(() => {{
-          const [category] = Object.entries(categories).find(([_, parts]) => Object.values(parts).flat().includes({json.dumps(path)}));
+          const holds = ([_, parts]) => Object.values(parts).flat().includes({json.dumps(path)});
+          const [category] = Object.entries(categories).find(holds);
           const item = [...document.querySelectorAll('nav li a')].find(link => link.textContent === category);
           item.click();
         }})()"""
@@ -174,7 +175,7 @@ def test_what_is_missing_or_damaged_is_named_with_its_command(report: Browser, s
     )
     found = {command: (selected, what) for selected, _, what, command in rows}
     assert found["snakemake results/label_fidelity.csv"] == (
-        "yes", "results/label_fidelity.csv (line 3 has 1 cells, the heading 2: delete it first)"
+        "yes", "results/label_fidelity.csv (cut off in its last line: delete it first)"
     )  # fmt: skip
     assert found["snakemake results/ablation_participation.csv"][0] == "yes"
     assert "no whole PNG file" in found["snakemake results/ablation_participation.csv"][1]

@@ -100,11 +100,23 @@ def test_touched_and_copied_files_rerun_no_run(finished_study: Path, overlay: Ov
         if path.is_file() and ".snakemake" not in path.parts:
             os.utime(path)  # every file is new, in arbitrary order
     # the page of label maps is above 1 MB, where Snakemake compares times and not contents: only the report is made again
-    assert planned_jobs(run_snakemake(copy, "-n", "all", overlay=overlay)).keys() <= {"make_report", "all"}
+    assert planned_jobs(run_snakemake(copy, "-n", "all", overlay=overlay)).keys() <= {
+        "make_report_pages",
+        "make_report",
+        "all",
+    }
     # without Snakemake's own records it cannot compare contents: tables are made again, which costs seconds, no run is
     shutil.rmtree(copy / ".snakemake")
     jobs = planned_jobs(run_snakemake(copy, "-n", "all", overlay=overlay))
-    assert jobs.keys() <= {"make_table", "draw_curves", "make_fidelity_table", "make_report", "draw_label_maps", "all"}
+    assert jobs.keys() <= {
+        "make_table",
+        "draw_curves",
+        "make_fidelity_table",
+        "make_report_pages",
+        "make_report",
+        "draw_label_maps",
+        "all",
+    }
 
 
 @pytest.mark.parametrize(
@@ -128,11 +140,25 @@ def test_a_machine_value_reruns_nothing(finished_study: Path, overlay: Overlay, 
     [
         (
             lambda o: o["recipes"]["demo"].update(weight_decay=0.1),
-            {"train_run": 3, "evaluate_run": 3, "make_table": 2, "draw_curves": 2, "make_report": 1},
+            {
+                "train_run": 3,
+                "evaluate_run": 3,
+                "make_table": 2,
+                "draw_curves": 2,
+                "make_report_pages": 1,
+                "make_report": 1,
+            },
         ),
         (
             lambda o: o["recipes"]["demo_finetune"].update(weight_decay=0.1),
-            {"train_run": 1, "evaluate_run": 1, "make_table": 1, "draw_curves": 1, "make_report": 1},
+            {
+                "train_run": 1,
+                "evaluate_run": 1,
+                "make_table": 1,
+                "draw_curves": 1,
+                "make_report_pages": 1,
+                "make_report": 1,
+            },
         ),
         (
             lambda o: o["labels"].update(k=3),
@@ -145,16 +171,23 @@ def test_a_machine_value_reruns_nothing(finished_study: Path, overlay: Overlay, 
                 "evaluate_run": 2,
                 "make_table": 2,
                 "draw_curves": 2,
+                "make_report_pages": 1,
                 "make_report": 1,
             },
         ),
         (
             lambda o: o.update(evaluation={"interpolation": "bilinear"}),
-            {"evaluate_run": 3, "make_table": 2, "draw_curves": 2, "make_report": 1},  # the plan that names both is new
+            {
+                "evaluate_run": 3,
+                "make_table": 2,
+                "draw_curves": 2,
+                "make_report_pages": 1,
+                "make_report": 1,
+            },  # the plan that names both is new
         ),
         (
             lambda o: o["fidelity"].update(crops=1),
-            {"measure_fidelity": 1, "make_fidelity_table": 1, "make_report": 1},
+            {"measure_fidelity": 1, "make_fidelity_table": 1, "make_report_pages": 1, "make_report": 1},
         ),
     ],
     ids=["recipe", "fine-tuning recipe", "labels", "evaluation", "fidelity"],
@@ -233,7 +266,7 @@ def test_a_table_follows_its_rows_even_without_snakemakes_records(
 def test_the_report_alone_is_made_of_what_exists(finished_study: Path, overlay: Overlay) -> None:
     overlay["select"]["experiments"] = ["main", "ablation_residual"]
     jobs = planned_jobs(run_snakemake(finished_study, "-n", "results/report.html", overlay=overlay))
-    assert jobs == {"make_report": 1}
+    assert jobs == {"make_report_pages": 1, "make_report": 1}
 
 
 def test_an_added_photograph_makes_one_shard_again_and_no_run(
