@@ -34,7 +34,7 @@ def test_everything_is_made_and_the_tables_agree_with_the_runs(finished_study: P
         measured = read_json(evaluation)
         assert float(row["top1_mean"]) == pytest.approx(measured["top1"], abs=0.006)
         assert int(row["val_images"]) == measured["val_images"] == 40
-        assert "epochs 40->2" in row["capped"]
+        assert "epochs 30->2" in row["capped"]
         assert row["difference"] == ""
     main = list(csv.DictReader((results / "main.csv").read_text().splitlines()))
     assert [row["image_px"] for row in main] == ["64", "80"]
@@ -43,7 +43,7 @@ def test_everything_is_made_and_the_tables_agree_with_the_runs(finished_study: P
     assert [(line["name"], line["epoch"]) for line in curves] == [
         (row["name"], f"{n}") for row in main for n in range(2)
     ]
-    assert "epochs 40->2" in curves[0]["capped"]
+    assert "epochs 30->2" in curves[0]["capped"]
     (fidelity,) = csv.DictReader((results / "label_fidelity.csv").read_text().splitlines())
     assert (fidelity["annotator"], fidelity["photographs"], fidelity["labeled"]) == ("lite0", "6", "24")
     assert float(fidelity["cosine_low"]) <= float(fidelity["cosine"]) <= float(fidelity["cosine_high"])
