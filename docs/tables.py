@@ -22,6 +22,8 @@ from bench.record import read_results  # noqa: E402
 from campaign.faults import FAULTS, Fault  # noqa: E402
 from tokenlabel.core.overlays import read_configuration  # noqa: E402
 from tokenlabel.core.recipe_sources import read_recipe_sources  # noqa: E402
+from tokenlabel.core.report_contents import category_of  # noqa: E402
+from tokenlabel.core.study import Study  # noqa: E402
 from tokenlabel.train.explain_command import show_value  # noqa: E402
 
 BENCH, CAMPAIGN = ROOT / "bench" / "results", ROOT / "campaign" / "results"
@@ -124,11 +126,48 @@ class RecipeTable:
         return rows
 
 
+class ExperimentTable:
+    """What config.yaml's study selects: each table's command and what it takes alone. Runs that tables share count in each."""
+
+    def lines(self) -> list[Line]:
+        """One line a table, in the order of the paper's."""
+        tables = Study.plan(read_configuration([ROOT / "config.yaml"])).selected_tables
+        found = []
+        for table in sorted(tables, key=category_of):
+            runs = {run.name: run for row in table.rows for run in getattr(row.run, "chain", [])}.values()
+            found.append(
+                {
+                    "paper": table.experiment.paper.split("(")[0].strip().replace("none", "ours"),
+                    "target": table.csv,
+                    "rows": len(table.rows),
+                    "trainings": sum(run.start is None for run in runs),
+                    "finetunings": sum(run.start is not None for run in runs),
+                    "epochs": sum(run.epochs for run in runs) * len(table.seeds),
+                    "annotators": len({run.labels.name for run in runs if run.labels}),
+                }
+            )
+        return found
+
+    def rows(self) -> list[list[str]]:
+        """Heading and cells."""
+        heading = ["paper", "command", "rows", "trainings", "fine-tunings", "epochs in all", "annotators"]
+        return [
+            heading,
+            *(
+                [line["paper"], f"`snakemake {line['target']}`", *(f"{line[name]:,}" for name in list(line)[2:])]
+                for line in self.lines()
+            ),
+        ]
+
+
+AnyTable = Table | FaultTable | RecipeTable | ExperimentTable
+
 # one place for every table: the file in bench/results, then heading -> (field of a line, format)
-TABLES: dict[str, Table | FaultTable | RecipeTable] = {
+TABLES: dict[str, AnyTable] = {
     "faults": FaultTable(training=False),
     "training_faults": FaultTable(training=True),
     "recipes": RecipeTable(),
+    "experiments": ExperimentTable(),
     "annotate_network": Table(
         "annotate_network",
         {
@@ -406,20 +445,20 @@ def filled(page: str, name: str) -> str:
     )
 
 
-def _described(table: str, name: str) -> Table | FaultTable | RecipeTable:
+def _described(table: str, name: str) -> AnyTable:
     if table not in TABLES:
         raise TableError(f"{name}: no table {table!r}; there are {', '.join(TABLES)}")
     return TABLES[table]
 
 
-def render(table: Table | FaultTable | RecipeTable, name: str) -> str:
+def render(table: AnyTable, name: str) -> str:
     """A table in Markdown, and under it which commits and machines the results are of."""
     lines = table.lines()
     if not lines:
         raise TableError(f"{name}: a table has no results; measure, or mark it pending")
     rows = table.rows()
     text = [_row(rows[0]), _row(["---"] * len(rows[0])), *map(_row, rows[1:])]
-    if not isinstance(table, RecipeTable):  # which is of this very checkout
+    if not isinstance(table, RecipeTable | ExperimentTable):  # which are of this very checkout
         text += ["", f"*{provenance(lines)}*"]
     return "\n".join([*text, ""])
 

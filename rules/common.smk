@@ -102,7 +102,7 @@ PYTHON = python_command()
 os.environ.update(TOKENLABEL_COMMIT=git_commit(), TOKENLABEL_SOURCE=str(workflow.basedir))
 SETTINGS = STUDY.config.machine
 RESULTS = {result.name: result for result in report_results(STUDY)}  # what the report may show
-CONTENTS_DOCUMENT = "results/report.json"
+CONTENTS_DOCUMENT = "results/tables/report.json"  # not in results/ itself, of which Snakemake remembers what was there
 ABOUT = f"Commit {git_commit()}, configuration {digest_of(config)}."  # for captions
 
 

@@ -192,7 +192,7 @@ def test_a_report_that_was_made_is_current_and_knows_its_configuration(
     study: Path, hostile_overlay: dict[str, Any]
 ) -> None:
     assert planned_jobs(run_snakemake(study, "-n", "results/report.html", overlay=hostile_overlay)) == {}
-    contents = read_json(study / "results" / "report.json")
+    contents = read_json(study / "results" / "tables" / "report.json")
     assert contents["configuration"]["dataset"]["name"] == "foolbox20"
     changed = copy.deepcopy(hostile_overlay)
     changed["machine"]["workers"] = 1
