@@ -76,6 +76,7 @@ td.path { font-family: ui-monospace, monospace; font-size: .8rem; max-width: 34r
 td.path { overflow-wrap: anywhere; white-space: pre-line; }
 tr:hover td { background: #f6f8fa; }
 .few .further { display: none; }
+img { max-width: 100%; }
 .tools { display: flex; gap: 1.5rem; margin: .6rem 0; align-items: center; }
 #filter { font: inherit; padding: .2rem .5rem; width: 16rem; }
 code, pre { font-family: ui-monospace, monospace; font-size: .85rem; }
@@ -85,7 +86,8 @@ summary { cursor: pointer; font-weight: 600; padding: .2rem 0; }
 
 TEMPLATE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{{ title }}</title>
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; script-src '{{ allowed }}'">
+<meta http-equiv="Content-Security-Policy"
+content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src '{{ allowed }}'">
 <style>{{ style | safe }}</style></head><body>
 <h1>{{ title }}</h1>
 {% for line in lines %}<p>{{ line }}</p>
@@ -107,6 +109,8 @@ TEMPLATE = """<!doctype html>
 </tr>
 {% endfor %}
 </tbody></table></div>
+{% endif %}
+{% if picture %}<p><img alt="The table as a figure" src="data:image/png;base64,{{ picture }}"></p>
 {% endif %}
 {% for section in sections %}
 <details{{ ' open' if section.open }}><summary>{{ section.name }}</summary><pre>{{ section.text }}</pre></details>
@@ -142,7 +146,7 @@ def _table_page(result: Mapping[str, Any], base: Path) -> str:
         [f"Not in the paper{paper[4:]}." if paper.startswith("none") else f"In the paper: {paper}."] if paper else []
     )
     found = damage(base / result["table"])
-    problem, source = "", result["table"]
+    problem, source, picture = "", result["table"], ""
     if found == "missing":
         problem = f"Not made yet. To make it: {result['command']}"
     elif found:
@@ -150,6 +154,8 @@ def _table_page(result: Mapping[str, Any], base: Path) -> str:
     if found and result["so_far"] and damage(base / result["so_far"]) is None:
         source, found = result["so_far"], None
         problem += ". What there is so far:"
+        drawn = base / Path(source).parent / "figures" / f"{Path(source).stem}.png"
+        picture = base64.b64encode(drawn.read_bytes()).decode() if damage(drawn) is None else ""
     rows = [] if found else _read_rows(base / source)
     capped = sorted({row["capped"] for row in rows if row.get("capped")})
     if capped:
@@ -158,7 +164,7 @@ def _table_page(result: Mapping[str, Any], base: Path) -> str:
         lines.append("Planned: no run of that row is finished; its cells are empty.")
     if not found:
         lines.append(f"From {source}.")
-    return _page(result["question"], lines=lines, problem=problem, rows=rows, first=FIRST_COLUMNS)
+    return _page(result["question"], lines=lines, problem=problem, rows=rows, first=FIRST_COLUMNS, picture=picture)
 
 
 def _read_rows(path: Path) -> list[dict[str, str]]:
@@ -228,11 +234,12 @@ def _page(
     rows: Sequence[Mapping[str, str]] = (),
     first: Sequence[str] = (),
     sections: Sequence[Mapping[str, Any]] = (),
+    picture: str = "",
 ) -> str:
-    """One page of HTML: sentences, a table and foldable texts, each where given."""
+    """One page of HTML: sentences, a table, a picture (PNG in base64) and foldable texts, each where given."""
     return _PAGE.render(
         title=title, lines=lines, problem=problem, rows=rows, columns=_columns(rows, first), sections=sections,
-        style=STYLE, script=SCRIPT, allowed=_allowed(SCRIPT),
+        picture=picture, style=STYLE, script=SCRIPT, allowed=_allowed(SCRIPT),
     )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from tokenlabel.core.overlays import read_configuration
 
 from .browser import CHROMIUM, Browser, open_browser
 from .conftest import REPOSITORY, planned_jobs, run_snakemake
-from .made_results import make_results
+from .made_results import draw_picture, make_results
 
 HOSTILE = "<img src=x onerror=alert(1)> & </script><script>alert(2)</script>"
 
@@ -52,6 +52,7 @@ def study(hostile_overlay: dict[str, Any], tmp_path_factory: pytest.TempPathFact
     (results / "label_fidelity.csv").write_text("annotator,cosine\nlite0,0.9\nlite1")
     (results / "so_far").mkdir()
     (results / "so_far" / "ablation_residual.csv").write_text("label,state,top1_mean\nx + F(x),planned,\n")
+    draw_picture(results / "so_far" / "figures" / "ablation_residual.png")
     finished = run_snakemake(directory, "results/report.html", "--cores", "1", overlay=hostile_overlay)
     assert finished.returncode == 0, finished.stderr[-5000:]
     assert "rule train_run" not in finished.stderr
@@ -184,6 +185,7 @@ def test_what_is_missing_or_damaged_is_named_with_its_command(report: Browser, s
     report.open(study / "results" / "pages" / "ablation_residual.html")
     assert "Not made yet" in report.evaluate("document.querySelector('.problem').textContent")
     assert report.evaluate("document.querySelector('tbody').textContent.includes('planned')")
+    assert report.evaluate("document.querySelector('img').naturalWidth") == 200
     report.open(study / "results" / "pages" / "about_versions.html")
     assert report.evaluate("document.body.textContent.includes('snakemake')")
 
