@@ -263,9 +263,12 @@ def test_a_table_follows_its_rows_even_without_snakemakes_records(
     assert "rule train_run" not in finished.stderr
 
 
-def test_the_report_alone_is_made_of_what_exists(finished_study: Path, overlay: Overlay) -> None:
-    overlay["select"]["experiments"] = ["main", "ablation_residual"]
-    jobs = planned_jobs(run_snakemake(finished_study, "-n", "results/report.html", overlay=overlay))
+def test_the_report_alone_is_made_of_what_exists(finished_study: Path, overlay: Overlay, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(finished_study, copy)
+    (copy / "results" / "figures" / "main.png").unlink()
+    overlay["select"]["experiments"] = ["main", "ablation_annotators", "ablation_residual"]
+    jobs = planned_jobs(run_snakemake(copy, "-n", "results/report.html", overlay=overlay))
     assert jobs == {"make_report_pages": 1, "make_report": 1}
 
 
