@@ -53,8 +53,9 @@ class Browser:
 
     def open(self, path: Path) -> None:
         """Opens a file and waits until it is loaded."""
-        self.call("Page.navigate", url=path.resolve().as_uri())
-        self.wait_for("document.readyState === 'complete'")
+        address = path.resolve().as_uri()
+        self.call("Page.navigate", url=address)
+        self.wait_for(f"location.href === {json.dumps(address)} && document.readyState === 'complete'")
 
     def evaluate(self, script: str, *, inside: bool = False) -> Any:
         """Value of a JavaScript expression, of the page or of the frame inside it."""
