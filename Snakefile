@@ -23,20 +23,6 @@ include: "rules/plan.smk"
 include: "rules/report.smk"
 
 
-localrules:
-    all,
-    labels,
-    so_far,
-    make_table,
-    draw_curves,
-    draw_accuracy_parameters,
-    make_fidelity_table,
-    make_published,
-    draw_label_maps,
-    make_plan,
-    make_report,
-
-
 rule all:
     """Everything that `select:` names: labels, runs, tables, figures, the report."""
     default_target: True

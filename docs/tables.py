@@ -25,6 +25,7 @@ from tokenlabel.core.plan import plan_study  # noqa: E402
 from tokenlabel.core.recipe_sources import read_recipe_sources  # noqa: E402
 from tokenlabel.core.study import Study  # noqa: E402
 from tokenlabel.eval.plan_table import coefficient_cells, row_cells  # noqa: E402
+from tokenlabel.core.report_contents import category_of  # noqa: E402
 from tokenlabel.train.explain_command import show_value  # noqa: E402
 
 BENCH, CAMPAIGN = ROOT / "bench" / "results", ROOT / "campaign" / "results"
@@ -167,7 +168,44 @@ class CoefficientTable:
         return [list(lines[0]), *(list(line.values()) for line in lines)]
 
 
-OfConfiguration = RecipeTable | PlanTable | CoefficientTable
+class ExperimentTable:
+    """What config.yaml's study selects: each table's command and what it takes alone. Runs that tables share count in each."""
+
+    def lines(self) -> list[Line]:
+        """One line a table, in the order of the paper's."""
+        study = Study.plan(read_configuration([ROOT / "config.yaml"]))
+        tables = study.selected_tables
+        planned = {row.target: row for row in plan_study(study, ROOT / "no such folder").rows}
+        found = []
+        for table in sorted(tables, key=category_of):
+            runs = {run.name: run for row in table.rows for run in getattr(row.run, "chain", [])}.values()
+            found.append(
+                {
+                    "paper": table.experiment.paper.split("(")[0].strip().replace("none", "ours"),
+                    "target": table.csv,
+                    "rows": len(table.rows),
+                    "trainings": sum(run.start is None for run in runs),
+                    "finetunings": sum(run.start is not None for run in runs),
+                    "epochs": sum(run.epochs for run in runs) * len(table.seeds),
+                    "annotators": len({run.labels.name for run in runs if run.labels}),
+                    "gpu_hours": round(planned[table.name].gpu_hours),
+                }
+            )
+        return found
+
+    def rows(self) -> list[list[str]]:
+        """Heading and cells."""
+        heading = ["paper", "command", "rows", "trainings", "fine-tunings", "epochs in all", "annotators", "GPU hours"]
+        return [
+            heading,
+            *(
+                [line["paper"], f"`snakemake {line['target']}`", *(f"{line[name]:,}" for name in list(line)[2:])]
+                for line in self.lines()
+            ),
+        ]
+
+
+OfConfiguration = RecipeTable | PlanTable | CoefficientTable | ExperimentTable
 AnyTable = Table | FaultTable | OfConfiguration
 
 # one place for every table: the file in bench/results, then heading -> (field of a line, format)
@@ -193,6 +231,7 @@ TABLES: dict[str, AnyTable] = {
             "largest error after correction": ("error_after", ".0%"),
         },
     ),
+    "experiments": ExperimentTable(),
     "annotate_network": Table(
         "annotate_network",
         {

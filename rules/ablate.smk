@@ -6,15 +6,13 @@ rule make_table:
         csv=report(
             "results/{experiment}.csv",
             caption="captions/table.rst",
-            category="Tables",
-            labels={"experiment": "{experiment}"},
+            **in_report("data (CSV)"),
         ),
         markdown="results/{experiment}.md",
         figure=report(
             "results/figures/{experiment}.png",
             caption="captions/figure.rst",
-            category="Figures",
-            labels={"experiment": "{experiment}"},
+            **in_report("figure"),
         ),
         data="results/figures/{experiment}.csv",
     log:
@@ -22,6 +20,7 @@ rule make_table:
     benchmark:
         "benchmarks/tables/{experiment}.tsv"
     retries: 1
+    localrule: True
     conda:
         "../envs/eval.yaml"
     threads: 1
@@ -31,8 +30,8 @@ rule make_table:
     params:
         python=PYTHON,
         plan=lambda wildcards: STUDY.tables[wildcards.experiment].plan,
-        question=lambda wildcards: STUDY.tables[wildcards.experiment].experiment.question,
-        paper=lambda wildcards: STUDY.tables[wildcards.experiment].experiment.paper,
+        said=said_of_table,
+        about=ABOUT,
     shell:
         "{params.python} -m tokenlabel table --spec {params.plan} --csv {output.csv} --markdown {output.markdown}"
         " --figure {output.figure} --log {log}"
@@ -47,14 +46,14 @@ rule draw_curves:
         figure=report(
             "results/figures/curves_{experiment}.png",
             caption="captions/curves.rst",
-            category="Training curves",
-            labels={"experiment": "{experiment}"},
+            **in_report("training curves"),
         ),
     log:
         "logs/figures/curves_{experiment}.log",
     benchmark:
         "benchmarks/figures/curves_{experiment}.tsv"
     retries: 1
+    localrule: True
     conda:
         "../envs/eval.yaml"
     threads: 1
@@ -64,7 +63,8 @@ rule draw_curves:
     params:
         python=PYTHON,
         plan=lambda wildcards: STUDY.tables[wildcards.experiment].plan,
-        question=lambda wildcards: STUDY.tables[wildcards.experiment].experiment.question,
+        said=said_of_table,
+        about=ABOUT,
     shell:
         "{params.python} -m tokenlabel table curves --spec {params.plan} --csv {output.csv} --figure {output.figure}"
         " --log {log}"
@@ -78,8 +78,7 @@ rule draw_accuracy_parameters:
         figure=report(
             "results/figures/accuracy_parameters.png",
             caption="captions/accuracy_parameters.rst",
-            category="Figures",
-            labels={"experiment": "accuracy against parameters"},
+            **in_report("figure", "accuracy_parameters"),
         ),
         data="results/figures/accuracy_parameters.csv",
     log:
@@ -87,6 +86,7 @@ rule draw_accuracy_parameters:
     benchmark:
         "benchmarks/figures/accuracy_parameters.tsv"
     retries: 1
+    localrule: True
     conda:
         "../envs/eval.yaml"
     threads: 1

@@ -12,9 +12,11 @@ from tokenlabel.core import plan_jobs
 from tokenlabel.core.cost import limit_minutes
 from tokenlabel.core.errors import TokenLabelError
 from tokenlabel.core.files import read_json, write_json_if_changed
+from tokenlabel.core.identity import digest_of
 from tokenlabel.core.log import git_commit
-from tokenlabel.core.so_far import plan_comparison, plan_so_far
 from tokenlabel.core.plan import plan_study as price_study
+from tokenlabel.core.report_contents import ABOUT_FOLDER, ABOUT_PAGES, as_rst, capped_words, report_results, whole
+from tokenlabel.core.so_far import plan_comparison, plan_so_far
 from tokenlabel.core.staleness import stale_shards
 from tokenlabel.core.study import Study
 
@@ -95,7 +97,7 @@ if not os.access(Path.cwd(), os.W_OK):
     )
 WRITTEN = set()  # documents that this process has written or found up to date
 MACHINE = "results/machine.json"
-PLAN = "results/plan.json"  # the plan as data
+PLAN = "results/tables/plan.json"  # the plan as data
 ACCURACY = "results/figures/accuracy_parameters.png"
 RESOLVED = "results/study.json"  # the merged configuration, for the report and for whoever asks later
 STUDY = plan_study()
@@ -105,6 +107,9 @@ PYTHON = python_command()
 # for the jobs: the commit for their logs, and where envs/*.post-deploy.sh installs the package from
 os.environ.update(TOKENLABEL_COMMIT=git_commit(), TOKENLABEL_SOURCE=str(workflow.basedir))
 SETTINGS = STUDY.config.machine
+RESULTS = {result.name: result for result in report_results(STUDY)}  # what the report may show
+CONTENTS_DOCUMENT = "results/tables/report.json"  # not in results/ itself, of which Snakemake remembers what was there
+ABOUT = f"Commit {git_commit()}, configuration {digest_of(config)}."  # for captions
 
 
 wildcard_constraints:
@@ -286,6 +291,8 @@ def published_arguments(wildcards):
     job = published_job_of(wildcards)
     name = job.name.rsplit("-", 1)[0]
     return f"--name {shlex.quote(name)} --source {shlex.quote(job.entry.source)}"
+
+
 def results_of_accuracy(wildcards):
     """Evaluations of `main` and its plan: all of them, or those that exist when the figure alone is asked for."""
     table = STUDY.tables["main"]
@@ -416,20 +423,6 @@ def plan_document(wildcards):
     return [PLAN] if Path(PLAN).exists() else []
 
 
-def selected_results():
-    """Tables and figures of `select:`, in reading order."""
-    return (
-        [path for table in STUDY.selected_tables for path in (table.csv, table.figure, *table.curves)]
-        + figure_of_accuracy()
-        + results_about_labels()
-    )
-
-
-def figure_of_accuracy():
-    """Accuracy against parameters, where `main` is selected."""
-    return [ACCURACY] if "main" in STUDY.config.select.experiments else []
-
-
 def results_about_labels():
     """Tables and figures of the labels themselves; none where no selected run learns from any."""
     if not STUDY.used_labels:
@@ -437,13 +430,67 @@ def results_about_labels():
     return ["results/label_fidelity.csv", "results/figures/label_fidelity.png", "results/figures/label_maps.png"]
 
 
-def results_to_show():
-    """What the report shows where it exists: everything selected, and the published checkpoints, which `all` does not make."""
-    return selected_results() + [STUDY.published.csv, STUDY.published.figure]
+def results_to_show(wildcards):
+    """What the report waits for: everything selected, or what is there and whole when the report alone is asked for.
+
+    A result of which one file is missing or damaged is left out: Snakemake would fail. The pages say so. The report alone also
+    makes what needs no run: plan, tables so far, Table 12.
+    """
+    alone = set(workflow.dag_settings.targets) <= {"results/report.html", "results/pages"}
+    shown = []
+    for result in RESULTS.values():
+        if whole(result.files) or (result.selected and not alone) or (result.cheap and alone):
+            shown += result.files
+        elif result.so_far and (alone or whole([result.so_far])):
+            shown.append(result.so_far)
+    return shown
 
 
-def results_to_report(wildcards):
-    """What the report waits for: everything selected, or what exists when the report alone is asked for."""
-    if set(workflow.dag_settings.targets) == {"results/report.html"}:
-        return [path for path in selected_results() if Path(path).exists()]
-    return selected_results()
+def report_contents(wildcards):
+    """The list of what the report may show, after writing it; nothing on a dry run before the first run."""
+    results = [{**vars(result), "command": result.command} for result in RESULTS.values()]
+    document = {
+        "results": results,
+        "configuration": config,
+        "digest": digest_of(config),
+    }
+    write_document(CONTENTS_DOCUMENT, document)
+    return [CONTENTS_DOCUMENT] if Path(CONTENTS_DOCUMENT).exists() else []
+
+
+def in_report(kind, name=None):
+    """Arguments of `report` that put a file where its result belongs: folder of the menu, and what the file is.
+
+    kind: table, figure, data (CSV), ...; name: of the result, by default the rule's experiment.
+    """
+
+    def result(wildcards):
+        return RESULTS[name or wildcards.experiment]
+
+    return {
+        "category": lambda wildcards: result(wildcards).category,
+        "labels": lambda wildcards: {"result": result(wildcards).shown_as(kind)},
+    }
+
+
+def category_of_page(wildcards):
+    """Folder of the menu that a page of the report lies in."""
+    return RESULTS[wildcards.page].category if wildcards.page in RESULTS else ABOUT_FOLDER
+
+
+def labels_of_page(wildcards):
+    """What a page of the report is."""
+    page = wildcards.page
+    if page not in RESULTS:
+        return {"result": ABOUT_PAGES.get(page, page)}
+    return {"result": RESULTS[page].shown_as(RESULTS[page].state_of_table)}
+
+
+def said_of_table(wildcards):
+    """What captions say of an experiment: its question, the paper's table, and what caps changed."""
+    table = STUDY.tables[wildcards.experiment]
+    return {
+        "question": as_rst(table.experiment.question),
+        "paper": as_rst(table.experiment.paper),
+        "capped": as_rst(capped_words(table)),
+    }

@@ -39,14 +39,14 @@ rule draw_label_maps:
         figure=report(
             "results/figures/label_maps.png",
             caption="captions/label_maps.rst",
-            category="Labels",
-            labels={"what": "label maps over photographs"},
+            **in_report("figure", "label_maps"),
         ),
     log:
         "logs/figures/label_maps.log",
     benchmark:
         "benchmarks/figures/label_maps.tsv"
     retries: 1
+    localrule: True
     conda:
         "../envs/eval.yaml"
     threads: 1
@@ -58,6 +58,7 @@ rule draw_label_maps:
         machine=MACHINE,
         manifest=manifest_folder,
         labels=[job.folder for job in STUDY.drawn_labels],
+        about=ABOUT,
     shell:
         "{params.python} -m tokenlabel draw --machine {params.machine} --manifest {params.manifest} --labels {params.labels}"
         " --out {output.figure} --log {log}"
@@ -71,20 +72,19 @@ rule make_fidelity_table:
         csv=report(
             "results/label_fidelity.csv",
             caption="captions/label_fidelity.rst",
-            category="Labels",
-            labels={"what": "fidelity of stored labels, table"},
+            **in_report("data (CSV)", "label_fidelity"),
         ),
         figure=report(
             "results/figures/label_fidelity.png",
             caption="captions/label_fidelity.rst",
-            category="Labels",
-            labels={"what": "fidelity of stored labels"},
+            **in_report("figure", "label_fidelity"),
         ),
     log:
         "logs/tables/label_fidelity.log",
     benchmark:
         "benchmarks/tables/label_fidelity.tsv"
     retries: 1
+    localrule: True
     conda:
         "../envs/eval.yaml"
     threads: 1
@@ -93,5 +93,6 @@ rule make_fidelity_table:
         runtime=lambda wildcards, attempt: 20 * attempt,
     params:
         python=PYTHON,
+        about=ABOUT,
     shell:
         "{params.python} -m tokenlabel table fidelity {input.measured} --csv {output.csv} --figure {output.figure} --log {log}"

@@ -3,19 +3,19 @@ rule make_plan:
     input:
         plan_document,
     output:
-        csv="results/plan.csv",
+        csv=report("results/plan.csv", caption="captions/plan.rst", **in_report("data (CSV)", "plan")),
         markdown="results/plan.md",
         figure=report(
             "results/figures/plan.png",
             caption="captions/plan.rst",
-            category="Plan",
-            labels={"what": "GPU hours of each target"},
+            **in_report("where the hours go", "plan"),
         ),
     log:
         "logs/plan.log",
     benchmark:
         "benchmarks/plan.tsv"
     retries: 1
+    localrule: True
     conda:
         "../envs/eval.yaml"
     threads: 1

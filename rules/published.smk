@@ -35,21 +35,20 @@ rule make_published:
         csv=report(
             STUDY.published.csv,
             caption="captions/published.rst",
-            category="Published checkpoints",
-            labels={"what": "ours beside the printed accuracies, table"},
+            **in_report("data (CSV)", "published"),
         ),
         markdown=STUDY.published.markdown,
         figure=report(
             STUDY.published.figure,
             caption="captions/published.rst",
-            category="Published checkpoints",
-            labels={"what": "ours beside the printed accuracies"},
+            **in_report("figure", "published"),
         ),
     log:
         "logs/tables/published.log",
     benchmark:
         "benchmarks/tables/published.tsv"
     retries: 1
+    localrule: True
     conda:
         "../envs/eval.yaml"
     threads: 1

@@ -3,19 +3,10 @@ rule make_table_so_far:
     input:
         plan_of_table_so_far,
     output:
-        csv=report(
-            "results/so_far/{experiment}.csv",
-            caption="captions/so_far.rst",
-            category="So far",
-            labels={"experiment": "{experiment}"},
-        ),
+        csv="results/so_far/{experiment}.csv",
         markdown="results/so_far/{experiment}.md",
-        figure=report(
-            "results/so_far/figures/{experiment}.png",
-            caption="captions/so_far.rst",
-            category="So far",
-            labels={"experiment": "{experiment}"},
-        ),
+        figure="results/so_far/figures/{experiment}.png",
+        data="results/so_far/figures/{experiment}.csv",
     log:
         "logs/so_far/{experiment}.log",
     benchmark:
@@ -46,8 +37,7 @@ rule make_so_far_index:
         csv=report(
             "results/so_far/index.csv",
             caption="captions/so_far_index.rst",
-            category="So far",
-            labels={"experiment": "all tables"},
+            **in_report("data (CSV)", "so_far"),
         ),
         markdown="results/so_far/index.md",
     log:
@@ -78,8 +68,7 @@ rule make_comparison:
         csv=report(
             "results/comparison_cait.csv",
             caption="captions/comparison.rst",
-            category="Tables",
-            labels={"experiment": "comparison with CaiT"},
+            **in_report("data (CSV)", "comparison_cait"),
         ),
         markdown="results/comparison_cait.md",
     log:

@@ -47,6 +47,7 @@ VERBS = {
         "say what is done, running, failed and stale, what lies unused, and how two runs differ",
     ),
     "report": ("eval.report_command", "make the HTML report of what exists"),
+    "report pages": ("eval.report_pages_command", "make the report's tables, its configuration and versions"),
     "predict": ("eval.predict_command", "classify a folder of photographs with a checkpoint"),
     "export": ("models.export_command", "write a checkpoint as a folder that timm loads, and as ONNX"),
     "visualise": ("eval.visualise_command", "draw what a checkpoint sees in photographs, and what its classes rest on"),

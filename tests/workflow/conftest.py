@@ -63,7 +63,7 @@ def small_study(photographs: Path) -> dict[str, Any]:
     study["defaults"]["annotator"] = "lite0"
     study["machine"].update(validate_every_epochs=1)
     study["models"]["lvvit_small"]["eval_crop"] = 0.95  # not the training's validation_crop
-    study["caps"] = {"epochs": 2, "images": 24, "depth": 2, "width": 48, "image_px": 64, "finetune_px": 80}
+    study["caps"] = {"epochs": 2, "images": 24, "depth": 2, "width": 48, "image_px": 64, "finetune_px": 80, "seeds": 1}
     return study
 
 

@@ -18,7 +18,8 @@ from .conftest import REPOSITORY, planned_jobs, run_snakemake
 
 FULL = {
     "make_manifest": 1, "annotate_shard": 576, "train_run": 66, "evaluate_run": 66, "make_table": 11, "measure_fidelity": 9,
-    "make_fidelity_table": 1, "draw_label_maps": 1, "draw_curves": 11, "draw_accuracy_parameters": 1, "make_report": 1, "all": 1,
+    "make_fidelity_table": 1, "draw_label_maps": 1, "draw_curves": 11, "draw_accuracy_parameters": 1, "make_report_pages": 1,
+    "make_report": 1, "all": 1,
 }  # fmt: skip
 
 

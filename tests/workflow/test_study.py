@@ -37,7 +37,7 @@ def test_everything_is_made_and_the_tables_agree_with_the_runs(finished_study: P
         measured = read_json(evaluation)
         assert float(row["top1_mean"]) == pytest.approx(measured["top1"], abs=0.006)
         assert int(row["val_images"]) == measured["val_images"] == 40
-        assert "epochs 40->2" in row["capped"]
+        assert "epochs 30->2" in row["capped"]
         assert row["difference"] == ""
     page = (results / "ablation_annotators.md").read_text(encoding="utf-8")
     assert "Rows: 2 done." in page
@@ -49,7 +49,7 @@ def test_everything_is_made_and_the_tables_agree_with_the_runs(finished_study: P
     assert [(line["name"], line["epoch"]) for line in curves] == [
         (row["name"], f"{n}") for row in main for n in range(2)
     ]
-    assert "epochs 40->2" in curves[0]["capped"]
+    assert "epochs 30->2" in curves[0]["capped"]
     drawn = list(csv.DictReader((results / "figures" / "main.csv").read_text().splitlines()))
     assert [f"{float(line['x']):.2f}" for line in drawn] == [row["top1_mean"] for row in main]
     beside = list(csv.DictReader((results / "figures" / "accuracy_parameters.csv").read_text().splitlines()))
@@ -111,12 +111,16 @@ def test_touched_and_copied_files_rerun_no_run(finished_study: Path, overlay: Ov
         if path.is_file() and ".snakemake" not in path.parts:
             os.utime(path)  # every file is new, in arbitrary order
     # the page of label maps is above 1 MB, where Snakemake compares times and not contents: only the report is made again
-    assert planned_jobs(run_snakemake(copy, "-n", "all", overlay=overlay)).keys() <= {"make_report", "all"}
+    assert planned_jobs(run_snakemake(copy, "-n", "all", overlay=overlay)).keys() <= {
+        "make_report_pages",
+        "make_report",
+        "all",
+    }
     # without Snakemake's own records it cannot compare contents: tables are made again, which costs seconds, no run is
     shutil.rmtree(copy / ".snakemake")
     jobs = planned_jobs(run_snakemake(copy, "-n", "all", overlay=overlay))
     cheap = {"make_table", "draw_curves", "draw_accuracy_parameters", "make_fidelity_table", "draw_label_maps"}
-    assert jobs.keys() <= cheap | {"make_report", "all"}
+    assert jobs.keys() <= cheap | {"make_report_pages", "make_report", "all"}
 
 
 def test_machine_values_rerun_nothing(finished_study: Path, overlay: Overlay) -> None:
@@ -158,7 +162,7 @@ def test_machine_values_rerun_nothing(finished_study: Path, overlay: Overlay) ->
         ),
         (
             lambda o: o["fidelity"].update(crops=1),
-            {"measure_fidelity": 1, "make_fidelity_table": 1, "make_report": 1},
+            {"measure_fidelity": 1, "make_fidelity_table": 1, "make_report_pages": 1, "make_report": 1},
         ),
     ],
     ids=["recipe", "fine-tuning recipe", "labels", "evaluation", "fidelity"],
@@ -234,10 +238,13 @@ def test_a_table_follows_its_rows_even_without_snakemakes_records(
     assert "rule train_run" not in finished.stderr
 
 
-def test_the_report_alone_is_made_of_what_exists(finished_study: Path, overlay: Overlay) -> None:
-    overlay["select"]["experiments"] = ["main", "ablation_residual"]
-    jobs = planned_jobs(run_snakemake(finished_study, "-n", "results/report.html", overlay=overlay))
-    assert jobs == {"make_report": 1}
+def test_the_report_alone_is_made_of_what_exists(finished_study: Path, overlay: Overlay, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(finished_study, copy)
+    (copy / "results" / "figures" / "main.png").unlink()
+    overlay["select"]["experiments"] = ["main", "ablation_annotators", "ablation_residual"]
+    jobs = planned_jobs(run_snakemake(copy, "-n", "results/report.html", overlay=overlay))
+    assert jobs == {"make_report_pages": 1, "make_report": 1}
 
 
 def test_an_added_photograph_makes_one_shard_again_and_no_run(
