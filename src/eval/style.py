@@ -25,7 +25,8 @@ matplotlib.use("Agg")  # jobs have no display
 STYLE: dict[str, Any] = dict(
     matplotlib.rc_params_from_file(Path(__file__).with_name("tokenlabel.mplstyle"), use_default_template=False)
 )
-PHOTOGRAPHS = {**STYLE, "axes.grid": False, "figure.dpi": 150}  # pages of pictures, which need no sharper lines
+# pages of pictures, which need no sharper lines and are as large as their pictures
+PHOTOGRAPHS = {**STYLE, "axes.grid": False, "figure.dpi": 150, "savefig.bbox": "tight"}
 COLOURS: tuple[str, ...] = tuple(entry["color"] for entry in STYLE["axes.prop_cycle"])
 MARKERS: tuple[str, ...] = tuple(entry["marker"] for entry in STYLE["axes.prop_cycle"])
 DASHES = ("-", "--", ":", "-.")
