@@ -23,9 +23,9 @@ from campaign.faults import FAULTS, Fault  # noqa: E402
 from tokenlabel.core.overlays import read_configuration  # noqa: E402
 from tokenlabel.core.plan import plan_study  # noqa: E402
 from tokenlabel.core.recipe_sources import read_recipe_sources  # noqa: E402
+from tokenlabel.core.report_contents import category_of  # noqa: E402
 from tokenlabel.core.study import Study  # noqa: E402
 from tokenlabel.eval.plan_table import coefficient_cells, row_cells  # noqa: E402
-from tokenlabel.core.report_contents import category_of  # noqa: E402
 from tokenlabel.train.explain_command import show_value  # noqa: E402
 
 BENCH, CAMPAIGN = ROOT / "bench" / "results", ROOT / "campaign" / "results"

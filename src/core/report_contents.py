@@ -101,9 +101,9 @@ def report_results(study: Study) -> tuple[Result, ...]:
     found = []
     for name, (category, label, question, files) in OTHERS.items():
         paths = tuple(str(RESULTS / file) for file in files)
-        selected = name == "accuracy_parameters" and "main" in study.config.select.experiments
+        chosen = name == "accuracy_parameters" and "main" in study.config.select.experiments
         cheap = name in ("plan", "so_far", "comparison_cait")
-        found.append(Result(name, category, label, question, "", paths, paths[0], "", selected=selected, cheap=cheap))
+        found.append(Result(name, category, label, question, "", paths, paths[0], "", selected=chosen, cheap=cheap))
     if study.used_labels:
         paths = (str(RESULTS / "label_fidelity.csv"), str(RESULTS / "figures" / "label_fidelity.png"))
         question = "Are the stored labels what their annotator says of the same crop?"
