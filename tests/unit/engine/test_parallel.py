@@ -19,7 +19,7 @@ from tokenlabel.models import create_model
 
 from .sharing import train
 
-TOLERANCE = 1e-5  # relative, of float32 losses, gradient norms and weights: gradients are added in another order
+TOLERANCE = 1e-5  # relative, of float32 losses, gradient norms and weight tensors: gradients are added in another order
 TWO = {
     "ddp": {},
     "hard": {"tokens": False},
@@ -66,9 +66,9 @@ def assert_same_training(shared: dict[str, Any], alone: dict[str, Any]) -> None:
     for name in ("model", "averaged"):
         assert shared[name].keys() == alone[name].keys()
         for key, value in alone[name].items():
-            torch.testing.assert_close(
-                shared[name][key], value, rtol=TOLERANCE, atol=TOLERANCE * 0.1, msg=f"{name} {key}"
-            )
+            # of a tensor, not of each weight: AdamW makes a whole step of a gradient that is next to nothing but rounding
+            apart = (shared[name][key].float() - value.float()).norm()
+            assert apart <= TOLERANCE * value.float().norm(), f"{name} {key}"
 
 
 @pytest.mark.parametrize("scenario", [*TWO, "four"])
