@@ -203,13 +203,24 @@ def _configuration_page(contents: Mapping[str, Any]) -> str:
     """The resolved configuration, a part for each top-level key."""
     short = ("data_root", "weights_root", "dataset", "select", "defaults", "caps")
     sections = [
-        {"name": name, "text": yaml.safe_dump({name: part}, sort_keys=False, allow_unicode=True), "open": name in short}
+        {"name": name, "text": _as_yaml({name: part}), "open": name in short}
         for name, part in contents["configuration"].items()
     ]
     lines = [
         f"Digest {contents['digest']}. Every key, overlays merged. results/study.json says the same, and runs as --configfile."
     ]
     return _page("Configuration", lines=lines, sections=sections)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes kinds of dictionaries, as documents are read into, like any other."""
+
+
+_Dumper.add_multi_representer(dict, yaml.SafeDumper.represent_dict)
+
+
+def _as_yaml(value: Mapping[str, Any]) -> str:
+    return str(yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True))
 
 
 def _versions_page(contents: Mapping[str, Any]) -> str:
