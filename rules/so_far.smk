@@ -68,7 +68,8 @@ rule make_comparison:
         csv=report(
             "results/comparison_cait.csv",
             caption="captions/comparison.rst",
-            **in_report("data (CSV)", "comparison_cait"),
+            category="Table 12, comparison with CaiT",
+            labels={"result": "Data (CSV)"},
         ),
         markdown="results/comparison_cait.md",
     log:

@@ -30,16 +30,24 @@ def plan_comparison(study: Study, base: Path = Path()) -> tuple[str, dict[str, A
     Raises:
         ConfigError: no experiment has such a row.
     """
-    for table in study.tables.values():
-        for position, row in enumerate(table.rows):
-            if row.paper.reference == COMPARED and isinstance(row.run, Run) and row.model.startswith("lvvit_"):
-                plan = table.as_json()
-                plan |= {"rows": [plan["rows"][position]], "specs": [run.spec for run in row.run.chain]}
-                return _dated("comparison_cait", plan, [row.run.result(seed) for seed in table.seeds], base)
+    for table, position, run in compared_rows(study):
+        plan = table.as_json()
+        plan |= {"rows": [plan["rows"][position]], "specs": [one.spec for one in run.chain]}
+        return _dated("comparison_cait", plan, [run.result(seed) for seed in table.seeds], base)
     raise ConfigError(
         f"results/comparison_cait.csv: no row of any experiment says paper_row: {COMPARED}, which Table 12 compares with CaiT. "
         "Give it to the row of your LV-ViT-M at 384 px."
     )
+
+
+def compared_rows(study: Study) -> list[tuple[Table, int, Run]]:
+    """Rows that stand for the paper's LV-ViT-M at 384 px: table, place in it, run; none in most studies of other photographs."""
+    return [
+        (table, position, row.run)
+        for table in study.tables.values()
+        for position, row in enumerate(table.rows)
+        if row.paper.reference == COMPARED and isinstance(row.run, Run) and row.model.startswith("lvvit_")
+    ]
 
 
 def _dated(name: str, plan: dict[str, Any], evaluations: list[str], base: Path) -> tuple[str, dict[str, Any]]:
