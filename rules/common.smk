@@ -436,12 +436,14 @@ def results_to_show(wildcards):
     A result of which one file is missing or damaged is left out: Snakemake would fail. The pages say so. The report alone also
     makes what needs no run: plan, tables so far, Table 12.
     """
-    alone = set(workflow.dag_settings.targets) <= {"results/report.html", "results/pages"}
+    targets = set(workflow.dag_settings.targets)
+    alone = targets <= {"results/report.html", "results/pages"}
+    making = targets == {"results/report.html"}  # and not Snakemake's own report over the pages, which makes nothing
     shown = []
     for result in RESULTS.values():
-        if whole(result.files) or (result.selected and not alone) or (result.cheap and alone):
+        if whole(result.files) or (result.selected and not alone) or (result.cheap and making):
             shown += result.files
-        elif result.so_far and (alone or whole([result.so_far])):
+        elif result.so_far and (making or whole([result.so_far])):
             shown.append(result.so_far)
     return shown
 

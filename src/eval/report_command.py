@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Calls Snakemake's report on the workflow's report alone, for which it waits for nothing that is missing.
+    """Calls Snakemake's report on the pages alone, for which it waits for nothing that is missing.
 
     Raises:
         DataError: there are no pages, or Snakemake could not make the report.
@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
         raise DataError(f"{args.pages}: no such folder; it holds the report's pages. Run snakemake {args.out}.")
     temporary = args.out.with_name(f".tmp-{args.out.name}")
     command = [
-        sys.executable, "-m", "snakemake", "results/report.html", "--snakefile", str(args.snakefile), "--directory", ".",
+        sys.executable, "-m", "snakemake", str(args.pages), "--snakefile", str(args.snakefile), "--directory", ".",
         "--nolock", "--quiet", "all", "--report", str(temporary),
         "--report-html-stylesheet-path", str(args.snakefile.parent / "rules" / "report.css"),
     ]  # fmt: skip
