@@ -186,5 +186,5 @@ def draw(plan: dict[str, Any], rows: Sequence[PublishedRow], path: Path) -> None
         )
         axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
         with atomic_path(path) as temporary:
-            figure.savefig(temporary, format="png")
+            figure.savefig(temporary, format="png", bbox_inches="tight")  # names and legend lie outside
         plt.close(figure)

@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -50,6 +51,9 @@ def test_ours_stands_beside_the_printed_number(raw_config: dict[str, Any], tmp_p
     with Image.open(tmp_path / "figure.png") as picture:
         assert min(picture.size) > 200
         assert len(picture.convert("RGB").getcolors(1 << 24) or []) > 20  # not an empty sheet
+        pixels = np.asarray(picture.convert("RGB"))
+    edges = (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1])
+    assert all((edge == 255).all() for edge in edges)  # neither names nor legend are cut off
 
 
 def test_numbers_printed_for_other_photographs_are_not_compared(raw_config: dict[str, Any], tmp_path: Path) -> None:
