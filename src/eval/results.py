@@ -18,6 +18,7 @@ NEEDED = ("digest", "top1", "top5", "val_images", "parameters_m", "gmacs", "weig
 PERCENT = ("top1", "top5", "real_top1", "ece", "class_top1", "token_agreement", "image_agreement")
 AT_LEAST_ZERO = ("token_kl", "images_per_s", "peak_memory_mb")
 ABOVE_ZERO = ("val_images", "parameters_m", "gmacs")
+SAME_OF_ALL_SEEDS = ABOVE_ZERO
 REMEDY = "Delete it and run snakemake again."
 
 
@@ -47,6 +48,25 @@ def read_result(path: Path, run: str) -> dict[str, Any]:
         )
     _check_training(path, result, run)
     return result
+
+
+def check_seeds_agree(results: Mapping[Path, Mapping[str, Any]]) -> None:
+    """Refuses seeds of one run that were measured on other photographs or are networks of another size: no mean is of both.
+
+    Args:
+        results: path -> evaluation, of all seeds of one run.
+
+    Raises:
+        DataError: names both.
+    """
+    first = next(iter(results), None)
+    for path, result in results.items():
+        for name in SAME_OF_ALL_SEEDS:
+            if first is not None and not math.isclose(result[name], results[first][name], rel_tol=1e-6):
+                raise DataError(
+                    f"{path}: {name} is {result[name]:g}, and {results[first][name]:g} in {first}; seeds of one run are the same network "
+                    f"measured on the same photographs. Delete the one that is out of date and run snakemake again."
+                )
 
 
 def check_seeds_differ(results: Mapping[Path, Mapping[str, Any]]) -> None:
