@@ -64,8 +64,8 @@ def check_seeds_agree(results: Mapping[Path, Mapping[str, Any]]) -> None:
         for name in SAME_OF_ALL_SEEDS:
             if first is not None and not math.isclose(result[name], results[first][name], rel_tol=1e-6):
                 raise DataError(
-                    f"{path}: {name} is {result[name]:g}, and {results[first][name]:g} in {first}; seeds of one run are the same network "
-                    f"measured on the same photographs. Delete the one that is out of date and run snakemake again."
+                    f"{path}: {name} is {result[name]}, and {results[first][name]} in {first}; seeds of one run are one network "
+                    "measured on the same photographs. Delete the one that is out of date and run snakemake again."
                 )
 
 

@@ -486,6 +486,12 @@ def test_two_runs_beside_each_other(place: Workplace, capsys: pytest.CaptureFixt
         assert line in page
     assert main(["status", "--directory", str(place.base), "--diff", place.exact.name[:-1], names[1]]) == 2
     assert f"Did you mean '{place.exact.name}'" in capsys.readouterr().err
+    for name, expected in ((f"{place.exact.name}/seed7", "no seed7. It has: seed0."), ("empty", "empty: no spec.json")):
+        (place.base / "results/runs/empty").mkdir(exist_ok=True)
+        assert main(["status", "--directory", str(place.base), "--diff", name, names[1]]) == 2
+        error = capsys.readouterr().err
+        assert expected in error
+        assert "Did you mean" not in error
 
 
 def test_a_run_without_an_end_and_a_torn_file_are_compared_as_far_as_they_go(place: Workplace) -> None:

@@ -262,7 +262,9 @@ def test_seeds_of_other_photographs_or_networks_are_never_averaged(
 ) -> None:
     table, paths = one_row(raw_config, tmp_path, [0, 1])
     change(**{name: value})(paths["1"])
-    with pytest.raises(DataError, match=rf"{paths['1']}: {name} is {value:g}, and .* in {paths['0']};.* run snakemake again"):
+    with pytest.raises(
+        DataError, match=rf"{paths['1']}: {name} is {value}, and .* in {paths['0']};.* run snakemake again"
+    ):
         collect_rows(table, tmp_path)
 
 
