@@ -75,8 +75,8 @@ def find_run(base: Path, name: str) -> Path:
             return folder
     for folder in places:
         if (folder.parent / "spec.json").is_file():
-            seeds = sorted(path.name for path in folder.parent.glob("seed*"))
-            raise DataError(f"{folder.parent}: no {folder.name}. It has: {', '.join(seeds) or 'no seed yet'}.")
+            there = sorted(path.name for path in folder.parent.glob("seed*"))
+            raise DataError(f"{folder.parent}: no {folder.name}. It has: {', '.join(there) or 'no seed yet'}.")
         if folder.is_dir() and folder.parent.resolve() == runs.resolve():
             raise DataError(f"{folder}: no spec.json, so the run cannot be compared. Snakemake writes it anew.")
     known = [path.parent.name for path in runs.glob("*/spec.json")]
