@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import csv
 import hashlib
+import json
 import platform
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -201,10 +202,13 @@ def _missing_page(results: Sequence[Mapping[str, Any]], base: Path) -> str:
 
 def _configuration_page(contents: Mapping[str, Any]) -> str:
     """The resolved configuration, a part for each top-level key."""
+    plain = json.loads(
+        json.dumps(contents["configuration"])
+    )  # YAML has no word for a job's document that names its keys
     short = ("data_root", "weights_root", "dataset", "select", "defaults", "caps")
     sections = [
         {"name": name, "text": yaml.safe_dump({name: part}, sort_keys=False, allow_unicode=True), "open": name in short}
-        for name, part in contents["configuration"].items()
+        for name, part in plain.items()
     ]
     lines = [
         f"Digest {contents['digest']}. Every key, overlays merged. results/study.json says the same, and runs as --configfile."

@@ -75,6 +75,13 @@ def test_what_is_no_evaluation_is_named(raw_config: dict[str, Any], tmp_path: Pa
     write_json(path, {name: value for name, value in NUMBERS.items() if name != "ece"})
     with pytest.raises(DataError, match=rf"{path}: no 'ece' in it"):
         read_rows(plan, tmp_path)
+    for broken, said in (
+        (float("nan"), "top1 is nan, which is no measurement"),
+        ("83.2", "top1 is '83.2'; expected a number"),
+    ):
+        path.write_text(json.dumps(NUMBERS | {"top1": broken}))
+        with pytest.raises(DataError, match=rf"{path}: {said}"):
+            read_rows(plan, tmp_path)
     path.write_text(json.dumps(NUMBERS)[:40])
     with pytest.raises(DataError, match=rf"{path}: the evaluation of a published checkpoint cannot be read"):
         read_rows(plan, tmp_path)
