@@ -107,4 +107,8 @@ def _seconds(value: Any, path: Path) -> float:
 
 
 def _malformed(path: Path, found: str) -> DataError:
-    return DataError(f"{path}: {found}; expected what a finished job took. Delete it: it decides nothing but hours.")
+    if path.name == "done.json":  # says more than hours: without it the training is unfinished
+        remedy = "Restore it from a copy; without it the training counts as unfinished and snakemake runs it again."
+    else:
+        remedy = "Delete it: nothing but hours rests on it."
+    return DataError(f"{path}: {found}; expected what a finished job took. {remedy}")

@@ -615,7 +615,9 @@ def _sentence(item: Any, within: str) -> str:
         close = difflib.get_close_matches(str(found), choices.split(", "), n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         return f"configuration key {where}: {shown} is not legal.{hint} Legal: {choices}"
-    message = item["msg"].removeprefix("Value error, ")
+    message = (
+        item["msg"].removeprefix("Value error, ").replace("a valid tuple", "a list, as [1, 2]")
+    )  # what YAML has of it
     if item["type"] == "value_error" and isinstance(
         found, Mapping
     ):  # of several keys of a section, which the message names

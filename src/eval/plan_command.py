@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from ..core.command import read_document
-from ..core.errors import DataError
+from ..core.errors import ConfigError, DataError
 from ..core.files import write_text
 from ..core.log import logger
 from ..core.overlays import read_configuration, study_files
@@ -70,5 +70,5 @@ def _read_plan(path: Path) -> Plan:
     document = read_document(path, "the plan")
     try:
         return Plan.from_json(document)
-    except (KeyError, TypeError):
+    except (ConfigError, KeyError, TypeError):  # of a key that is missing, and of one that is unknown
         raise DataError(f"{path}: not a plan of this version. Delete it and run snakemake results/plan.csv.") from None

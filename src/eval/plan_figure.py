@@ -58,7 +58,7 @@ def draw_plan(plan: Plan, path: Path) -> None:
         keys.append(Patch(color=BLUE, alpha=FAINT, label="paid for by a target above"))
         figure.legend(handles=keys, frameon=False, fontsize=7, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=5)
         with atomic_path(path) as temporary:
-            figure.savefig(temporary, format="png")
+            figure.savefig(temporary, format="png", bbox_inches="tight")  # names and legend lie outside
         plt.close(figure)
 
 

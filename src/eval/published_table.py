@@ -18,6 +18,7 @@ from matplotlib import pyplot as plt
 from ..core.command import read_document
 from ..core.errors import DataError
 from ..core.files import atomic_path
+from .results import check_numbers
 from .style import BLUE, GREY, ORANGE, STYLE
 
 AGREES_WITHIN = 0.1  # points of top-1: the last printed digit, and the rounding of another GPU
@@ -61,14 +62,17 @@ def read_rows(plan: dict[str, Any], base: Path) -> list[PublishedRow]:
         base: the folder that its paths are relative to.
 
     Raises:
-        DataError: an evaluation is missing, half-written, or of other measures.
+        DataError: an evaluation is missing, half-written, of other measures, or holds a number that is no measurement.
     """
     rows = []
     for row in plan["rows"]:
         path = base / row["evaluation"]
         found = read_document(path, "the evaluation of a published checkpoint")
         try:
-            rows.append(_row(row, found))
+            check_numbers(path, found)
+            rows.append(
+                _row(row, dict(found))
+            )  # a plain dictionary: config.yaml says nothing of a measure that is missing
         except KeyError as error:
             raise DataError(
                 f"{path}: no {error} in it, so it is another version's. Delete it and run snakemake again."
@@ -186,5 +190,5 @@ def draw(plan: dict[str, Any], rows: Sequence[PublishedRow], path: Path) -> None
         )
         axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
         with atomic_path(path) as temporary:
-            figure.savefig(temporary, format="png")
+            figure.savefig(temporary, format="png", bbox_inches="tight")  # names and legend lie outside
         plt.close(figure)

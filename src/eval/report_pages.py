@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import csv
 import hashlib
+import json
 import platform
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -201,26 +202,16 @@ def _missing_page(results: Sequence[Mapping[str, Any]], base: Path) -> str:
 
 def _configuration_page(contents: Mapping[str, Any]) -> str:
     """The resolved configuration, a part for each top-level key."""
+    plain = json.loads(json.dumps(contents["configuration"]))  # YAML has no word for a document's kind of dictionary
     short = ("data_root", "weights_root", "dataset", "select", "defaults", "caps")
     sections = [
-        {"name": name, "text": _as_yaml({name: part}), "open": name in short}
-        for name, part in contents["configuration"].items()
+        {"name": name, "text": yaml.safe_dump({name: part}, sort_keys=False, allow_unicode=True), "open": name in short}
+        for name, part in plain.items()
     ]
     lines = [
         f"Digest {contents['digest']}. Every key, overlays merged. results/study.json says the same, and runs as --configfile."
     ]
     return _page("Configuration", lines=lines, sections=sections)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Writes kinds of dictionaries, as documents are read into, like any other."""
-
-
-_Dumper.add_multi_representer(dict, yaml.SafeDumper.represent_dict)
-
-
-def _as_yaml(value: Mapping[str, Any]) -> str:
-    return str(yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True))
 
 
 def _versions_page(contents: Mapping[str, Any]) -> str:

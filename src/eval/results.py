@@ -18,6 +18,7 @@ NEEDED = ("digest", "top1", "top5", "val_images", "parameters_m", "gmacs", "weig
 PERCENT = ("top1", "top5", "real_top1", "ece", "class_top1", "token_agreement", "image_agreement")
 AT_LEAST_ZERO = ("token_kl", "images_per_s", "peak_memory_mb")
 ABOVE_ZERO = ("val_images", "parameters_m", "gmacs")
+SAME_OF_ALL_SEEDS = ABOVE_ZERO
 REMEDY = "Delete it and run snakemake again."
 
 
@@ -38,7 +39,7 @@ def read_result(path: Path, run: str) -> dict[str, Any]:
         raise DataError(
             f"{path}: this evaluation has no {', '.join(missing)}; it is incomplete or of another kind. {REMEDY}"
         )
-    _check_numbers(path, result)
+    check_numbers(path, result)
     expected = path.stem.removeprefix("evaluation-")
     if result["digest"] != expected:
         raise DataError(
@@ -47,6 +48,25 @@ def read_result(path: Path, run: str) -> dict[str, Any]:
         )
     _check_training(path, result, run)
     return result
+
+
+def check_seeds_agree(results: Mapping[Path, Mapping[str, Any]]) -> None:
+    """Refuses seeds of one run that were measured on other photographs or are networks of another size: no mean is of both.
+
+    Args:
+        results: path -> evaluation, of all seeds of one run.
+
+    Raises:
+        DataError: names both.
+    """
+    first = next(iter(results), None)
+    for path, result in results.items():
+        for name in SAME_OF_ALL_SEEDS:
+            if first is not None and not math.isclose(result[name], results[first][name], rel_tol=1e-6):
+                raise DataError(
+                    f"{path}: {name} is {result[name]}, and {results[first][name]} in {first}; seeds of one run are one network "
+                    "measured on the same photographs. Delete the one that is out of date and run snakemake again."
+                )
 
 
 def check_seeds_differ(results: Mapping[Path, Mapping[str, Any]]) -> None:
@@ -82,13 +102,17 @@ def _read_object(path: Path) -> dict[str, Any]:
     return found
 
 
-def _check_numbers(path: Path, result: Mapping[str, Any]) -> None:
-    """Looks at every number, so that one that nobody tabulates yet cannot hide a broken measurement."""
+def check_numbers(path: Path, result: Mapping[str, Any]) -> None:
+    """Looks at every number, so that one that nobody tabulates yet cannot hide a broken measurement.
+
+    Raises:
+        DataError: one is not finite or out of its range; a measure is no number.
+    """
     for name, value in _numbers(result):
         if not math.isfinite(value):
             raise DataError(f"{path}: {name} is {value}, which is no measurement. {REMEDY}")
     for name in ("digest", "weights_sha256"):
-        if not isinstance(result[name], str):
+        if not isinstance(result.get(name, ""), str):
             raise DataError(f"{path}: {name} is {result[name]!r}; expected hexadecimal digits. {REMEDY}")
     test_sets = result.get("test_sets", {})
     if not isinstance(test_sets, dict) or not all(
@@ -103,7 +127,7 @@ def _check_numbers(path: Path, result: Mapping[str, Any]) -> None:
         if key in found
     ]
     scales += [(name, result[name], 0.0, math.inf) for name in AT_LEAST_ZERO if name in result]
-    scales += [(name, result[name], math.nextafter(0.0, 1.0), math.inf) for name in ABOVE_ZERO]
+    scales += [(name, result[name], math.nextafter(0.0, 1.0), math.inf) for name in ABOVE_ZERO if name in result]
     for name, value, smallest, largest in scales:
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise DataError(f"{path}: {name} is {value!r}; expected a number. {REMEDY}")

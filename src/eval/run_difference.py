@@ -66,13 +66,20 @@ def find_run(base: Path, name: str) -> Path:
         DataError: there is none.
     """
     runs = base / "results" / "runs"
-    for folder in (Path(name), base / name, runs / name):
+    places = (Path(name), base / name, runs / name)
+    for folder in places:
         if (folder / "spec.json").is_file():
             seeds = sorted(folder.glob("seed*"))
             return seeds[0] if seeds else folder
         if (folder.parent / "spec.json").is_file() and folder.is_dir():
             return folder
-    known = [folder.name for folder in runs.iterdir() if folder.is_dir()] if runs.is_dir() else []
+    for folder in places:
+        if (folder.parent / "spec.json").is_file():
+            there = sorted(path.name for path in folder.parent.glob("seed*"))
+            raise DataError(f"{folder.parent}: no {folder.name}. It has: {', '.join(there) or 'no seed yet'}.")
+        if folder.is_dir() and folder.parent.resolve() == runs.resolve():
+            raise DataError(f"{folder}: no spec.json, so the run cannot be compared. Snakemake writes it anew.")
+    known = [path.parent.name for path in runs.glob("*/spec.json")]
     raise DataError(str(unknown_name("run", name, known, str(runs))))
 
 

@@ -25,11 +25,12 @@ from ..core.staleness import stale_shards
 from ..core.study import Study
 from .disk_use import Tree
 from .job_states import LOOK_S, State, look_at_leases, read_log_end, training_progress
+from .results import read_result
 from .tables import as_csv, collect_rows
 
 FOLDERS = ("results", "logs", "benchmarks")
 METRICS_TAIL_BYTES = 262_144
-COMPARED_COLUMNS = ("name", "run", "seeds", "top1_mean")  # of a table on the disk with one made now
+NOT_COMPARED = {"gpu_hours"}  # of a table on the disk with one made now: a benchmark file decides nothing but hours
 
 
 @dataclass(frozen=True)
@@ -329,8 +330,18 @@ class _Survey:
             measured = self._trained(run, seed) if isinstance(run, Run) else self._results.get(run.marker)
             lacking = measured.name if measured is not None and measured.state != "done" else ""
             name = f"evaluation of {measured.name if measured is not None else run.name}"
-            self._results[path] = self._job(name, path, None, [f"logs/{stem}.log"], lacking)
+            job = self._job(name, path, None, [f"logs/{stem}.log"], lacking)
+            self._results[path] = self._accepted(job, run.name) if job.state == "done" else job
         return self._results[path]
+
+    def _accepted(self, job: JobStatus, run: str) -> JobStatus:
+        """An evaluation that is there; unreadable where tables would refuse it, as one with a NaN or of another run."""
+        try:
+            read_result(self._base / job.path, run)
+        except (OSError, DataError) as error:
+            self._status.problems.append(str(error))
+            return JobStatus(job.name, job.path, "unreadable", str(error))
+        return job
 
     def _state_of_file(self, table: Table, evaluated: int, evaluations: int) -> str:
         path = self._base / table.csv
@@ -346,7 +357,8 @@ class _Survey:
             self._status.problems.append(f"{path}: cannot be compared with its evaluations ({error})")
             return "unreadable"
         said, found = (
-            [[row.get(column) for column in COMPARED_COLUMNS] for row in several] for several in (before, now)
+            [{column: cell for column, cell in row.items() if column not in NOT_COMPARED} for row in several]
+            for several in (before, now)
         )
         return "current" if said == found else "stale"
 

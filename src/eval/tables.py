@@ -19,7 +19,7 @@ from ..core.benchmarks import gpu_hours
 from ..core.errors import DataError
 from ..core.files import read_json
 from ..core.paper import DATASET
-from .results import check_seeds_differ, read_result
+from .results import check_seeds_agree, check_seeds_differ, read_result
 
 
 @dataclass(frozen=True)
@@ -111,15 +111,16 @@ def collect_rows(table: dict[str, Any], base: Path, *, complete: bool = True) ->
 
 def _row(row: dict[str, Any], dataset: str | None, base: Path, complete: bool) -> ResultRow:
     measured = _measured(row, base, complete)
-    results = list(measured.values())
+    # an annotator alone has one evaluation for all seeds, which counts once
+    results = list({row["seeds"][seed]: result for seed, result in measured.items()}.values())
     top1 = _mean(results, "top1")
     annotator = row["annotator"] or {}
     return ResultRow(
         name=row["name"],
         label=row["label"],
-        state="planned" if not results else "done" if len(results) == len(row["seeds"]) else "partial",
+        state="planned" if not results else "done" if len(measured) == len(row["seeds"]) else "partial",
         capped="; ".join(row["capped"]),
-        seeds=len(results),
+        seeds=len(measured),
         seeds_planned=len(row["seeds"]),
         top1_mean=top1,
         top1_sd=_deviation(results, "top1"),
@@ -167,7 +168,9 @@ def _measured(row: dict[str, Any], base: Path, complete: bool) -> dict[str, dict
         except FileNotFoundError:
             if complete:
                 raise DataError(f"{base / path}: this evaluation is missing. Run snakemake for the table.") from None
-    check_seeds_differ({base / row["seeds"][seed]: result for seed, result in found.items()})
+    by_path = {base / row["seeds"][seed]: result for seed, result in found.items()}
+    check_seeds_differ(by_path)
+    check_seeds_agree(by_path)
     return found
 
 

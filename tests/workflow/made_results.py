@@ -54,4 +54,5 @@ def _evaluation(path: str, number: int) -> dict[str, Any]:
         "parameters_m": 1.25,
         "gmacs": 0.15,
     }
-    return {**measured, "weights": "model.safetensors", "weights_sha256": sha256}
+    digest = Path(path).stem.removeprefix("evaluation-")
+    return {**measured, "digest": digest, "weights": "model.safetensors", "weights_sha256": sha256}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tokenlabel.core.benchmarks import gpu_hours, job_seconds, run_seconds
+from tokenlabel.core.benchmarks import gpu_hours, job_seconds, run_processes, run_seconds
 from tokenlabel.core.errors import DataError
 from tokenlabel.core.files import write_json, write_text
 
@@ -77,3 +77,11 @@ def test_a_malformed_summary_is_one_line(tmp_path: Path, content: str) -> None:
     write_text(tmp_path / "results/runs/run/seed0/summary.json", content)
     with pytest.raises(DataError, match=r"summary\.json: .*Delete it"):
         gpu_hours(tmp_path, ["run"], 0)
+
+
+def test_a_damaged_marker_is_not_to_be_deleted_for_its_hours(tmp_path: Path) -> None:
+    write_text(tmp_path / "results/runs/r-1/seed0/done.json", "{")
+    with pytest.raises(
+        DataError, match=r"done\.json: cannot be read.*Restore it from a copy; without it the training counts as unf"
+    ):
+        run_processes(tmp_path, "r-1", 0)

@@ -160,6 +160,7 @@ MISTAKES: list[tuple[str, Callable[[Raw], Any], list[str]]] = [
         lambda c: c["recipes"]["finetune"].update(randaugment_operations=[]),
         ["randaugment_operations", "randaugment_count: 0"],
     ),
+    ("one seed for a list", lambda c: c["experiments"]["main"].update(seeds=3), ["seeds: 3 is not legal: input should be a list"]),
     ("a negative seed", lambda c: c["experiments"]["main"].update(seeds=[-1]), ["experiments.main.seeds", "-1"]),
     ("a seed twice", lambda c: c["experiments"]["main"].update(seeds=[0, 0]), ["experiments.main", "must differ"]),
     ("an unknown axis", lambda c: c["experiments"]["main"].update(x="foo"), ["experiments.main.x", "'foo'", "participation"]),

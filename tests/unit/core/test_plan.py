@@ -66,6 +66,7 @@ def test_every_target_has_a_row_and_shared_parts_are_paid_for_once(raw_config: R
     assert sum(row.gpu_hours for row in plan.rows[10:21]) > total.gpu_hours
     assert row_of(plan, "training curves").additional_gpu_hours == 0
     assert row_of(plan, "report").jobs == total.jobs - 9  # published checkpoints are no part of it
+    assert row_of(plan, "report").jobs == 745  # as `snakemake -n all` counts them, but for the rule `all` itself
     assert 0 < row_of(plan, "published").gpu_hours < 10
     assert all(row.basis == "estimate" for row in plan.rows)
 

@@ -7,6 +7,7 @@ import io
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -77,6 +78,11 @@ def test_the_figure_is_drawn(raw_config: dict[str, Any], tmp_path: Path, seeds: 
         assert min(picture.size) > 500
         colours = {colour for _, colour in picture.convert("RGB").getcolors(1 << 24) or []}
         assert {(0, 0x9E, 0x73), (0, 0x72, 0xB2), (0xD5, 0x5E, 0)} <= colours  # labels, training, fine-tuning
+        pixels = np.asarray(picture.convert("RGB"))
+    edges = (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1])
+    assert all((edge == 255).all() for edge in edges)  # no name is cut off
+    legend = pixels[-60:].reshape(-1, 3)  # below the axis
+    assert (legend == (0, 0x9E, 0x73)).all(axis=1).any()
 
 
 def test_the_command_prints_a_studys_page(

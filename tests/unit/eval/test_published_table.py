@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -50,6 +51,9 @@ def test_ours_stands_beside_the_printed_number(raw_config: dict[str, Any], tmp_p
     with Image.open(tmp_path / "figure.png") as picture:
         assert min(picture.size) > 200
         assert len(picture.convert("RGB").getcolors(1 << 24) or []) > 20  # not an empty sheet
+        pixels = np.asarray(picture.convert("RGB"))
+    edges = (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1])
+    assert all((edge == 255).all() for edge in edges)  # neither names nor legend are cut off
 
 
 def test_numbers_printed_for_other_photographs_are_not_compared(raw_config: dict[str, Any], tmp_path: Path) -> None:
@@ -71,6 +75,13 @@ def test_what_is_no_evaluation_is_named(raw_config: dict[str, Any], tmp_path: Pa
     write_json(path, {name: value for name, value in NUMBERS.items() if name != "ece"})
     with pytest.raises(DataError, match=rf"{path}: no 'ece' in it"):
         read_rows(plan, tmp_path)
+    for broken, said in (
+        (float("nan"), "top1 is nan, which is no measurement"),
+        ("83.2", "top1 is '83.2'; expected a number"),
+    ):
+        path.write_text(json.dumps(NUMBERS | {"top1": broken}))
+        with pytest.raises(DataError, match=rf"{path}: {said}"):
+            read_rows(plan, tmp_path)
     path.write_text(json.dumps(NUMBERS)[:40])
     with pytest.raises(DataError, match=rf"{path}: the evaluation of a published checkpoint cannot be read"):
         read_rows(plan, tmp_path)

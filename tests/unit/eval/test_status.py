@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import signal
@@ -58,10 +59,10 @@ class Workplace:
             write_json(self.base / marker, {"manifest_digest": digest})
 
     def done(self, run: Run | Any, seed: int = 0) -> None:
-        write_json(self.base / run.done(seed), {"seed": seed})
+        write_json(self.base / run.done(seed), marker_of(run, seed))
 
     def evaluated(self, run: Run | Any, seed: int = 0, top1: float = 80.0) -> None:
-        write_json(self.base / run.result(seed), {"top1": top1, "top5": 95.0, "val_images": 50})
+        write_json(self.base / run.result(seed), evaluation_at(run.result(seed), top1))
 
     def log(self, run: Run | Any, *lines: str, seed: int = 0) -> None:
         text = "".join(f"2026-01-02 03:04:05,678 {line}\n" for line in lines)
@@ -69,6 +70,19 @@ class Workplace:
 
     def job(self, run: Run | Any, seed: int = 0) -> JobStatus:
         return next(job for job in self.gather().jobs if job.name == f"{run.name} seed {seed}")
+
+
+def marker_of(run: Run | Any, seed: int) -> Raw:
+    """A training's marker as tables accept it."""
+    return {"seed": seed, "digest": run.name.rsplit("-", 1)[1]}
+
+
+def evaluation_at(path: str, top1: float) -> Raw:
+    """An evaluation as tables accept it."""
+    return {
+        "digest": Path(path).stem.removeprefix("evaluation-"), "top1": top1, "top5": 95.0, "val_images": 50, "gmacs": 1.0,
+        "parameters_m": 1.0, "weights_sha256": hashlib.sha256(path.encode()).hexdigest(),
+    }  # fmt: skip
 
 
 @pytest.fixture
@@ -268,11 +282,27 @@ def test_a_table_is_planned_partial_complete_current_or_stale(place: Workplace) 
     place.evaluated(place.released, 1, 70.0)  # measured again
     assert state() == ("stale", 4)
     place.evaluated(place.released, 1, 81.0)
+    place.raw["experiments"]["ablation_geometry"]["rows"][1]["paper_top1"] = 80.5
+    place.study = Study.plan(place.raw)
+    assert state() == ("stale", 4)  # the row has a number to be compared with, and the file has not
     place.raw["experiments"]["ablation_geometry"]["seeds"] = [0]
     place.study = Study.plan(place.raw)
     assert place.gather().tables[1].state == "stale"  # of two seeds, and one is selected now
     write_text(place.base / table.csv, "something else\n")
     assert place.gather().tables[1].state == "stale"
+
+
+@pytest.mark.parametrize(("key", "value"), [("top1", float("nan")), ("digest", "00000000")])
+def test_an_evaluation_that_tables_refuse_is_not_done(place: Workplace, key: str, value: Any) -> None:
+    place.done(place.exact)
+    path = place.exact.result(0)
+    write_text(place.base / path, json.dumps(evaluation_at(path, 80.0) | {key: value}))
+    status = place.gather()
+    table = status.tables[1]
+    assert (table.state, table.evaluated) == ("unreadable", 0)
+    (problem,) = status.problems
+    assert path in problem
+    assert problem.endswith("Delete it and run snakemake again.")
 
 
 def test_shards_of_other_photographs_are_stale(place: Workplace) -> None:
@@ -416,9 +446,9 @@ def test_thousands_of_runs_take_seconds(raw_config: Raw, tmp_path: Path) -> None
     runs = [row.run for row in study.tables["ablation_architectures"].rows]
     for run in runs[:2]:
         for seed in seeds:
-            for path in (run.done(seed), run.result(seed)):
-                (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
-                (tmp_path / path).write_text('{"top1": 1.0, "val_images": 5}')
+            (tmp_path / run.done(seed)).parent.mkdir(parents=True)
+            (tmp_path / run.done(seed)).write_text(json.dumps(marker_of(run, seed)))
+            (tmp_path / run.result(seed)).write_text(json.dumps(evaluation_at(run.result(seed), 1.0)))
     started = time.process_time()
     status = gather(tmp_path, study, "here")
     taken_s = time.process_time() - started
@@ -456,6 +486,12 @@ def test_two_runs_beside_each_other(place: Workplace, capsys: pytest.CaptureFixt
         assert line in page
     assert main(["status", "--directory", str(place.base), "--diff", place.exact.name[:-1], names[1]]) == 2
     assert f"Did you mean '{place.exact.name}'" in capsys.readouterr().err
+    for name, expected in ((f"{place.exact.name}/seed7", "no seed7. It has: seed0."), ("empty", "empty: no spec.json")):
+        (place.base / "results/runs/empty").mkdir(exist_ok=True)
+        assert main(["status", "--directory", str(place.base), "--diff", name, names[1]]) == 2
+        error = capsys.readouterr().err
+        assert expected in error
+        assert "Did you mean" not in error
 
 
 def test_a_run_without_an_end_and_a_torn_file_are_compared_as_far_as_they_go(place: Workplace) -> None:

@@ -256,6 +256,18 @@ def test_two_seeds_with_one_checkpoint_are_never_averaged(raw_config: dict[str, 
         collect_rows(table, tmp_path)
 
 
+@pytest.mark.parametrize(("name", "value"), [("val_images", 49_000), ("parameters_m", 8.5), ("gmacs", 6.6)])
+def test_seeds_of_other_photographs_or_networks_are_never_averaged(
+    raw_config: dict[str, Any], tmp_path: Path, name: str, value: float
+) -> None:
+    table, paths = one_row(raw_config, tmp_path, [0, 1])
+    change(**{name: value})(paths["1"])
+    with pytest.raises(
+        DataError, match=rf"{paths['1']}: {name} is {value}, and .* in {paths['0']};.* run snakemake again"
+    ):
+        collect_rows(table, tmp_path)
+
+
 def test_an_annotator_alone_has_one_evaluation_for_all_seeds(raw_config: dict[str, Any], tmp_path: Path) -> None:
     raw_config["experiments"]["ablation_residual"] |= {
         "seeds": [0, 1], "set": {}, "rows": [{"name": "alone", "set": {"model": "annotator"}}],
@@ -264,6 +276,7 @@ def test_an_annotator_alone_has_one_evaluation_for_all_seeds(raw_config: dict[st
     write_results(tmp_path, table)
     (row,) = collect_rows(table, tmp_path)
     assert (row.state, row.seeds, len(row.weights_sha256)) == ("done", 2, 12)
+    assert (row.top1_sd, row.real_top1_sd) == (None, None)  # measured once, which has no deviation
 
 
 def test_two_rows_with_one_name_are_refused(raw_config: dict[str, Any], tmp_path: Path) -> None:
