@@ -117,6 +117,13 @@ content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-sr
 {% endfor %}
 <script>{{ script | safe }}</script></body></html>
 """
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes every kind of dict, also those that name a missing key, as a mapping."""
+
+
+_Dumper.add_multi_representer(dict, yaml.SafeDumper.represent_dict)
 _PAGE = jinja2.Environment(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined).from_string(TEMPLATE)
 
 
@@ -203,13 +210,17 @@ def _configuration_page(contents: Mapping[str, Any]) -> str:
     """The resolved configuration, a part for each top-level key."""
     short = ("data_root", "weights_root", "dataset", "select", "defaults", "caps")
     sections = [
-        {"name": name, "text": yaml.safe_dump({name: part}, sort_keys=False, allow_unicode=True), "open": name in short}
+        {"name": name, "text": _as_yaml({name: part}), "open": name in short}
         for name, part in contents["configuration"].items()
     ]
     lines = [
         f"Digest {contents['digest']}. Every key, overlays merged. results/study.json says the same, and runs as --configfile."
     ]
     return _page("Configuration", lines=lines, sections=sections)
+
+
+def _as_yaml(part: Mapping[str, Any]) -> str:
+    return yaml.dump(part, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def _versions_page(contents: Mapping[str, Any]) -> str:
