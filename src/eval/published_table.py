@@ -15,9 +15,8 @@ from typing import Any
 
 from matplotlib import pyplot as plt
 
-from ..core.command import read_document
-from ..core.errors import DataError
 from ..core.files import atomic_path
+from .results import read_published_result
 from .style import BLUE, GREY, ORANGE, STYLE
 
 AGREES_WITHIN = 0.1  # points of top-1: the last printed digit, and the rounding of another GPU
@@ -61,18 +60,11 @@ def read_rows(plan: dict[str, Any], base: Path) -> list[PublishedRow]:
         base: the folder that its paths are relative to.
 
     Raises:
-        DataError: an evaluation is missing, half-written, or of other measures.
+        DataError: an evaluation is missing, half-written, of other measures or settings, or holds what is no measurement.
     """
     rows = []
     for row in plan["rows"]:
-        path = base / row["evaluation"]
-        found = read_document(path, "the evaluation of a published checkpoint")
-        try:
-            rows.append(_row(row, found))
-        except KeyError as error:
-            raise DataError(
-                f"{path}: no {error} in it, so it is another version's. Delete it and run snakemake again."
-            ) from None
+        rows.append(_row(row, read_published_result(base / row["evaluation"])))
     return rows
 
 
