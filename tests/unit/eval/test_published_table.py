@@ -15,7 +15,10 @@ from PIL import Image
 from tokenlabel.core.errors import DataError
 from tokenlabel.core.files import write_json
 from tokenlabel.core.study import Study
-from tokenlabel.eval.published_table import as_csv, as_markdown, draw, read_rows, verdict
+from tokenlabel.eval.published_table import as_csv, as_markdown, draw, published_figure, read_rows, verdict
+from tokenlabel.eval.style import styled
+
+from .test_figures import assert_text_on_page
 
 NUMBERS = {
     "top1": 83.25, "top5": 96.0, "ece": 2.0, "val_images": 50000, "val_skipped": 0, "parameters_m": 26.152, "gmacs": 6.57,
@@ -52,6 +55,10 @@ def test_ours_stands_beside_the_printed_number(raw_config: dict[str, Any], tmp_p
     page = as_markdown(plan, rows)
     assert "| lvvit_s | 224 | 0.9 | 83.25 | 83.30 | -0.05 | agrees |" in page
     assert f"| {'ab' * 32} | https://github.com/zihangJiang/TokenLabeling/releases/" in page
+    with styled():
+        figure = published_figure(plan, rows)
+        assert_text_on_page(figure)
+    assert [entry.get_text() for entry in figure.legends[0].get_texts()] == ["ours", "printed"]
     draw(plan, rows, tmp_path / "figure.png")
     with Image.open(tmp_path / "figure.png") as picture:
         assert min(picture.size) > 200
