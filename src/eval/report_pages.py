@@ -257,14 +257,14 @@ def _page(
 def _columns(rows: Sequence[Mapping[str, str]], first: Sequence[str]) -> list[dict[str, Any]]:
     """The columns that have a value anywhere, those of `first` before the others, which are further ones."""
     filled = [name for name in (rows[0] if rows else ()) if any(row[name] for row in rows)]
-    leading = [name for name in first if name in filled]
+    leading = [name for name in first if name in filled] if "label" in filled else []  # else it is no result table
     ordered = leading + [name for name in filled if name not in leading]
     return [
         {
             "name": name,
             "heading": HEADINGS.get(name, name.replace("_", " ")),
             "kind": _kind([row[name] for row in rows if row[name]]),
-            "further": "label" in leading and name not in leading,
+            "further": bool(leading) and name not in leading,
         }
         for name in ordered
     ]
