@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -36,7 +37,9 @@ def places(photographs: Path, tmp_path: Path) -> dict[str, str]:
             (folder / name / path.name).write_bytes(path.read_bytes())
             (tmp_path / "numbered" / str(index) / path.name).write_bytes(path.read_bytes())
     (tmp_path / "empty").mkdir()
+    shutil.copytree(folder / names[0], tmp_path / "one" / names[0])
     return {
+        "ONE": str(tmp_path / "one"),
         "RUN": str(run), "MINE": str(folder), "NUMBERED": str(tmp_path / "numbered"), "EMPTY": str(tmp_path / "empty"),
         "OUT": str(tmp_path / "out" / "found.json"),
     }  # fmt: skip
@@ -86,6 +89,7 @@ def test_a_file_with_efficientnet_pytorchs_names_is_measured(
     [
         (("RUN", "nowhere"), "nowhere: no such folder"),
         (("RUN", "EMPTY"), "no class folders"),
+        (("RUN", "ONE"), "one class folder"),
         (("RUN", "NUMBERED"), "folder 0, 1, 2 are not a class"),
         (("RUN", "MINE", "--classes", "index"), "not a class index, 0 to 3"),
         (("RUN", "MINE", "--classes", "map.txt"), "--classes map.txt: must be names, index or file:PATH"),
