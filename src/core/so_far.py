@@ -30,16 +30,24 @@ def plan_comparison(study: Study, base: Path = Path()) -> tuple[str, dict[str, A
     Raises:
         ConfigError: no experiment has such a row.
     """
-    for table in study.tables.values():
-        for position, row in enumerate(table.rows):
-            if row.paper.reference == COMPARED and isinstance(row.run, Run) and row.model.startswith("lvvit_"):
-                plan = table.as_json()
-                plan |= {"rows": [plan["rows"][position]], "specs": [run.spec for run in row.run.chain]}
-                return _dated("comparison_cait", plan, [row.run.result(seed) for seed in table.seeds], base)
+    if found := compared_row(study):
+        table, position, run = found
+        plan = table.as_json()
+        plan |= {"rows": [plan["rows"][position]], "specs": [link.spec for link in run.chain]}
+        return _dated("comparison_cait", plan, [run.result(seed) for seed in table.seeds], base)
     raise ConfigError(
         f"results/comparison_cait.csv: no row of any experiment says paper_row: {COMPARED}, which Table 12 compares with CaiT. "
         "Give it to the row of your LV-ViT-M at 384 px."
     )
+
+
+def compared_row(study: Study) -> tuple[Table, int, Run] | None:
+    """Table, position and run of the row that Table 12 compares; None where no experiment has one."""
+    for table in study.tables.values():
+        for position, row in enumerate(table.rows):
+            if row.paper.reference == COMPARED and isinstance(row.run, Run) and row.model.startswith("lvvit_"):
+                return table, position, row.run
+    return None
 
 
 def _dated(name: str, plan: dict[str, Any], evaluations: list[str], base: Path) -> tuple[str, dict[str, Any]]:
