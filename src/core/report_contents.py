@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .planned import RESULTS, Run, Table
-from .so_far import compared_rows
+from .so_far import compared_row
 from .study import Study
 
 ABOUT_FOLDER, BEFORE, LABELS = "About this study", "Before training", "Labels"
@@ -101,8 +101,8 @@ def report_results(study: Study) -> tuple[Result, ...]:
     """Everything that the study's report may show, in reading order."""
     found = []
     for name, (category, label, question, files) in OTHERS.items():
-        if name == "comparison_cait" and not compared_rows(study):
-            continue
+        if name == "comparison_cait" and compared_row(study) is None:
+            continue  # this study cannot have it, and asking for it would end the report
         paths = tuple(str(RESULTS / file) for file in files)
         chosen = name == "accuracy_parameters" and "main" in study.config.select.experiments
         cheap = name in ("plan", "so_far", "comparison_cait")

@@ -30,9 +30,10 @@ def plan_comparison(study: Study, base: Path = Path()) -> tuple[str, dict[str, A
     Raises:
         ConfigError: no experiment has such a row.
     """
-    for table, position, run in compared_rows(study):
+    if found := compared_row(study):
+        table, position, run = found
         plan = table.as_json()
-        plan |= {"rows": [plan["rows"][position]], "specs": [one.spec for one in run.chain]}
+        plan |= {"rows": [plan["rows"][position]], "specs": [link.spec for link in run.chain]}
         return _dated("comparison_cait", plan, [run.result(seed) for seed in table.seeds], base)
     raise ConfigError(
         f"results/comparison_cait.csv: no row of any experiment says paper_row: {COMPARED}, which Table 12 compares with CaiT. "
@@ -40,14 +41,13 @@ def plan_comparison(study: Study, base: Path = Path()) -> tuple[str, dict[str, A
     )
 
 
-def compared_rows(study: Study) -> list[tuple[Table, int, Run]]:
-    """Rows that stand for the paper's LV-ViT-M at 384 px: table, place in it, run; none in most studies of other photographs."""
-    return [
-        (table, position, row.run)
-        for table in study.tables.values()
-        for position, row in enumerate(table.rows)
-        if row.paper.reference == COMPARED and isinstance(row.run, Run) and row.model.startswith("lvvit_")
-    ]
+def compared_row(study: Study) -> tuple[Table, int, Run] | None:
+    """Table, position and run of the row that Table 12 compares; None where no experiment has one."""
+    for table in study.tables.values():
+        for position, row in enumerate(table.rows):
+            if row.paper.reference == COMPARED and isinstance(row.run, Run) and row.model.startswith("lvvit_"):
+                return table, position, row.run
+    return None
 
 
 def _dated(name: str, plan: dict[str, Any], evaluations: list[str], base: Path) -> tuple[str, dict[str, Any]]:

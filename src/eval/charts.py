@@ -60,7 +60,7 @@ def draw_path(figure: Figure, points: Sequence[Point]) -> None:
     axes = figure.add_subplot()
     ours, papers = of_kind(points, "ours"), by_name(points, "paper")
     _list_rows(axes, ours)
-    base, paper_base = ours[0].top1, papers.get(ours[0].name)
+    base, paper_base = None if ours[0].capped else ours[0].top1, papers.get(ours[0].name)
     for steps, colour, dashes in (
         (ours, COLOURS[0], DASHES[0]),
         ([papers[point.name] for point in ours if point.name in papers], ORANGE, DASHES[1]),

@@ -63,6 +63,10 @@ def run(args: argparse.Namespace) -> int:
 
     loaded, preprocessing = open_checkpoint(args)
     chosen = open_image_set(args.folder, args.classes, loaded.config.classes, title="folder")
+    if len(chosen.manifest.classes) < 2:
+        raise DataError(
+            f"{args.folder}: one class folder, and its class is right without looking. Give two or more classes."
+        )
     if chosen.columns is not None:
         logger.warning(
             "%d of the checkpoint's %d classes: the others' logits are left out",

@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from ..core.files import atomic_path
 from ..core.plan import Plan
 from ..core.plan_jobs import STAGES
-from .style import BLUE, GREEN, GREY, ORANGE, STYLE
+from .style import BLUE, GREEN, GREY, LEGEND_PT, ORANGE, SMALL_PT, add_legend, page, save, styled, wrapped
 
 COLOURS = dict(zip(STAGES, (GREEN, BLUE, ORANGE, GREY), strict=True))
 NAMES = {"label": "labels", "train": "training", "finetune": "fine-tuning", "evaluate": "evaluation"}
+LABEL_IN = 1.75  # room for the names of targets
 FAINT = 0.3  # opacity of hours that another target pays for
 
 
@@ -29,37 +29,38 @@ class Bar:
 
 def draw_plan(plan: Plan, path: Path) -> None:
     """Draws the plan to a PNG file, targets in the plan's order from the top; the total stands in the title."""
+    with styled():
+        save(plan_figure(plan), path)
+
+
+def plan_figure(plan: Plan) -> Figure:
+    """The figure; call it in `styled`."""
     settings, total = plan.settings, plan.rows[-1]
     bars = collect_bars(plan)
-    with plt.rc_context(STYLE | {"axes.axisbelow": True}):
-        figure, axes = plt.subplots(figsize=(7.2, 1.4 + 0.3 * len(bars)))
-        for place, bar in enumerate(bars):
-            left = 0.0
-            for opacity in (1.0, FAINT):
-                for stage in STAGES:
-                    added = bar.additional[stage]
-                    width = added if opacity == 1.0 else bar.hours[stage] - added
-                    axes.barh(place, width, left=left, color=COLOURS[stage], alpha=opacity, height=0.7)
-                    left += width
-            axes.annotate(
-                _in_words(bar), (left, place), xytext=(3, 0), textcoords="offset points", va="center", fontsize=7
-            )
-        axes.set_yticks(range(len(bars)), [bar.name for bar in bars])
-        axes.set_ylim(len(bars) - 0.4, -0.6)
-        axes.set_xlim(0, 1.25 * max((sum(bar.hours.values()) for bar in bars), default=1.0))  # room for the words
-        axes.grid(axis="y", visible=False)
-        axes.xaxis.set_major_formatter("{x:,.6g}")
-        axes.set_xlabel(f"GPU hours on {settings['gpu']}")
-        axes.set_title(
-            f"Where the hours go: {_hours(total.gpu_hours)} GPU hours in all, {total.cost:,.0f} {settings['currency']}",
-            loc="left", fontsize=9,
-        )  # fmt: skip
-        keys = [Patch(color=COLOURS[stage], label=NAMES[stage]) for stage in STAGES]
-        keys.append(Patch(color=BLUE, alpha=FAINT, label="paid for by a target above"))
-        figure.legend(handles=keys, frameon=False, fontsize=7, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=5)
-        with atomic_path(path) as temporary:
-            figure.savefig(temporary, format="png", bbox_inches="tight")  # names and legend lie outside
-        plt.close(figure)
+    title = f"Where the hours go: {_hours(total.gpu_hours)} GPU hours in all, {total.cost:,.0f} {settings['currency']}"
+    figure = page(0.7 + 0.3 * len(bars), [title], [])
+    axes = figure.add_subplot()
+    for place, bar in enumerate(bars):
+        left = 0.0
+        for opacity in (1.0, FAINT):
+            for stage in STAGES:
+                added = bar.additional[stage]
+                width = added if opacity == 1.0 else bar.hours[stage] - added
+                axes.barh(place, width, left=left, color=COLOURS[stage], alpha=opacity, height=0.7)
+                left += width
+        axes.annotate(
+            _in_words(bar), (left, place), xytext=(3, 0), textcoords="offset points", va="center", fontsize=SMALL_PT
+        )
+    axes.set_axisbelow(True)
+    axes.set_yticks(range(len(bars)), [wrapped(bar.name, LABEL_IN, LEGEND_PT, most_lines=2) for bar in bars])
+    axes.set_ylim(len(bars) - 0.4, -0.6)
+    axes.set_xlim(0, 1.35 * max((sum(bar.hours.values()) for bar in bars), default=1.0))  # room for the words
+    axes.grid(visible=False, axis="y")
+    axes.xaxis.set_major_formatter("{x:,.6g}")
+    axes.set_xlabel(f"GPU hours on {settings['gpu']}")
+    keys = [Patch(color=COLOURS[stage], label=NAMES[stage]) for stage in STAGES]
+    add_legend(figure, [*keys, Patch(color=BLUE, alpha=FAINT, label="paid for by a target above")])
+    return figure
 
 
 def collect_bars(plan: Plan) -> list[Bar]:

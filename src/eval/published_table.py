@@ -13,14 +13,13 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
-from ..core.command import read_document
-from ..core.errors import DataError
-from ..core.files import atomic_path
-from .results import check_numbers
-from .style import BLUE, GREY, ORANGE, STYLE
+from .results import read_published_result
+from .style import BLUE, GREY, LEGEND_PT, ORANGE, SMALL_PT, add_legend, page, save, styled, wrapped
 
+LABEL_IN = 1.75  # room for the names of checkpoints
 AGREES_WITHIN = 0.1  # points of top-1: the last printed digit, and the rounding of another GPU
 
 
@@ -62,21 +61,11 @@ def read_rows(plan: dict[str, Any], base: Path) -> list[PublishedRow]:
         base: the folder that its paths are relative to.
 
     Raises:
-        DataError: an evaluation is missing, half-written, of other measures, or holds a number that is no measurement.
+        DataError: an evaluation is missing, half-written, of other measures or settings, or holds what is no measurement.
     """
     rows = []
     for row in plan["rows"]:
-        path = base / row["evaluation"]
-        found = read_document(path, "the evaluation of a published checkpoint")
-        try:
-            check_numbers(path, found)
-            rows.append(
-                _row(row, dict(found))
-            )  # a plain dictionary: config.yaml says nothing of a measure that is missing
-        except KeyError as error:
-            raise DataError(
-                f"{path}: no {error} in it, so it is another version's. Delete it and run snakemake again."
-            ) from None
+        rows.append(_row(row, read_published_result(base / row["evaluation"])))
     return rows
 
 
@@ -157,38 +146,35 @@ def cell(name: str, value: Any) -> Any:
 
 def draw(plan: dict[str, Any], rows: Sequence[PublishedRow], path: Path) -> None:
     """Draws ours filled and the printed accuracy hollow, a line for each checkpoint, to a PNG file."""
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(6.4, 1.4 + 0.4 * len(rows)))
-        places = list(range(len(rows)))[::-1]
-        axes.plot([row.top1 for row in rows], places, "o", color=BLUE, label="ours, top-1")
-        printed = [(row.printed_top1, place) for row, place in zip(rows, places, strict=True) if row.printed_top1]
-        if printed:
-            axes.plot(
-                *zip(*printed, strict=True),
-                "D",
-                markersize=9,
-                markerfacecolor="none",
-                color=ORANGE,
-                label="printed, top-1",
-            )
-        for row, place in zip(rows, places, strict=True):
-            axes.annotate(
-                row.verdict,
-                (row.top1, place),
-                xytext=(12, 0),
-                textcoords="offset points",
-                fontsize=7,
-                va="center",
-                color=GREY,
-            )
-        axes.set_yticks(places, [f"{row.name}, {row.image_px} px" for row in rows])
-        axes.set_ylim(-0.7, len(rows) - 0.3)
-        axes.margins(x=0.2)
-        axes.set_xlabel("accuracy (%)")
-        axes.set_title(
-            f"Published checkpoints, {rows[0].images:,} photographs of {plan['dataset']}", loc="left", fontsize=9
-        )
-        axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
-        with atomic_path(path) as temporary:
-            figure.savefig(temporary, format="png", bbox_inches="tight")  # names and legend lie outside
-        plt.close(figure)
+    with styled():
+        save(published_figure(plan, rows), path)
+
+
+def published_figure(plan: dict[str, Any], rows: Sequence[PublishedRow]) -> Figure:
+    """The figure; call it in `styled`. The verdicts stand to the right of the axes, where no mark hides them."""
+    figure = page(
+        0.7 + 0.3 * len(rows), [f"Published checkpoints, {rows[0].images:,} photographs of {plan['dataset']}"], []
+    )
+    axes = figure.add_subplot()
+    ours = Line2D([row.top1 for row in rows], range(len(rows)), linestyle="", marker="o", color=BLUE, label="ours")
+    handles = [axes.add_line(ours)]
+    printed = [(row.printed_top1, place) for place, row in enumerate(rows) if row.printed_top1 is not None]
+    if printed:
+        hollow = Line2D(
+            *zip(*printed, strict=True), linestyle="", marker="D", markersize=9, markerfacecolor="none", color=ORANGE,
+            label="printed",
+        )  # fmt: skip
+        handles.append(axes.add_line(hollow))
+    for place, row in enumerate(rows):
+        axes.annotate(
+            row.verdict, (1, place), xycoords=("axes fraction", "data"), xytext=(8, 0), textcoords="offset points",
+            fontsize=SMALL_PT, va="center", color=GREY, annotation_clip=False,
+        )  # fmt: skip
+    names = [f"{row.name}, {row.image_px} px" for row in rows]
+    axes.set_yticks(range(len(rows)), [wrapped(name, LABEL_IN, LEGEND_PT, most_lines=2) for name in names])
+    axes.margins(x=0.1)
+    axes.autoscale_view()
+    axes.set_ylim(len(rows) - 0.4, -0.6)  # the first row on top
+    axes.set_xlabel("top-1 accuracy (%)")
+    add_legend(figure, handles)
+    return figure

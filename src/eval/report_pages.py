@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import csv
 import hashlib
-import json
 import platform
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -118,6 +117,13 @@ content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-sr
 {% endfor %}
 <script>{{ script | safe }}</script></body></html>
 """
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes every kind of dict, also those that name a missing key, as a mapping."""
+
+
+_Dumper.add_multi_representer(dict, yaml.SafeDumper.represent_dict)
 _PAGE = jinja2.Environment(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined).from_string(TEMPLATE)
 
 
@@ -202,16 +208,19 @@ def _missing_page(results: Sequence[Mapping[str, Any]], base: Path) -> str:
 
 def _configuration_page(contents: Mapping[str, Any]) -> str:
     """The resolved configuration, a part for each top-level key."""
-    plain = json.loads(json.dumps(contents["configuration"]))  # YAML has no word for a document's kind of dictionary
     short = ("data_root", "weights_root", "dataset", "select", "defaults", "caps")
     sections = [
-        {"name": name, "text": yaml.safe_dump({name: part}, sort_keys=False, allow_unicode=True), "open": name in short}
-        for name, part in plain.items()
+        {"name": name, "text": _as_yaml({name: part}), "open": name in short}
+        for name, part in contents["configuration"].items()
     ]
     lines = [
         f"Digest {contents['digest']}. Every key, overlays merged. results/study.json says the same, and runs as --configfile."
     ]
     return _page("Configuration", lines=lines, sections=sections)
+
+
+def _as_yaml(part: Mapping[str, Any]) -> str:
+    return yaml.dump(part, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def _versions_page(contents: Mapping[str, Any]) -> str:
@@ -248,14 +257,14 @@ def _page(
 def _columns(rows: Sequence[Mapping[str, str]], first: Sequence[str]) -> list[dict[str, Any]]:
     """The columns that have a value anywhere, those of `first` before the others, which are further ones."""
     filled = [name for name in (rows[0] if rows else ()) if any(row[name] for row in rows)]
-    leading = [name for name in first if name in filled]
+    leading = [name for name in first if name in filled] if "label" in filled else []  # else it is no result table
     ordered = leading + [name for name in filled if name not in leading]
     return [
         {
             "name": name,
             "heading": HEADINGS.get(name, name.replace("_", " ")),
             "kind": _kind([row[name] for row in rows if row[name]]),
-            "further": "label" in leading and name not in leading,
+            "further": bool(leading) and name not in leading,
         }
         for name in ordered
     ]

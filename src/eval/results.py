@@ -1,4 +1,4 @@
-"""Reads one evaluation and refuses what is no result of the run whose folder it lies in; called by tables.
+"""Reads one evaluation and refuses what is no result of the run whose folder it lies in; called by tables, published too.
 
 Guarantees that every number of it is finite and in its range, and that it was measured with the evaluation that its file name
 says, of the training that lies beside it. Nothing is mended or left out: the first defect is one line with file and remedy.
@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..core.errors import DataError
 
 NEEDED = ("digest", "top1", "top5", "val_images", "parameters_m", "gmacs", "weights_sha256")
+NEEDED_OF_PUBLISHED = ("ece", "val_skipped", "weights")
 PERCENT = ("top1", "top5", "real_top1", "ece", "class_top1", "token_agreement", "image_agreement")
 AT_LEAST_ZERO = ("token_kl", "images_per_s", "peak_memory_mb")
 ABOVE_ZERO = ("val_images", "parameters_m", "gmacs")
@@ -34,12 +35,8 @@ def read_result(path: Path, run: str) -> dict[str, Any]:
         DataError: it is damaged, incomplete, of another evaluation or run, or a number is none that can be.
     """
     result = _read_object(path)
-    missing = [name for name in NEEDED if name not in result]
-    if missing:
-        raise DataError(
-            f"{path}: this evaluation has no {', '.join(missing)}; it is incomplete or of another kind. {REMEDY}"
-        )
-    check_numbers(path, result)
+    _check_present(path, result, NEEDED)
+    _check_numbers(path, result)
     expected = path.stem.removeprefix("evaluation-")
     if result["digest"] != expected:
         raise DataError(
@@ -47,6 +44,30 @@ def read_result(path: Path, run: str) -> dict[str, Any]:
             f"configuration. {REMEDY}"
         )
     _check_training(path, result, run)
+    return result
+
+
+def read_published_result(path: Path) -> dict[str, Any]:
+    """Reads and checks the evaluation of a published checkpoint.
+
+    Args:
+        path: .../NAME-DIGEST/evaluation.json.
+
+    Raises:
+        DataError: it is missing, damaged, incomplete, of another evaluation, or a number is none that can be.
+    """
+    try:
+        result = _read_object(path)
+    except FileNotFoundError:
+        raise DataError(f"{path}: missing. Run snakemake results/published.csv, which measures it.") from None
+    _check_present(path, result, (*NEEDED, *NEEDED_OF_PUBLISHED))
+    _check_numbers(path, result)
+    expected = path.parent.name.rsplit("-", 1)[-1]
+    if result["digest"] != expected:
+        raise DataError(
+            f"{path}: measured with the settings {result['digest']!r}, its folder says {expected!r}; it is of another "
+            f"configuration. {REMEDY}"
+        )
     return result
 
 
@@ -102,12 +123,16 @@ def _read_object(path: Path) -> dict[str, Any]:
     return found
 
 
-def check_numbers(path: Path, result: Mapping[str, Any]) -> None:
-    """Looks at every number, so that one that nobody tabulates yet cannot hide a broken measurement.
+def _check_present(path: Path, result: Mapping[str, Any], needed: Sequence[str]) -> None:
+    missing = [name for name in needed if name not in result]
+    if missing:
+        raise DataError(
+            f"{path}: this evaluation has no {', '.join(missing)}; it is incomplete or of another kind. {REMEDY}"
+        )
 
-    Raises:
-        DataError: one is not finite or out of its range; a measure is no number.
-    """
+
+def _check_numbers(path: Path, result: Mapping[str, Any]) -> None:
+    """Looks at every number, so that one that nobody tabulates yet cannot hide a broken measurement."""
     for name, value in _numbers(result):
         if not math.isfinite(value):
             raise DataError(f"{path}: {name} is {value}, which is no measurement. {REMEDY}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -158,6 +159,11 @@ def _download(architecture: str) -> Path:
             f"{architecture}: the model hub gives no weights ({type(error).__name__}). Fetch {file_name} of "
             f"{repository} elsewhere, put it under weights_root and set {_WEIGHTS_KEY} to file:NAME."
         ) from None
+
+
+def is_efficientnet_pytorch(state: Mapping[str, torch.Tensor]) -> bool:
+    """Whether a state dict has the names of the package efficientnet_pytorch, which no other network here uses."""
+    return {"_conv_stem.weight", "_conv_head.weight", "_fc.weight"} <= state.keys()
 
 
 def rename_efficientnet_pytorch(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -27,7 +27,7 @@ from .model_config import (
     settings_of_spec,
     with_timm_record,
 )
-from .pretrained import load_pretrained
+from .pretrained import is_efficientnet_pytorch, load_pretrained, rename_efficientnet_pytorch
 from .registry import create_model, model_names
 from .t2t import T2T_PRESETS
 from .timm_backbones import TIMM_PREFIX
@@ -77,6 +77,8 @@ def load_model(
     """
     file = checkpoint_file(path, use_ema=use_ema)
     checkpoint = read_checkpoint(file, use_ema=use_ema)
+    if is_efficientnet_pytorch(checkpoint.state):
+        checkpoint = replace(checkpoint, state=rename_efficientnet_pytorch(dict(checkpoint.state)))
     config = own = _own_config(file, architecture)
     if config is None:
         config = _published_config(checkpoint, architecture, image_px)

@@ -48,6 +48,7 @@ def draw_picture(path: Path) -> None:
 def _evaluation(path: str, number: int) -> dict[str, Any]:
     sha256 = hashlib.sha256(path.encode()).hexdigest()
     measured = {
+        "digest": Path(path).stem.removeprefix("evaluation-"),
         "top1": 20.0 + 7.5 * (3 * number % 7),  # in no order
         "top5": 60.0 + number,
         "val_images": 40,

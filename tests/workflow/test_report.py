@@ -185,7 +185,7 @@ def test_what_is_missing_or_damaged_is_named_with_its_command(report: Browser, s
     report.open(study / "results" / "pages" / "ablation_residual.html")
     assert "Not made yet" in report.evaluate("document.querySelector('.problem').textContent")
     assert report.evaluate("document.querySelector('tbody').textContent.includes('planned')")
-    assert report.evaluate("document.querySelector('img').naturalWidth") == 200
+    assert report.evaluate("document.querySelector('img').naturalWidth") > 200  # the report made it anew
     report.open(study / "results" / "pages" / "about_versions.html")
     assert report.evaluate("document.body.textContent.includes('snakemake')")
 

@@ -47,7 +47,7 @@ def test_every_table_of_the_paper_is_there_once_and_says_what_makes_it(raw_confi
     names = [result.name for result in results]
     assert len(set(names)) == len(names)
     assert {result.name for result in results if result.selected} == {
-        "main", "curves_main", "label_fidelity", "label_maps",
+        "accuracy_parameters", "main", "curves_main", "label_fidelity", "label_maps",
     }  # fmt: skip
     assert {"ablation_residual", "curves_ablation_residual", "plan", "published", "so_far"} <= set(names)
     for result in results:
@@ -111,3 +111,12 @@ def test_damage_is_seen_and_named(tmp_path: Path, name: str, content: bytes, sai
     assert found is None if said is None else found is not None and found.startswith(said)
     assert whole([str(path)]) == (said is None)
     assert damage(tmp_path) is not None
+
+
+def test_table_12_is_no_part_of_a_study_without_its_row(raw_config: dict[str, Any]) -> None:
+    assert "comparison_cait" in {result.name for result in report_results(Study.plan(raw_config))}
+    for experiment in raw_config["experiments"].values():
+        for row in experiment.get("rows") or []:
+            if row.get("paper_row") == "4/lvvit_m_384":
+                del row["paper_row"]
+    assert "comparison_cait" not in {result.name for result in report_results(Study.plan(raw_config))}

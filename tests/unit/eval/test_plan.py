@@ -15,8 +15,11 @@ from tokenlabel.cli import main
 from tokenlabel.core.files import write_json, write_text
 from tokenlabel.core.plan import Plan, plan_study
 from tokenlabel.core.study import Study
-from tokenlabel.eval.plan_figure import collect_bars, draw_plan
+from tokenlabel.eval.plan_figure import collect_bars, draw_plan, plan_figure
 from tokenlabel.eval.plan_table import as_csv, as_markdown
+from tokenlabel.eval.style import styled
+
+from .test_figures import assert_text_on_page
 
 
 @pytest.fixture
@@ -73,7 +76,10 @@ def test_the_bars_add_up_to_the_total(plan: Plan) -> None:
 def test_the_figure_is_drawn(raw_config: dict[str, Any], tmp_path: Path, seeds: int) -> None:
     for experiment in raw_config["experiments"].values():
         experiment["seeds"] = list(range(seeds))
-    draw_plan(plan_study(Study.plan(raw_config), tmp_path), tmp_path / "plan.png")
+    planned = plan_study(Study.plan(raw_config), tmp_path)
+    draw_plan(planned, tmp_path / "plan.png")
+    with styled():
+        assert_text_on_page(plan_figure(planned))
     with Image.open(tmp_path / "plan.png") as picture:
         assert min(picture.size) > 500
         colours = {colour for _, colour in picture.convert("RGB").getcolors(1 << 24) or []}

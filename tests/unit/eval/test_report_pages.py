@@ -41,6 +41,13 @@ def test_a_table_leads_with_what_is_read_first_and_leaves_out_empty_columns(tmp_
     assert 'class="problem"' not in page
 
 
+def test_a_table_of_another_kind_keeps_its_columns_as_they_are(tmp_path: Path) -> None:
+    write(tmp_path, "results/beta.csv", "target,jobs,gpu_hours\nmain,86,10550.33\n")
+    page = make_pages(contents(), tmp_path)["beta"]
+    assert [part.split("</button>")[0] for part in page.split("<button>")[1:]] == ["target", "jobs", "GPU hours"]
+    assert "further" not in page.split("<body>")[1]
+
+
 @pytest.mark.parametrize(
     ("table", "so_far", "says", "not_says"),
     [
