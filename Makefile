@@ -12,10 +12,11 @@ export PYTHONUNBUFFERED := 1
 demo: $(VENV)/.installed
 	@mkdir -p demo_run
 	python -m tokenlabel demo demo_run/data
-	snakemake all --directory demo_run --configfile demo/config.yaml --quiet rules
+	snakemake all results/published.csv --directory demo_run --configfile demo/config.yaml --quiet rules
+	snakemake results/report.html --directory demo_run --configfile demo/config.yaml --quiet rules
 	cd demo_run && tokenlabel annotate check $$(ls -td results/labels/efficientnet_lite0-* | head -1) \
 	  --manifest $$(ls -td results/data/foolbox20-* | head -1) --images 6
-	@echo "demo_run/results: ablation_annotators.csv, figures/, report.html. Twenty photographs check the machinery, not the accuracy."
+	@echo "demo_run/results: tables, figures/, so_far/ (the rest, planned), plan.md, report.html. Twenty photographs check the machinery, not the accuracy."
 
 test: $(VENV)/.installed
 	python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
