@@ -22,6 +22,7 @@ Raw = dict[str, Any]
 SEEDS = [0, 1, 2]
 OF_A_TABLE = [
     "results/{0}.csv",
+    "results/{0}.md",
     "results/figures/{0}.png",
     "results/figures/curves_{0}.csv",
     "results/figures/curves_{0}.png",
@@ -47,7 +48,7 @@ def with_seeds(raw: Raw, seeds: list[int]) -> Raw:
 def test_with_three_seeds_runs_are_tripled_and_labels_are_not(raw_config: Raw, tmp_path: Path) -> None:
     jobs = planned_jobs(run_snakemake(tmp_path, "-n", "all", overlay=with_seeds(raw_config, SEEDS)))
     assert {name: jobs[name] for name in ("train_run", "evaluate_run", "annotate_shard", "make_manifest")} == {
-        "train_run": 192, "evaluate_run": 192, "annotate_shard": 576, "make_manifest": 1,
+        "train_run": 198, "evaluate_run": 198, "annotate_shard": 576, "make_manifest": 1,
     }  # fmt: skip
 
 
@@ -65,7 +66,7 @@ def test_five_ablations_that_contain_the_default_train_it_once(raw_config: Raw, 
     counts = Counter(outputs.values())
     assert counts["train_run"] == planned_jobs(finished)["train_run"] == 37
     assert sum(len(rows) for rows in runs.values()) == 41  # each by itself: the default five times
-    assert counts["make_table"] == 2 * 5  # a CSV and a figure each
+    assert counts["make_table"] == 4 * 5  # CSV, page, figure and its data each
 
 
 NEW = {
@@ -95,8 +96,8 @@ def test_a_users_ablation_is_one_entry_and_exactly_its_jobs(raw_config: Raw, tmp
     after = planned_outputs(run_snakemake(tmp_path, "-n", "all", overlay=more))
     assert before.items() <= after.items()
     added = {path: rule for path, rule in after.items() if path not in before}
-    # two trainings and their evaluations: beta 1 is the default run, which ablation_geometry has already
-    assert Counter(added.values()) == {"train_run": 2, "evaluate_run": 2, "make_table": 2, "draw_curves": 2}
+    # two trainings and their evaluations, of two files each: beta 1 is the default run, which ablation_geometry has already
+    assert Counter(added.values()) == {"train_run": 2, "evaluate_run": 4, "make_table": 4, "draw_curves": 2}
     assert {path.format("my_beta") for path in OF_A_TABLE} < added.keys()
     runs = {path.split("/")[2] for path, rule in added.items() if rule in ("train_run", "evaluate_run")}
     assert len(runs) == 2
@@ -113,7 +114,10 @@ def test_an_added_seed_plans_only_that_seeds_jobs(raw_config: Raw, tmp_path: Pat
     before, after = outputs([0, 1]), outputs([0, 1, 7])
     assert before.items() <= after.items()
     added = [path for path in after if path not in before]
-    assert Counter(after[path] for path in added) == {"train_run": 2, "evaluate_run": 2}
+    assert Counter(after[path] for path in added) == {
+        "train_run": 2,
+        "evaluate_run": 4,
+    }  # numbers, and those of each class
     assert all("/seed7/" in path for path in added)
 
 
@@ -145,7 +149,12 @@ def test_an_entry_gets_its_table_figure_and_caption_and_its_removal_deletes_noth
     after = everything_under(study / "results")
     assert before.keys() <= after.keys()
     changed = {path for path, content in before.items() if after[path] != content}
-    assert changed <= {"report.html", "study.json"}
+    assert changed <= {
+        "report.html",
+        "study.json",
+        "tables/report.json",
+        *(path for path in changed if path.startswith("pages/")),
+    }
 
 
 def things(study: Study) -> dict[str, set[str]]:
