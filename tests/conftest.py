@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import functools
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from filelock import FileLock
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -70,14 +72,27 @@ def write_manifests(folder: Path, machine: dict[str, Any]) -> dict[str, Any]:
     return manifests
 
 
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """A folder that the first test process which needs it makes, for all of them."""
+    base = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent
+    folder = base / name
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            begun = folder.with_name(f"{name}.begun-{os.getpid()}")
+            begun.mkdir()
+            make(begun)
+            begun.rename(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with train/ and val/ of the demo's 160 crops of real photographs."""
     from tokenlabel.demo.photographs import write_crops
 
-    root = tmp_path_factory.mktemp("photographs")
-    write_crops(root)
-    return root
+    return made_once(tmp_path_factory, "photographs", write_crops)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.conftest import made_once
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 Snakemake = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -69,10 +71,11 @@ def small_study(photographs: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def _finished_study(small_study: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("study")
-    finished = run_snakemake(directory, "all", "--cores", "2", overlay=small_study)
-    assert finished.returncode == 0, finished.stderr[-5000:]
-    return directory
+    def make(directory: Path) -> None:
+        finished = run_snakemake(directory, "all", "--cores", "2", overlay=small_study)
+        assert finished.returncode == 0, finished.stderr[-5000:]
+
+    return made_once(tmp_path_factory, "study", make)
 
 
 @pytest.fixture

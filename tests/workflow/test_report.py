@@ -99,7 +99,7 @@ def test_every_figure_opens_and_decodes(report: Browser) -> None:
     figures = [path for path in report.evaluate("Object.keys(results)") if path.endswith(".png")]
     assert sorted(Path(path).stem for path in figures) == [
         "ablation_supervision", "curves_ablation_participation", "curves_ablation_supervision", "curves_main", "label_maps",
-        "main",
+        "main", "plan",
     ]  # fmt: skip
     for path in figures:
         show(report, path)

@@ -178,6 +178,7 @@ def test_a_scientific_value_plans_exactly_what_depends_on_it_beside_the_finished
     assert everything_under(finished_study / "results") == before  # a plan deletes and writes nothing
 
 
+@pytest.mark.campaign  # half a minute
 def test_a_changed_value_is_run_beside_the_old_runs_none_of_which_is_deleted(
     finished_study: Path, overlay: Overlay, tmp_path: Path
 ) -> None:
@@ -306,6 +307,7 @@ def test_an_added_photograph_makes_one_shard_again_and_no_run(
     assert planned_jobs(run_snakemake(copy, "-n", *targets, overlay=overlay)) == {}
 
 
+@pytest.mark.campaign  # half a minute
 def test_an_interrupted_study_completes_at_the_next_call(small_study: Overlay, tmp_path: Path) -> None:
     """Snakemake and its job are killed in the middle of stage 1; the same command finishes the labels."""
     overlay = json.loads(json.dumps(small_study))
