@@ -94,8 +94,8 @@ class Workplace:
         # a batch and a part for each photograph: the same numbers wherever a job is cut, and always a part being written
         machine = {
             "data_root": str(folder / "data"), "weights_root": "", "timm_names": [], "device": "cpu",
-            "precision": "float32", "threads": 1, "workers": 0, "annotate_batch": 1, "annotate_compile": False, "part_seconds": 0.0,
-            "label_storage": "compact",
+            "precision": "float32", "threads": 1, "workers": 0, "annotate_batch": 1, "annotate_compile": False,
+            "part_seconds": 1e-6, "label_storage": "compact",
             "dataset": {"format": "folder", "train": "train", "val": "val",
                 "on_unreadable": "record", "max_unreadable_fraction": 0.5},
         }  # fmt: skip

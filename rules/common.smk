@@ -1,5 +1,6 @@
 """The plan, made once per parse, and every function that rules use. Imports tokenlabel.core only, never torch."""
 
+import functools
 import os
 import shlex
 import sys
@@ -102,7 +103,6 @@ ACCURACY = "results/figures/accuracy_parameters.png"
 RESOLVED = "results/study.json"  # the merged configuration, for the report and for whoever asks later
 STUDY = plan_study()
 STALE = find_stale_shards()
-manifest_folder = STUDY.data.folder
 PYTHON = python_command()
 # for the jobs: the commit for their logs, and where envs/*.post-deploy.sh installs the package from
 os.environ.update(TOKENLABEL_COMMIT=git_commit(), TOKENLABEL_SOURCE=str(workflow.basedir))
@@ -126,6 +126,11 @@ wildcard_constraints:
     leg=r"\d\d+",
     legs=r"\d\d+",
     experiment="|".join(STUDY.tables),
+
+
+def manifest_folder(wildcards):
+    """Folder of the manifest."""
+    return STUDY.data.folder
 
 
 def run_of(wildcards):
@@ -313,12 +318,18 @@ def written_plan(plan):
 
 def plan_of_table_so_far(wildcards):
     """The plan of a table so far, which lists the evaluations that exist; none of them is an input (core/so_far.py)."""
-    return written_plan(plan_so_far(STUDY.tables[wildcards.experiment]))
+    return so_far_plans()[wildcards.experiment]
 
 
 def plans_of_tables_so_far(wildcards):
     """The same for every table of the catalogue."""
-    return [path for table in STUDY.tables.values() for path in written_plan(plan_so_far(table))]
+    return [path for paths in so_far_plans().values() for path in paths]
+
+
+@functools.cache
+def so_far_plans():
+    """Table -> its plan's path, after writing all of them: Snakemake remembers what lay in a folder when it first looked."""
+    return {name: written_plan(plan_so_far(table)) for name, table in STUDY.tables.items()}
 
 
 def comparison_plan():

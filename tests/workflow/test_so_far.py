@@ -40,7 +40,7 @@ def test_tables_so_far_follow_what_exists(overlay: Overlay, tmp_path: Path) -> N
     rows = rows_of(tmp_path)
     assert (rows["hard_labels"]["state"], rows["hard_labels"]["top1_mean"]) == ("done", "12.50")
     assert rows["hard_labels"]["difference"] == ""  # the demo's photographs are not ImageNet
-    assert "epochs 40->2" in rows["hard_labels"]["capped"]
+    assert "epochs 30->2" in rows["hard_labels"]["capped"]
     assert rows["lite0"]["state"] == "planned"
     page = (tmp_path / TABLE).with_suffix(".md").read_text(encoding="utf-8")
     assert "Rows: 1 done, 1 planned." in page

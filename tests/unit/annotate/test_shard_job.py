@@ -156,9 +156,9 @@ def test_threads_batches_and_resuming_change_no_bit(workplace: Path) -> None:
     """Unreadable photographs among them; killed twice; 0 and 3 threads."""
     spoil(workplace)
     make_manifest(workplace)
-    write_machine(workplace, part_seconds=0.0, annotate_batch=4, workers=0)
+    write_machine(workplace, part_seconds=1e-6, annotate_batch=4, workers=0)
     assert annotate(workplace, "undisturbed").returncode == 0
-    write_machine(workplace, part_seconds=0.0, annotate_batch=4, workers=3)
+    write_machine(workplace, part_seconds=1e-6, annotate_batch=4, workers=3)
     place = workplace / "labels" / "lite0-00000000"
     for parts in (2, 4):
         process = subprocess.Popen(command(workplace), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -181,7 +181,7 @@ def test_photographs_that_a_disk_gives_again_are_labeled_by_the_rerun(
     workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A disk that fails from the third photograph on stops the job; the parts of that job must not keep the holes."""
-    write_machine(workplace, part_seconds=0.0, annotate_batch=2, workers=0)
+    write_machine(workplace, part_seconds=1e-6, annotate_batch=2, workers=0)
     real, calls = ByteSource.read, []
 
     def failing(self: ByteSource, *args: Any) -> bytes:
@@ -434,7 +434,7 @@ def test_parts_of_other_weights_are_done_anew(workplace: Path) -> None:
     spec = read_json(workplace / "spec.json")
     spec["annotator"] |= {"weights": f"file:{workplace / 'w.pth'}", "weights_naming": "timm"}
     write_json(workplace / "spec.json", spec)
-    write_machine(workplace, part_seconds=0.0, annotate_batch=1)
+    write_machine(workplace, part_seconds=1e-6, annotate_batch=1)
     place = workplace / "labels" / "lite0-00000000"
     process = subprocess.Popen(command(workplace), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120

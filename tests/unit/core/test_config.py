@@ -163,7 +163,11 @@ MISTAKES: list[tuple[str, Callable[[Raw], Any], list[str]]] = [
     ("one seed for a list", lambda c: c["experiments"]["main"].update(seeds=3), ["seeds: 3 is not legal: input should be a list"]),
     ("a negative seed", lambda c: c["experiments"]["main"].update(seeds=[-1]), ["experiments.main.seeds", "-1"]),
     ("a seed twice", lambda c: c["experiments"]["main"].update(seeds=[0, 0]), ["experiments.main", "must differ"]),
-    ("an unknown axis", lambda c: c["experiments"]["main"].update(x="foo"), ["experiments.main.x", "'foo'", "participation"]),
+    (
+        "an unknown figure",
+        lambda c: c["experiments"]["main"].update(figure="foo"),
+        ["experiments.main.figure", "'foo'", "participation"],
+    ),
     (
         "two rows of one name",
         lambda c: c["experiments"]["main"]["rows"].append({"name": "lvvit_t"}),

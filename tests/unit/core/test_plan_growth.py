@@ -33,7 +33,7 @@ def seconds_of_plan(raw: Raw) -> float:
 def test_ten_times_the_experiments_are_ten_times_the_runs_and_no_more_labels(raw_config: Raw) -> None:
     one, ten = (with_overlay(raw_config, enlarged(raw_config, times)) for times in (1, 10))
     small, large = Study.plan(one), Study.plan(ten)
-    assert (len(small.runs), len(large.runs)) == (64, 640)
+    assert (len(small.runs), len(large.runs)) == (66, 660)
     assert (len(small.selected_tables), len(large.selected_tables)) == (11, 110)
     assert small.labels.keys() == large.labels.keys()
     assert sum(len(set(table.inputs)) for table in large.selected_tables) == 10 * sum(
