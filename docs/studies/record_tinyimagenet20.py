@@ -150,6 +150,7 @@ def draw(rows: list[Row], path: Path) -> None:
 
     from tokenlabel.eval.style import STYLE
 
+    sizes = sorted({row["train_images"] for row in rows})
     students = sorted({row["parameters_k"] for row in rows}, reverse=True)
     arms = [len({row["arm"] for row in rows if row["parameters_k"] == student}) for student in students]
     with plt.rc_context({**STYLE, "savefig.bbox": "tight"}):
@@ -163,7 +164,7 @@ def draw(rows: list[Row], path: Path) -> None:
             gridspec_kw={"height_ratios": arms},
         )
         for line, student in zip(panels, students, strict=True):
-            _draw_student([row for row in rows if row["parameters_k"] == student], line)
+            _draw_student([row for row in rows if row["parameters_k"] == student], sizes, line)
         accuracy, difference, agreement = panels[-1]
         accuracy.set_xlabel("top-1 (%)\nevery run; bar: mean")
         difference.set_xlabel("top-1 above own labels (points)\n95 %: line seeds, band photographs")
@@ -173,7 +174,7 @@ def draw(rows: list[Row], path: Path) -> None:
         plt.close(figure)
 
 
-def _draw_student(rows: list[Row], panels: Any) -> None:
+def _draw_student(rows: list[Row], sizes: list[int], panels: Any) -> None:
     from tokenlabel.eval.style import BLUE, GREY, ORANGE
 
     lines = list(summarise(rows))
@@ -181,9 +182,9 @@ def _draw_student(rows: list[Row], panels: Any) -> None:
     labels = {line["arm"]: line["row"].replace(", ", ",\n").replace(" beside ", "\nbeside ") for line in arms}
     place = {arm: -float(number) for number, arm in enumerate(labels)}
     accuracy, difference, agreement = panels
-    for images, colour, marker, shift in zip(
-        sorted({row["train_images"] for row in rows}), (ORANGE, BLUE), "so", (0.14, -0.14), strict=False
-    ):
+    for images, colour, marker, shift in zip(sizes, (ORANGE, BLUE), "so", (0.14, -0.14), strict=False):
+        if images not in {row["train_images"] for row in rows}:
+            continue
         of_size = [line for line in arms if line["train_images"] == images]
         epochs = of_size[0]["epochs"]
         for axes, field in ((accuracy, "top1"), (agreement, "token_agreement")):
@@ -201,13 +202,18 @@ def _draw_student(rows: list[Row], panels: Any) -> None:
                     line["mean"], height, xerr=reach, fmt=marker, color=colour, markersize=5, capsize=3, linewidth=1.2
                 )
                 band = (line["photographs_low"], line["photographs_high"])
-                difference.plot(band, (height, height), color=colour, linewidth=6, alpha=0.25, solid_capstyle="butt")
+                difference.plot(
+                    band, (height, height), color=colour, linewidth=6, alpha=0.25, solid_capstyle="butt", marker=""
+                )
     difference.axvline(0, color=GREY, linewidth=1)
     accuracy.set_yticks(list(place.values()), list(labels.values()))
     accuracy.set_ylim(0.6 - len(labels), 0.6)
     accuracy.set_title(f"student of {rows[0]['parameters_k']:,},000 parameters", loc="left", fontsize=9)
     handles, names = accuracy.get_legend_handles_labels()
-    difference.legend(handles, names, frameon=False, fontsize=7, loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2)
+    legend = difference.legend(
+        handles, names, frameon=False, fontsize=7, loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2
+    )
+    legend.set_in_layout(False)  # it may reach over the next panel
 
 
 def main(folders: list[Path]) -> None:

@@ -52,6 +52,7 @@ def test_a_finished_studys_plan_has_what_its_jobs_took(
     assert (total.jobs_to_do, total.remaining_gpu_hours, total.wall_hours) == (0, 0, 0)
     assert {found.kind for found in plan.corrections} >= {"label lite0", "train lvvit_small", "finetune lvvit_small"}
     overlay["experiments"]["main"]["seeds"] = [0, 1]
+    overlay["caps"]["seeds"] = 2
     write_text(tmp_path / "more.yaml", yaml.safe_dump(overlay))
     more = plan_study(
         Study.plan(read_configuration([REPOSITORY / "config.yaml", tmp_path / "more.yaml"])), finished_study
