@@ -428,10 +428,9 @@ def train_runtime(wildcards, attempt):
 def plan_document(wildcards):
     """The plan's path, after writing it anew: it changes with the configuration and with every job that finishes."""
     try:
-        write_document(PLAN, price_study(STUDY, Path()).as_json())
+        return written_plan((PLAN, price_study(STUDY, Path()).as_json()))
     except TokenLabelError as error:
         stop(error)
-    return [PLAN] if Path(PLAN).exists() else []
 
 
 def results_about_labels():
@@ -467,8 +466,7 @@ def report_contents(wildcards):
         "configuration": config,
         "digest": digest_of(config),
     }
-    write_document(CONTENTS_DOCUMENT, document)
-    return [CONTENTS_DOCUMENT] if Path(CONTENTS_DOCUMENT).exists() else []
+    return written_plan((CONTENTS_DOCUMENT, document))
 
 
 def in_report(kind, name=None):
