@@ -77,7 +77,14 @@ def test_the_profile_runs_a_study_through_real_slurm(
     overlay["machine"].update(annotate_mem_mb=1500, train_mem_mb=1500)
     overlay["labels"]["shards"] = 1
     finished = run_snakemake(
-        tmp_path, "--profile", "slurm", "results/ablation_annotators.csv", *TEST_CLUSTER, overlay=overlay, timeout_s=480
+        tmp_path,
+        "--profile",
+        "slurm",
+        "results/ablation_annotators.csv",
+        *TEST_CLUSTER,
+        overlay=overlay,
+        timeout_s=480,
+        python=sys.executable,
     )
     logs = "\n".join(path.read_text(errors="replace") for path in tmp_path.rglob("*.log"))
     assert finished.returncode == 0, finished.stderr[-4000:] + logs[-4000:]

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.warm import warm_python
 from tokenlabel.cli import VERBS, main
 
 
 def run(*arguments: str, timeout_s: int = 120) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "tokenlabel", *arguments], capture_output=True, text=True, timeout=timeout_s, check=False
+        [warm_python(), "-m", "tokenlabel", *arguments], capture_output=True, text=True, timeout=timeout_s, check=False
     )
 
 
@@ -30,7 +31,7 @@ def test_every_verb_explains_itself(verb: str, capsys: pytest.CaptureFixture[str
 @pytest.mark.parametrize("stage", ["annotate", "train", "eval", "labels", "data", "demo"])
 def test_the_stages_are_modules_too(stage: str) -> None:
     finished = subprocess.run(
-        [sys.executable, "-m", f"tokenlabel.{stage}", "--help"],
+        [warm_python(), "-m", f"tokenlabel.{stage}", "--help"],
         capture_output=True,
         text=True,
         timeout=120,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,16 +12,24 @@ import pytest
 import yaml
 
 from tests.conftest import made_once
+from tests.warm import warm_python
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 Snakemake = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def run_snakemake(
-    directory: Path, *arguments: str, overlay: dict[str, Any] | None = None, timeout_s: int = 420
+    directory: Path,
+    *arguments: str,
+    overlay: dict[str, Any] | None = None,
+    timeout_s: int = 420,
+    python: str | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """Runs the repository's workflow in a directory; the overlay is written there as study.yaml."""
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(REPOSITORY / "Snakefile"), *arguments]
+    """Runs the repository's workflow in a directory; the overlay is written there as study.yaml.
+
+    Snakemake and its jobs start as tests/warm says, unless another Python is given.
+    """
+    command = [python or warm_python(), "-m", "snakemake", "--snakefile", str(REPOSITORY / "Snakefile"), *arguments]
     command += ["--directory", str(directory)]
     if overlay is not None:
         (directory / "study.yaml").write_text(yaml.safe_dump(overlay), encoding="utf-8")

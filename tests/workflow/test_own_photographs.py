@@ -6,9 +6,10 @@ import csv
 import os
 import re
 import subprocess
-import sys
 import time
 from pathlib import Path
+
+from tests.warm import warm_python
 
 from .conftest import REPOSITORY, run_snakemake
 
@@ -17,7 +18,7 @@ LOOSE = 4  # times; other tests run beside this one, and a job of three photogra
 
 def _run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     finished = subprocess.run(
-        [sys.executable, *words], cwd=folder, capture_output=True, text=True, timeout=300, check=False,
+        [warm_python(), *words], cwd=folder, capture_output=True, text=True, timeout=300, check=False,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert finished.returncode == 0, finished.stderr[-3000:]

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from tests.warm import warm_python
 from tokenlabel.core.files import read_json, write_json
 from tokenlabel.data.manifest import build_manifests, load_manifest
 from tokenlabel.labels import LabelStore
@@ -275,7 +276,7 @@ def test_an_added_photograph_makes_one_shard_again_and_no_run(
             break
         added.unlink()
     finished = subprocess.run(
-        [sys.executable, "-m", "tokenlabel", "refresh", str(copy)],
+        [warm_python(), "-m", "tokenlabel", "refresh", str(copy)],
         capture_output=True,
         text=True,
         timeout=60,
@@ -354,9 +355,7 @@ def test_the_readmes_python_runs_as_it_stands(finished_study: Path) -> None:
     models += "\nprint(tuple(output.token_logits.shape), output.grid, tuple(logits.shape), tuple(maps.shape))\n"
     answers = []
     for program in (models, code):
-        found = subprocess.run(
-            [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False
-        )
+        found = subprocess.run([warm_python(), "-c", program], capture_output=True, text=True, timeout=120, check=False)
         assert found.returncode == 0, found.stderr
         answers.append(found.stdout.strip())
     assert answers[0] == "(4, 16, 20) (4, 4) (4, 20) (4, 20, 4, 4)"

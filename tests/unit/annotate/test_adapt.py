@@ -6,7 +6,6 @@ import dataclasses
 import json
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from safetensors.torch import load_file
 
 from tests.conftest import machine_settings
 from tests.unit.annotate.test_annotate import LITE0
+from tests.warm import warm_python
 from tokenlabel.annotate.adapt import adapt_annotator
 from tokenlabel.annotate.dense import Annotator, annotator_section, build_annotator
 from tokenlabel.annotate.folds import fold_of, folds_of_rows
@@ -225,7 +225,7 @@ def test_the_command_writes_a_marker_and_an_evaluation(folder: Path) -> None:
 
     def run(*arguments: object) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", "tokenlabel", "annotate", *map(str, arguments), "--machine", folder / "machine.json",
+            [warm_python(), "-m", "tokenlabel", "annotate", *map(str, arguments), "--machine", folder / "machine.json",
              "--manifest", folder / "manifest"], capture_output=True, text=True, timeout=120, check=False,
         )  # fmt: skip
 

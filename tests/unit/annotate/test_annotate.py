@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import pytest
 import torch
 
 from tests.conftest import machine_settings, write_manifests
+from tests.warm import warm_python
 from tokenlabel.annotate.dense import Annotator, build_annotator
 from tokenlabel.core.errors import CheckpointError, ConfigError
 from tokenlabel.core.files import read_json, write_json
@@ -85,7 +85,7 @@ def make_manifest(place: Path) -> None:
 def command(place: Path, folder: str = "labels") -> list[str]:
     done = place / folder / "lite0-00000000" / "train-00000-of-00001.done"
     return [
-        sys.executable, "-m", "tokenlabel.annotate", "--spec", str(place / "spec.json"), "--machine",
+        warm_python(), "-m", "tokenlabel.annotate", "--spec", str(place / "spec.json"), "--machine",
         str(place / "machine.json"), "--manifest", str(place / "manifest"), "--shard", "0", "--done", str(done),
     ]  # fmt: skip
 

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.warm import warm_python
 from tokenlabel.core.command import run_stage
 from tokenlabel.core.errors import CheckpointError, ConfigError, LabelError, OutputError
 from tokenlabel.core.files import read_json, write_json
@@ -138,7 +138,7 @@ def start(spec: Spec, workplace: Workplace, place: Path, folder: Path) -> subpro
     write_json(place / "machine.json", workplace.machine)
     return subprocess.Popen(
         [
-            sys.executable, "-m", "tokenlabel.train", "--spec", str(place / "spec.json"), "--machine",
+            warm_python(), "-m", "tokenlabel.train", "--spec", str(place / "spec.json"), "--machine",
             str(place / "machine.json"), "--manifest", str(workplace.root / "manifest"), "--labels", str(workplace.labels),
             "--done", str(folder / "done.json"),
         ],

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.warm import warm_python
 from tokenlabel.core.files import read_json, write_json
 from tokenlabel.train.job import train_run
 from tokenlabel.train.reading_order import ReadingOrder
@@ -35,7 +35,7 @@ def start(
     write_json(folder / "machine.json", workplace.machine | {"micro_batch": 3, "validate_every_epochs": 2} | changes)
     return subprocess.Popen(
         [
-            sys.executable, "-m", "tokenlabel.engine.launch", "--processes", str(processes), "tokenlabel.train",
+            warm_python(), "-m", "tokenlabel.engine.launch", "--processes", str(processes), "tokenlabel.train",
             "--spec", str(folder / "spec.json"), "--machine", str(folder / "machine.json"), "--log", str(folder / "log"),
             "--seed", str(seed), "--manifest", str(workplace.root / "manifest"), "--labels", str(workplace.labels),
             "--done", str(folder / "done.json"),
