@@ -141,7 +141,8 @@ def become(request: dict[str, Any], descriptors: list[int]) -> None:
     sys.stderr.reconfigure(line_buffering=True, write_through=at_once)
     sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr
     sys.executable = request["executable"]
-    sys.path.insert(0, request["folder"])
+    searched = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    sys.path[:0] = [request["folder"], *searched]
 
 
 def run(arguments: list[str]) -> int:

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.warm import warm_python
 from tokenlabel.core.errors import ConfigError
 from tokenlabel.engine import processes
 from tokenlabel.engine.processes import ALONE, Processes, find_place, join_processes
@@ -58,7 +57,7 @@ class Ended:
 
 def run(folder: Path, count: int, what: str, command: list[str] | None = None) -> Ended:
     (folder / "joining_job.py").write_text(JOB)
-    launch = command or [warm_python(), "-m", "tokenlabel.engine.launch", "--processes", str(count), "joining_job"]
+    launch = command or [sys.executable, "-m", "tokenlabel.engine.launch", "--processes", str(count), "joining_job"]
     log = folder / "stderr"
     with open(log, "w") as stderr:
         process = subprocess.Popen([*launch, what], cwd=folder, stdout=subprocess.PIPE, stderr=stderr, text=True)
@@ -192,7 +191,7 @@ def test_processes_started_by_srun_find_their_main_one(tmp_path: Path) -> None:
     shared = os.environ | {"SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_NUM_TASKS": "2", "SLURM_JOB_NUM_NODES": "1"}
     started = [
         subprocess.Popen(
-            [warm_python(), "-m", "joining_job", "fine"], cwd=tmp_path, stdout=subprocess.PIPE, text=True,
+            [sys.executable, "-m", "joining_job", "fine"], cwd=tmp_path, stdout=subprocess.PIPE, text=True,
             env=shared | {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)},
         )
         for rank in range(2)

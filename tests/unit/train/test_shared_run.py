@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -28,14 +29,14 @@ TOLERANCE = 1e-5  # relative, float32
 
 
 def start(
-    spec: Spec, workplace: Workplace, folder: Path, processes: int, seed: int = 0, **changes: Any
+    spec: Spec, workplace: Workplace, folder: Path, processes: int, seed: int = 0, python: str = "", **changes: Any
 ) -> subprocess.Popen[str]:
     folder.mkdir(exist_ok=True)
     write_json(folder / "spec.json", spec)
     write_json(folder / "machine.json", workplace.machine | {"micro_batch": 3, "validate_every_epochs": 2} | changes)
     return subprocess.Popen(
         [
-            warm_python(), "-m", "tokenlabel.engine.launch", "--processes", str(processes), "tokenlabel.train",
+            python or warm_python(), "-m", "tokenlabel.engine.launch", "--processes", str(processes), "tokenlabel.train",
             "--spec", str(folder / "spec.json"), "--machine", str(folder / "machine.json"), "--log", str(folder / "log"),
             "--seed", str(seed), "--manifest", str(workplace.root / "manifest"), "--labels", str(workplace.labels),
             "--done", str(folder / "done.json"),
@@ -133,7 +134,9 @@ def test_a_process_without_a_readable_photograph_goes_on_and_a_killed_one_ends_t
         row for row in range(36) if (workplace.root / "data" / "train" / manifest.path(row)).stat().st_size == 500
     )
     seed = next(n for n in range(1000) if ReadingOrder(manifest, np.arange(36), spec["recipe"], n)(0)[1] == bad)
-    process = start(spec, workplace, folder, processes, seed=seed, micro_batch=1)
+    process = start(
+        spec, workplace, folder, processes, seed=seed, python=sys.executable, micro_batch=1
+    )  # its children are asked
     deadline = time.monotonic() + 120
     while len(lines(folder)) < 2:
         assert time.monotonic() < deadline
