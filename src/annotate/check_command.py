@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..core.command import read_document
+from ..core.command import read_document, read_machine
 from ..core.errors import ConfigError
 from ..core.log import logger
 
@@ -83,7 +83,7 @@ def _check_classes(args: argparse.Namespace, store: LabelStore, manifest: Manife
 
 def _check_numbers(args: argparse.Namespace, store: LabelStore, manifest: Manifest) -> int:
     section = _annotator_section(args, store)
-    machine = read_document(args.machine or args.labels.parent.parent / "machine.json", "the machine settings")
+    machine = read_machine(args.machine or args.labels.parent.parent / "machine.json")
     manifest.open_source(machine)  # a missing data root shall be said before torch loads
     from ..engine.device import choose_device, set_threads
     from .dense import annotator_section, build_annotator

@@ -6,7 +6,7 @@ import argparse
 import time
 from pathlib import Path
 
-from ..core.command import add_job_arguments, read_document
+from ..core.command import add_job_arguments, read_document, read_machine
 from ..core.files import write_json
 from ..core.identity import digest_of
 from ..core.log import job_log, logger
@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Writes the manifest and its marker."""
     spec = read_document(args.spec, "the data spec")
-    machine = read_document(args.machine, "the machine settings")
+    machine = read_machine(args.machine)
     started = time.monotonic()
     with job_log("manifest", digest=digest_of(spec), seed=None, device="cpu") as counts:
         check_timm_names(machine["timm_names"])

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ..core.command import read_document
+from ..core.command import read_document, read_machine
 from ..core.errors import DataError
 from ..core.files import write_json
 from ..core.identity import digest_of
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
         raise DataError(f"{args.study}: no such folder. Give the folder that holds results/.")
     with contextlib.chdir(args.study):  # relative roots and class maps are relative to it, as in the workflow's jobs
         results = Path("results")
-        machine = read_document(results / "machine.json", "the machine settings")
+        machine = read_machine(results / "machine.json")
         dataset = read_document(results / "study.json", "the study's configuration")["dataset"]
         folders = [marker.parent for marker in sorted(results.glob("data/*/manifest.done"))]
         if not folders:

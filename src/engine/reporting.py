@@ -29,7 +29,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ..core.errors import ConfigError, OutputError
 from ..core.files import read_json, write_json, write_text
-from ..core.log import git_commit, library_versions, logger
+from ..core.log import git_commit, in_time, library_versions, logger
 from ..core.seeds import derived_seed
 
 TIMES = ("seconds", "images_per_s", "memory_mb")
@@ -242,7 +242,7 @@ class Reporter:
 
     def _time_left(self) -> str:
         done = max(self._done - self._first, 1)
-        return _duration((self._total - self._done) * (time.monotonic() - self._since) / done)
+        return in_time((self._total - self._done) * (time.monotonic() - self._since) / done)
 
     def _write_scalars(self, group: str, number: int, line: Mapping[str, float]) -> None:
         scalars = {f"{group}/{name}": value for name, value in line.items() if name not in ("epoch", "step", "steps")}
@@ -303,16 +303,6 @@ def _in_words(line: Mapping[str, float]) -> str:
     words += [f"{line[name]:.0f} {name}" for name in ("skipped", "unlabeled") if line.get(name)]
     words += [f"{line['images_per_s']:.1f} images/s", f"{line['memory_mb'] / 1024:.1f} GB"]
     return ", ".join(words)
-
-
-def _duration(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    if minutes < 1:
-        return f"{seconds:.0f} s"
-    if minutes < 60:
-        return f"{minutes} min"
-    hours = round(seconds / 3600) if minutes >= 60 * 24 else minutes // 60
-    return f"{hours // 24} d {hours % 24} h" if hours >= 24 else f"{hours} h {minutes % 60} min"
 
 
 def _finite(line: Mapping[str, float]) -> dict[str, float | None]:

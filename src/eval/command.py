@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ..core.command import add_job_arguments, read_document
+from ..core.command import add_job_arguments, read_document, read_machine
 from ..core.files import read_json, write_json, write_text
 from ..core.identity import digest_of
 from ..core.log import job_log, logger
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measures and writes the result."""
     evaluation = read_document(args.spec, "the evaluation's spec")
-    machine = read_document(args.machine, "the machine settings")
+    machine = read_machine(args.machine)
     from ..data.manifest import load_manifest
 
     manifest = load_manifest(args.manifest, "val")

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..core.command import read_document
+from ..core.command import read_machine
 from ..core.errors import ConfigError, DataError
 from ..core.log import logger
 from ..core.seeds import sample_id
@@ -72,7 +72,7 @@ def _of_study(args: argparse.Namespace) -> tuple[list[Subject], Callable[[int], 
     from .drawing import Subject, readable_class, spread_evenly
 
     manifest = load_manifest(args.manifest, args.split)
-    source = manifest.open_source(read_document(args.machine, "the machine settings"))
+    source = manifest.open_source(read_machine(args.machine))
     if args.photographs:
         row_of = {manifest.path(row): row for row in range(len(manifest))}
         for path in args.photographs:

@@ -6,7 +6,7 @@ import argparse
 import time
 from pathlib import Path
 
-from ..core.command import add_job_arguments, read_document
+from ..core.command import add_job_arguments, read_document, read_machine
 from ..core.files import write_json, write_text
 from ..core.identity import digest_of
 from ..core.log import job_log
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measures and writes the result."""
     spec = read_document(args.spec, "the evaluation's spec")
-    machine = read_document(args.machine, "the machine settings")
+    machine = read_machine(args.machine)
     from ..data.manifest import load_manifest
 
     manifest = load_manifest(args.manifest, "val")

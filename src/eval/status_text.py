@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from ..core.log import in_time
 from .job_states import STATES, State
 from .run_difference import RunDifference
 from .status import JobStatus, Status
@@ -77,17 +78,6 @@ def _job(job: JobStatus) -> list[str]:
     if job.remaining_s is not None:
         parts.append(f"{in_time(job.remaining_s)} left")
     return [f"  {', '.join(parts)}", *(f"      {said}" for said in (job.reason, job.log) if said)]
-
-
-def in_time(seconds: float) -> str:
-    """A duration in its two largest units."""
-    minutes = round(seconds / 60)
-    if minutes < 1:
-        return f"{seconds:.0f} s"
-    if minutes < 60:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours // 24} d {hours % 24} h" if hours >= 24 else f"{hours} h {minutes} min"
 
 
 def in_bytes(size: float) -> str:

@@ -21,13 +21,13 @@ from tokenlabel.cli import main
 from tokenlabel.core.command import run_command
 from tokenlabel.core.errors import DataError, TokenLabelError
 from tokenlabel.core.files import Lease, write_json, write_text
-from tokenlabel.core.log import logger, set_up_logging
+from tokenlabel.core.log import in_time, logger, set_up_logging
 from tokenlabel.core.planned import Run
 from tokenlabel.core.study import Study
 from tokenlabel.eval.job_states import LOOK_S, STATES, look_at_leases, read_log_end, training_progress
 from tokenlabel.eval.run_difference import compare_runs
 from tokenlabel.eval.status import JobStatus, Status, gather
-from tokenlabel.eval.status_text import in_bytes, in_time, status_lines
+from tokenlabel.eval.status_text import in_bytes, status_lines
 from tokenlabel.eval.tables import as_csv, collect_rows
 
 Raw = dict[str, Any]
