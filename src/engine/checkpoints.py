@@ -233,8 +233,13 @@ def is_whole(path: Path) -> bool:
 def _load(path: Path) -> dict[str, Any]:
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
-        if not isinstance(saved, dict) or saved.get("format") != FORMAT:
+        if (
+            not isinstance(saved, dict)
+            or saved.get("format") != FORMAT
+            or not isinstance(saved["states"]["model"], dict)
+        ):
             raise ValueError("another format")
+        Progress(**saved["progress"])
     except Exception:  # noqa: BLE001 - pickle raises many types, with advice that would mislead here
         raise CheckpointError(
             f"{path}: whole, but no training state of format {FORMAT}. It may be of another version; delete it to start over."
