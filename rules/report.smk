@@ -55,5 +55,5 @@ rule make_report:
         study=RESOLVED,
         snakefile=workflow.main_snakefile,
     shell:
-        "{params.python} -m tokenlabel report --snakefile {params.snakefile} --configfile {params.study}"
+        "{params.python} -m tokenlabel report --snakefile {params.snakefile:q} --configfile {params.study}"
         " --pages {input.pages} --out {output.html} --log {log}"

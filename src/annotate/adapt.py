@@ -26,8 +26,9 @@ from ..core.log import logger
 from ..data.manifest import Manifest
 from ..data.pixels import normalise
 from ..engine.device import autocast, choose_device, choose_precision, set_threads
-from ..models import read_metadata, read_state_dict, save_weights
+from ..models import read_state_dict, save_weights
 from ..models.pretrained import FOLD_HEADS, create_backbone
+from ..models.weights import read_json_metadata
 from .dense import ADAPTED_CHECKPOINT, Annotator, annotator_section, build_annotator
 from .folds import fold_of
 from .pipeline import BatchReader
@@ -190,9 +191,7 @@ def _adapt_by_run(
     }
     names = manifests["train"].classes
     architecture = spec["annotator"]["architecture"]
-    _check_same_pixels(
-        json.loads(read_metadata(weights)["spec"])["model"]["architecture"].removeprefix("timm/"), architecture
-    )
+    _check_same_pixels(read_json_metadata(weights, "spec")["model"]["architecture"].removeprefix("timm/"), architecture)
     backbone = create_backbone(architecture, len(names), spec["image_px"], state, str(weights))
     _write_checkpoint(spec, backbone, names, {}, done, [])
     annotator = build_annotator(annotator_section(spec["annotator"], spec["image_px"], done.parent), Path())

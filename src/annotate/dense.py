@@ -13,7 +13,6 @@ VOLO brings a token head of its own, which is used. Source: section 4.1 of the p
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,8 +24,8 @@ from torch import Tensor, nn
 
 from ..core.errors import CheckpointError, ConfigError
 from ..data.timm_names import check_timm_names
-from ..models import read_metadata
 from ..models.pretrained import create_backbone, load_pretrained, read_folds
+from ..models.weights import read_json_metadata
 
 CHECK_TOLERANCE = 1e-3  # of the logits' spread; float32 on a CPU gives 1e-6, bfloat16 is checked in float32
 ADAPTED_CHECKPOINT = "annotator.safetensors"  # in an adapted annotator's folder
@@ -262,7 +261,7 @@ def build_annotator(spec: dict[str, Any], weights_root: Path) -> Annotator:
     if (spec.get("adaptation") or {}).get("adaptation", {}).get("folds"):
         annotator.fold_weight, annotator.fold_bias, annotator.fold_of_sample = read_folds(Path(weights.origin))
     if weights.origin.endswith(f"/{ADAPTED_CHECKPOINT}"):
-        names = json.loads(read_metadata(weights.origin).get("classes", "null"))
+        names = read_json_metadata(weights.origin, "classes")
         annotator.classes = tuple(names) if names else None
     return annotator
 

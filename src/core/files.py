@@ -147,8 +147,16 @@ def write_json_if_changed(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Reads a JSON document."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """Reads a JSON document; ValueError where it is none, or is nested without end."""
+    return parse_json(path.read_text(encoding="utf-8"))
+
+
+def parse_json(text: str | bytes) -> Any:
+    """A JSON document that others wrote; ValueError where it is none, or is nested without end."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def sha256_of(path: Path) -> str:

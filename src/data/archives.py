@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import posixpath
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from ..core.errors import DataError
+from ..core.files import parse_json
 from .listing import IMAGE_SUFFIXES, Entry, Listing
 
 LABEL_KEYS = ("label", "cls", "class", "target")  # of a WebDataset sample's .json
@@ -95,7 +95,7 @@ def _label(where: str, extension: str, content: bytes) -> str:
     text = content.decode("utf-8", "replace").strip()
     if extension == "json":
         try:
-            document = json.loads(text)
+            document = parse_json(text)
         except ValueError:
             raise DataError(f"{where}: not JSON.") from None
         found = [document[key] for key in LABEL_KEYS if isinstance(document, dict) and key in document]
@@ -118,7 +118,7 @@ def _members(place: Path, inner: str) -> Iterator[tuple[str, int, int]]:
     size_bytes = place.stat().st_size
     try:
         with tarfile.open(place, "r:") as archive:  # uncompressed only: a photograph is read by its offset
-            for member in archive:
+            for member in _forward(archive, place):
                 name = member.name.removeprefix("./")
                 if not name.startswith(prefix):
                     continue
@@ -130,21 +130,40 @@ def _members(place: Path, inner: str) -> Iterator[tuple[str, int, int]]:
                     if member.offset_data + member.size > size_bytes:
                         raise DataError(f"{place}: cut off, the archive has no end. Copy it again.")
                     if relative.endswith(".tar"):
-                        yield from _inner_members(archive, member, relative)
+                        yield from _inner_members(archive, member, relative, place)
                     else:
                         yield relative, member.size, member.offset_data
             end = archive.offset  # where the archive's closing block of zeros begins
         if end + tarfile.BLOCKSIZE > size_bytes:
             raise DataError(f"{place}: cut off, the archive has no end. Copy it again.")
-    except (tarfile.TarError, EOFError) as error:
+    except (
+        tarfile.TarError,
+        EOFError,
+        OSError,
+        ValueError,
+        OverflowError,
+        MemoryError,
+    ) as error:  # tarfile trusts its headers
         raise DataError(
             f"{place}: not an uncompressed tar file ({error}). Unpack it or repack it without gzip."
         ) from None
 
 
-def _inner_members(archive: tarfile.TarFile, member: tarfile.TarInfo, relative: str) -> Iterator[tuple[str, int, int]]:
+def _inner_members(
+    archive: tarfile.TarFile, member: tarfile.TarInfo, relative: str, place: Path
+) -> Iterator[tuple[str, int, int]]:
     stem = posixpath.splitext(relative)[0]
     with tarfile.open(fileobj=archive.extractfile(member), mode="r:") as inside:
-        for file in inside:
+        for file in _forward(inside, place):
             if file.isfile():
                 yield f"{stem}/{file.name.removeprefix('./')}", file.size, member.offset_data + file.offset_data
+
+
+def _forward(archive: tarfile.TarFile, place: Path) -> Iterator[tarfile.TarInfo]:
+    """The members of an archive, each behind the one before: a negative size would have them listed without end."""
+    behind = -1
+    for member in archive:
+        if member.size < 0 or member.offset <= behind:
+            raise DataError(f"{place}: damaged, {member.name!r} has {member.size} bytes. Copy it again.")
+        behind = member.offset
+        yield member

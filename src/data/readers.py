@@ -68,6 +68,8 @@ def list_entries(data_root: Path, location: str, data_format: str) -> Listing:
     for entry in listing.entries:
         if not entry.path.isascii():
             _check_utf8(place, entry.path)
+        if ".." in entry.path or entry.path.startswith("/"):
+            _check_inside(place, entry.path)
     listing.entries.sort(key=lambda entry: entry.path)
     return listing
 
@@ -77,6 +79,12 @@ def _check_utf8(place: Path, path: str) -> None:
         path.encode("utf-8")
     except UnicodeEncodeError:
         raise DataError(f"{place}: the file name {path!r} is not UTF-8, so it has no id. Rename the file.") from None
+
+
+def _check_inside(place: Path, path: str) -> None:
+    """Names of photographs become names of files elsewhere, such as those of exported labels."""
+    if path.startswith("/") or ".." in path.split("/"):
+        raise DataError(f"{place}: the name {path!r} leads out of the data set. Rename the member or the class.")
 
 
 def _list_folder(place: Path) -> Listing:

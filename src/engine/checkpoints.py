@@ -14,11 +14,11 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO
 
 import torch
 
-from ..core.errors import CheckpointError, OutputError, TokenLabelError
+from ..core.errors import CheckpointError, OutputError
 from ..core.files import atomic_path, remove_leftovers
 from ..core.log import logger
 from .processes import Processes
@@ -28,8 +28,6 @@ FORMAT = 1
 SHOWN = 12  # differences named in a line
 TRAILER = b"\nsha256:"
 TRAILER_BYTES = len(TRAILER) + 64
-
-Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -179,19 +177,19 @@ class Checkpoints:
             )
         return None
 
-    def _agree(self, find: Callable[[], Found]) -> Found:
+    def _agree(self, find: Callable[[], Path | None]) -> Path | None:
         """What the main process finds, in every process; its error too, so that none is left waiting."""
-        found: Any = None
+        found: dict[str, str | None] = {}
         if self._processes.is_main:
             try:
-                found = find()
-            except TokenLabelError as error:
-                found = error
+                path = find()
+                found = {"path": None if path is None else str(path)}
+            except CheckpointError as error:
+                found = {"error": str(error)}
         found = self._processes.broadcast(found)
-        if isinstance(found, TokenLabelError):
-            raise found
-        agreed: Found = found
-        return agreed
+        if found.get("error"):
+            raise CheckpointError(found["error"])
+        return None if found["path"] is None else Path(found["path"])
 
 
 class _HashingFile:
@@ -235,8 +233,13 @@ def is_whole(path: Path) -> bool:
 def _load(path: Path) -> dict[str, Any]:
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
-        if not isinstance(saved, dict) or saved.get("format") != FORMAT:
+        if (
+            not isinstance(saved, dict)
+            or saved.get("format") != FORMAT
+            or not isinstance(saved["states"]["model"], dict)
+        ):
             raise ValueError("another format")
+        Progress(**saved["progress"])
     except Exception:  # noqa: BLE001 - pickle raises many types, with advice that would mislead here
         raise CheckpointError(
             f"{path}: whole, but no training state of format {FORMAT}. It may be of another version; delete it to start over."

@@ -6,9 +6,9 @@ Called by the loop, the batches and the validation. Started by `launch`, torchru
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
-import pickle
 import shutil
 import subprocess
 import time
@@ -82,16 +82,19 @@ class Processes:
         return bool(self.sum(torch.tensor(int(flag))))
 
     def broadcast(self, value: Any) -> Any:
-        """The main process's value, on each; anything small that pickles. The others wait for it as long as it takes."""
+        """The main process's value, on each; anything small that JSON holds, for whoever reaches the port may write there.
+
+        The others wait for it as long as it takes.
+        """
         if self._link is None:
             return value
         self._link.waits += 1
         key = f"word/{self._link.waits}"
         if self.is_main:
-            self._link.store.set(key, pickle.dumps(value).hex())
+            self._link.store.set(key, json.dumps(value))
             return value
         self._link.wait(key)
-        return pickle.loads(bytes.fromhex(self._link.store.get(key).decode()))
+        return json.loads(self._link.store.get(key))
 
     def barrier(self) -> None:
         """Waits until all are here, as long as it takes."""

@@ -204,15 +204,25 @@ class ReleasedTree:
         self._tar = os.open(path, os.O_RDONLY)
 
     def _list_tar(self) -> Iterator[tuple[str, int, int]]:
-        begun = False
+        begun, behind = False, -1
         try:
             with tarfile.open(self.path, "r:") as archive:
                 while (member := archive.next()) is not None:
                     begun = True
+                    if member.size < 0 or member.offset <= behind:  # it would go back and list members without end
+                        raise tarfile.ReadError(f"{member.name!r} has {member.size} bytes")
+                    behind = member.offset
                     if member.isfile():
                         yield member.name, member.offset_data, member.size
                     archive.members.clear()  # type: ignore[attr-defined]  # 1.28 million of them would take 2 GB
-        except tarfile.TarError as error:
+        except (
+            tarfile.TarError,
+            EOFError,
+            OSError,
+            ValueError,
+            OverflowError,
+            MemoryError,
+        ) as error:  # tarfile trusts its headers
             if begun:
                 raise LabelError(f"released labels {self.path}: cut off ({error}). Copy it again.") from None
             raise LabelError(

@@ -7,7 +7,6 @@ hub files, so that `timm.create_model("local-dir:FOLDER")` reads the same folder
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -154,7 +153,7 @@ def read_model_config(folder: Path) -> ModelConfig:
         document = read_json(path)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file; it says which model the weights beside it belong to.") from None
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: damaged ({error}). Fetch or write the folder again.") from None
     try:
         return _parse(document)

@@ -7,7 +7,6 @@ where the configuration states one.
 from __future__ import annotations
 
 import importlib.util
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from torch import nn
 
 from ..core.errors import CheckpointError, ConfigError
 from ..core.files import sha256_of
-from .weights import Checkpoint, checkpoint_file, read_checkpoint, read_metadata, read_state_dict
+from .weights import Checkpoint, checkpoint_file, read_checkpoint, read_json_metadata, read_state_dict
 
 _WEIGHTS_KEY = "weights (of the annotator or model; start of a row that is only fine-tuned)"
 FOLD_HEADS = "folds.safetensors"  # beside the checkpoint of an annotator that was adapted in folds
@@ -268,7 +267,7 @@ def read_folds(checkpoint: Path) -> tuple[torch.Tensor, torch.Tensor, dict[int, 
         CheckpointError: missing, or not the heads that belong to it.
     """
     path = checkpoint.with_name(FOLD_HEADS)
-    expected = json.loads(read_metadata(checkpoint).get("fold_heads_sha256", "null"))
+    expected = read_json_metadata(checkpoint, "fold_heads_sha256")
     if not path.is_file() or expected != sha256_of(path):
         raise CheckpointError(
             f"{path}: missing, or not the heads that belong to {checkpoint.name}. Delete adapted.done beside it "

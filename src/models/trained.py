@@ -6,7 +6,6 @@ it is recognised by the names and shapes of its weights, and the rest is timm's 
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import CheckpointError
+from ..core.files import parse_json
 from .checkpoints import LoadReport, classes_of_heads, load_checkpoint
 from .model_config import (
     CONFIG_FILE,
@@ -136,13 +136,19 @@ def _own_config(file: Path, architecture: str | None) -> ModelConfig | None:
             return None  # a folder of timm's hub, whose architecture the caller knows
     if "spec" not in metadata:
         return None
-    spec = json.loads(metadata["spec"])  # a run from before runs had a config.json
-    if "recipe" not in spec:
-        raise CheckpointError(f"checkpoint {file}: an annotator's weights, not those of a model with a token head.")
-    architecture, settings = spec["model"]["architecture"], settings_of_spec(spec)
-    with torch.device("meta"):
-        model = create_model(architecture, spec["dataset"]["num_classes"], spec["image_px"], **settings)
-    return describe_model(model, architecture, settings, json.loads(metadata["classes"]), crop=EVALUATION_CROP)
+    try:  # a run from before runs had a config.json
+        spec, classes = parse_json(metadata["spec"]), parse_json(metadata["classes"])
+        if "recipe" not in spec:
+            raise CheckpointError(f"checkpoint {file}: an annotator's weights, not those of a model with a token head.")
+        architecture, settings = spec["model"]["architecture"], settings_of_spec(spec)
+        with torch.device("meta"):
+            model = create_model(architecture, spec["dataset"]["num_classes"], spec["image_px"], **settings)
+        return describe_model(model, architecture, settings, classes, crop=EVALUATION_CROP)
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+        raise CheckpointError(
+            f"checkpoint {file}: its metadata describes no model of this package ({' '.join(str(error).split())[:200]}). Fetch "
+            "or write it again."
+        ) from None
 
 
 def _published_config(checkpoint: Checkpoint, architecture: str | None, image_px: int | None) -> ModelConfig:

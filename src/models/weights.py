@@ -9,6 +9,8 @@ import argparse
 import json
 import pickle
 import re
+import warnings
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +20,13 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import CheckpointError, OutputError
-from ..core.files import atomic_path
+from ..core.files import atomic_path, parse_json
 
 PLAIN, AVERAGED = ("state_dict", "model"), ("state_dict_ema", "model_ema")  # where training programs keep weights
 HUB_FILE = "pytorch_model.bin"  # of older folders of timm's hub
 _PREFIXES = re.compile(r"^(module\.|_orig_mod\.)+")  # of DataParallel and torch.compile
 WEIGHTS_FILE, AVERAGED_FILE = "model.safetensors", "model_ema.safetensors"  # of a run's folder
+SMALL_BYTES = 2**24  # that a tensor may promise without having them
 LISTED = 10  # names of each kind that an error shows
 
 
@@ -154,6 +157,20 @@ def read_metadata(path: str | Path) -> dict[str, str]:
         raise CheckpointError(f"checkpoint {path}: cannot be read as safetensors: {error}") from error
 
 
+def read_json_metadata(path: str | Path, key: str) -> Any:
+    """A JSON value of the metadata; None where it has none of that name.
+
+    Raises:
+        CheckpointError: the file is missing or damaged, or the value is no JSON.
+    """
+    try:
+        return parse_json(read_metadata(path).get(key, "null"))
+    except ValueError as error:
+        raise CheckpointError(
+            f"checkpoint {path}: {key} in its metadata is no JSON ({error}). Fetch or write it again."
+        ) from None
+
+
 def _read(path: Path) -> Any:
     if not path.is_file():
         raise CheckpointError(f"checkpoint {path}: no such file")
@@ -166,16 +183,31 @@ def _read(path: Path) -> Any:
                 return load_file(path)
             except SafetensorError as error:
                 raise CheckpointError(f"checkpoint {path}: damaged: {error}. Fetch or write it again.") from error
+        _refuse_inflating(path)
         # timm's training script stores its argument namespace beside the weights; it holds plain values only.
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's advice is for who made the file
             return torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
+    except CheckpointError:
+        raise
+    except Exception as error:  # torch's unpickler raises almost any type on damaged or hostile bytes
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         if isinstance(error, pickle.UnpicklingError):  # torch's own words ask for weights_only=False
             reason = "no file of torch.save, or one with other objects than tensors and plain values"
         raise CheckpointError(
             f"checkpoint {path}: damaged, or holds more than weights (expected tensors in a dictionary): {reason}"
         ) from error
+
+
+def _refuse_inflating(path: Path) -> None:
+    """Refuses a zip whose members are larger than the file; torch compresses nothing, and would allocate what it is told."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            promised = sum(member.file_size for member in archive.infolist())
+        if promised > path.stat().st_size:
+            raise CheckpointError(
+                f"checkpoint {path}: promises {promised} bytes, more than the file has. Take it from where you trust it."
+            )
 
 
 def _unwrap(where: str, content: Any, wrappers: tuple[str, ...]) -> tuple[str, dict[str, Tensor]]:
@@ -185,7 +217,7 @@ def _unwrap(where: str, content: Any, wrappers: tuple[str, ...]) -> tuple[str, d
             if isinstance(content.get(key), Mapping):
                 wrapper, content = key, content[key]
                 break
-    if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+    if not isinstance(content, Mapping) or not content or not all(map(_is_entry, content, content.values())):
         hint = ""
         if isinstance(content, Mapping) and any(key in content for key in AVERAGED) and not wrapper:
             hint = "; it holds averaged weights only, which use_ema takes"
@@ -193,6 +225,15 @@ def _unwrap(where: str, content: Any, wrappers: tuple[str, ...]) -> tuple[str, d
             f"checkpoint {where}: expected a state dict (name -> tensor), plain or under {', '.join(wrappers)}{hint}"
         )
     return wrapper, {_PREFIXES.sub("", name): value for name, value in content.items()}
+
+
+def _is_entry(name: object, value: object) -> bool:
+    """Whether it is a name with numbers of its own; a tensor with strides of 0 may promise more than memory holds."""
+    if not isinstance(name, str) or not isinstance(value, Tensor):
+        return False
+    if value.layout != torch.strided or value.is_quantized or value.is_meta:
+        return False
+    return value.numel() * value.itemsize <= max(value.untyped_storage().nbytes(), SMALL_BYTES)
 
 
 def _at_least_single(value: Tensor) -> Tensor:

@@ -24,17 +24,18 @@ def run_snakemake(
     overlay: dict[str, Any] | None = None,
     timeout_s: int = 420,
     python: str | None = None,
+    snakefile: Path = REPOSITORY / "Snakefile",
 ) -> subprocess.CompletedProcess[str]:
     """Runs the repository's workflow in a directory; the overlay is written there as study.yaml.
 
     Snakemake and its jobs start as tests/warm says, unless another Python is given.
     """
-    command = [python or warm_python(), "-m", "snakemake", "--snakefile", str(REPOSITORY / "Snakefile"), *arguments]
+    command = [python or warm_python(), "-m", "snakemake", "--snakefile", str(snakefile), *arguments]
     command += ["--directory", str(directory)]
     if overlay is not None:
         (directory / "study.yaml").write_text(yaml.safe_dump(overlay), encoding="utf-8")
         command += ["--configfile", str(directory / "study.yaml")]
-    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=timeout_s, check=False)
+    return subprocess.run(command, cwd=snakefile.parent, capture_output=True, text=True, timeout=timeout_s, check=False)
 
 
 def planned_jobs(finished: subprocess.CompletedProcess[str]) -> dict[str, int]:

@@ -26,7 +26,7 @@ def run(args):
     with join_processes("cpu") as processes:
         assert processes.sum(torch.tensor([1, processes.rank])).tolist() == [processes.count, sum(range(processes.count))]
         assert processes.any(processes.rank == 1) and not processes.any(False)
-        assert processes.broadcast({"rank": processes.rank, 7: (1.5,)}) == {"rank": 0, 7: (1.5,)}
+        assert processes.broadcast({"rank": processes.rank, "of": [1.5]}) == {"rank": 0, "of": [1.5]}
         processes.barrier()
         print(f"joined {processes.rank} pid {os.getpid()}", flush=True)
         if sys.argv[1] == "all_mistaken":
