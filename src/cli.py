@@ -35,6 +35,7 @@ VERBS = {
     "evaluate published": ("eval.published_command", "measure a published checkpoint on the validation split"),
     "table": ("eval.table_command", "make an experiment's CSV, page and figure"),
     "table index": ("eval.index_command", "make the index of all tables so far"),
+    "table first_light": ("eval.first_light_command", "make the summary of a first light: seconds and bytes by rule"),
     "table comparison": ("eval.comparison_command", "make Table 12: LV-ViT-M at 384 px against CaiT"),
     "table published": ("eval.published_table_command", "make the CSV and figure of the published checkpoints"),
     "table accuracy": ("eval.accuracy_command", "draw accuracy against parameters, Fig. 1, from what exists"),
