@@ -113,6 +113,7 @@ class Annotator(Frozen):
     grid: tuple[Positive, Positive]
     parameters_m: Annotated[float, Field(gt=0)]
     gmacs: Annotated[float, Field(gt=0)]
+    source: str | None = None
     paper_top1: Percent | None = None
     paper_row: str | None = None
 

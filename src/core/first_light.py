@@ -86,7 +86,9 @@ def _rows(study: Study) -> list[dict[str, Any]]:
         if isinstance(row.run, Run)
     ]
     # labels before none, an adapted annotator before one that is not, a fine-tuning after a training before one of them alone
-    candidates.sort(key=lambda found: (_has_labels(found[0]), _is_adapted(found[0]), bool(found[0].start)), reverse=True)
+    candidates.sort(
+        key=lambda found: (_has_labels(found[0]), _is_adapted(found[0]), bool(found[0].start)), reverse=True
+    )
     if not candidates:
         return []
     run, choice = candidates[0]
@@ -147,7 +149,7 @@ def summary_document(study: Study, light: Study, local: Mapping[str, tuple[str, 
                 "jobs": [
                     {
                         "path": job.path,
-                        "benchmark": job.benchmark or _benchmark_of_run(job),
+                        "benchmark": job.benchmark or _benchmark_of(job),
                         "estimate_s": job.seconds,
                         "gpus": max(1, job.gpus),
                         "estimate_bytes": job.label_bytes + job.weights_bytes,
@@ -208,7 +210,9 @@ def rule_of(path: str) -> str | None:
     return None
 
 
-def _benchmark_of_run(job: Job) -> str:
-    """Benchmark file of the rule that made an output, also where the plan takes its seconds from elsewhere."""
+def _benchmark_of(job: Job) -> str:
+    """Benchmark file of the rule that made an output, also where the plan takes its seconds from elsewhere or from nowhere."""
     path = Path("benchmarks", *Path(job.path).parts[1:])
+    if path.name == "manifest.done":
+        return f"{path.parent}.tsv"
     return str(path.with_name("train.tsv") if path.name == "done.json" else path.with_suffix(".tsv"))

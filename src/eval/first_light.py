@@ -93,7 +93,9 @@ def _measure(rule: Mapping[str, Any], job_start_s: float, base: Path) -> RuleMea
     study_jobs = rule["study_jobs"]
     remark = "" if study_jobs else "the study has no such job"
     if ratio is not None and estimated_s < 2 * job_start_s * len(jobs):
-        remark = "; ".join(filter(None, [remark, "mostly the start of the process: too short to say much of long jobs"]))
+        remark = "; ".join(
+            filter(None, [remark, "mostly the start of the process: too short to say much of long jobs"])
+        )
     return RuleMeasured(
         rule=rule["rule"],
         jobs=len(jobs),
@@ -103,7 +105,9 @@ def _measure(rule: Mapping[str, Any], job_start_s: float, base: Path) -> RuleMea
         size_mb=size_bytes / 1e6,
         study_jobs=study_jobs,
         study_estimated_gpu_hours=None if ratio is None else rule["study_estimate_gpu_s"] / 3600,
-        study_gpu_hours=(rule["study_estimate_gpu_s"] * ratio if ratio is not None else study_jobs * seconds / len(jobs))
+        study_gpu_hours=(
+            rule["study_estimate_gpu_s"] * ratio if ratio is not None else study_jobs * seconds / len(jobs)
+        )
         / 3600,
         study_gb=rule["study_estimate_bytes"] * size_bytes / estimated_bytes / 1e9 if estimated_bytes else None,
         remark=remark,
@@ -119,7 +123,9 @@ def _size_bytes(outputs: list[Path]) -> int:
         elif output.suffix == ".done" and output.name != "manifest.done" and output.name != "adapted.done":
             found = list(output.parent.glob(f"{output.stem}.*"))  # a shard and its marker
         else:
-            found = [path for path in output.parent.rglob("*") if not path.name.startswith(("evaluation-", "fidelity-"))]
+            found = [
+                path for path in output.parent.rglob("*") if not path.name.startswith(("evaluation-", "fidelity-"))
+            ]
         total += sum(path.stat().st_size for path in found if path.is_file())
     return total
 
@@ -132,8 +138,8 @@ def as_page(document: Mapping[str, Any], rows: list[RuleMeasured]) -> str:
     return (
         "# First light\n\n"
         f"Every rule ran once, on {document['photographs']:,} of {document['study_photographs']:,} training photographs. By its "
-        f"seconds the study takes {hours:,.1f} GPU hours (planned for {document['gpu']}: {planned:,.1f}) and leaves {stored:,.2f} GB "
-        "of labels and weights.\n\n"
+        f"seconds the study takes {hours:,.1f} GPU hours (planned for {document['gpu']}: {planned:,.1f}) and leaves "
+        f"{stored:,.2f} GB of labels and weights.\n\n"
         "`ratio`: measured over estimated seconds. `study_gpu_hours`: the study's estimate times that ratio; where nothing is "
         "estimated, its jobs times the seconds here. `results/plan.csv` takes the ratios for kinds of jobs of which the study has "
         "finished none.\n\n"

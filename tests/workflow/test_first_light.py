@@ -13,8 +13,8 @@ from tests.workflow.conftest import planned_jobs, run_snakemake
 from tokenlabel.core.files import read_json
 
 RULES = [
-    "make_manifest", "evaluate_annotator", "annotate_shard", "measure_fidelity", "train_leg", "train_run", "evaluate_run", "make_table",
-    "draw_curves", "make_plan", "make_report_pages", "make_report", "make_fidelity_table", "draw_label_maps",
+    "make_manifest", "evaluate_annotator", "annotate_shard", "measure_fidelity", "train_leg", "train_run", "evaluate_run",
+    "make_table", "draw_curves", "make_plan", "make_report_pages", "make_report", "make_fidelity_table", "draw_label_maps",
 ]  # fmt: skip
 
 
