@@ -54,6 +54,7 @@ VERBS = {
     "visualise": ("eval.visualise_command", "draw what a checkpoint sees in photographs, and what its classes rest on"),
     "init": ("start.command", "look at a folder of photographs and write a study file for it"),
     "doctor": ("start.doctor", "look whether this site has what a study needs: Slurm, GPUs, data, weights, disk"),
+    "fetch": ("start.fetch", "get pretrained weights for nodes without a network"),
     "demo": ("demo.command", "make the demo's data set from the package foolbox"),
 }
 

@@ -35,7 +35,7 @@ def plan_first_light(raw: Mapping[str, Any], study: Study) -> Study:
         ConfigError: as `Study.plan`.
     """
     changed = copy.deepcopy(dict(raw))
-    legs = study.config.machine.leg_epochs is not None  # two epochs, so that there is a first leg and a last one
+    legs = "train_leg" in _jobs_by_rule(study)  # two epochs, so that there is a first leg and a last one
     images = max(math.ceil(SHARE * study.train_images), PHOTOGRAPHS_A_CLASS * study.config.dataset.num_classes)
     caps = dict(changed.get("caps") or {})
     caps |= {
@@ -110,11 +110,10 @@ def _is_adapted(run: Run) -> bool:
 
 
 def _annotator_of(rows: list[dict[str, Any]], study: Study) -> str | None:
-    """The annotator whose labels the rows learn from, else the first selected one that labels are asked of."""
-    used = study.used_labels
-    if rows and used:
+    """The annotator whose labels the rows learn from, else the first selected one; None where the study has neither."""
+    if rows and study.used_labels:
         return rows[0]["set"].get("annotator") or study.config.defaults.annotator
-    return study.config.select.annotators[0] if study.config.select.annotators else None
+    return next(iter(study.config.select.annotators), None)
 
 
 def light_table(light: Study) -> Table:

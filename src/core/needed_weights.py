@@ -20,7 +20,7 @@ class NeededWeights:
 
     Attributes:
         names: what in the catalogues needs it.
-        architecture: timm's or ours; decides what `hub` means.
+        architecture: timm's name without the prefix timm/, or ours; decides what `hub` means.
         weights: hub | file:NAME | folder:NAME | package:NAME, as in the configuration.
         sha256: that the file must have; None where nothing states one.
         url: where it is from, where the configuration says so and the address ends in the file's name.
@@ -45,7 +45,7 @@ def needed_weights(study: Study, *, published: bool) -> list[NeededWeights]:
     found: dict[tuple[str, str], NeededWeights] = {}
 
     def add(name: str, section: Mapping[str, Any], source: str | None = None) -> None:
-        weights, architecture = section["weights"], section["architecture"]
+        weights, architecture = section["weights"], section["architecture"].removeprefix("timm/")
         key = (weights, architecture if weights == "hub" else "")
         before = found.get(key)
         found[key] = NeededWeights(

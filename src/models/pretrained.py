@@ -50,7 +50,7 @@ def load_pretrained(source: dict[str, Any], weights_root: Path, *, averaged: boo
     if averaged and path is not None and source["weights"].startswith("folder:"):
         path = checkpoint_file(path.parent)
     if path is None:
-        path = _download(source["architecture"])
+        path = download_hub_file(source["architecture"])
     digest = sha256_of(path)
     if source["weights_sha256"] not in (None, digest):
         raise CheckpointError(
@@ -98,7 +98,7 @@ def cached_hub_file(architecture: str) -> Path | None:
     return Path(found) if isinstance(found, str) else None
 
 
-def _download(architecture: str) -> Path:
+def download_hub_file(architecture: str) -> Path:
     """Fetches timm's file for an architecture into the hub's cache; a file that is there needs no network."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
 

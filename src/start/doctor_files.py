@@ -231,7 +231,7 @@ def _look_at_group(place: Path) -> Iterator[Finding]:
 
 def _nearest(folder: Path) -> Path:
     """results/ in the folder, or the nearest folder above it that exists."""
-    place = folder / "results"
+    place = folder.resolve() / "results"
     while not place.is_dir() and place != place.parent:
         place = place.parent
     return place

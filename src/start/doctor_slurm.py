@@ -198,7 +198,8 @@ def _look_at_limit(partition: Partition, profile: Profile, longest: dict[str, in
     remedy = "Choose a partition for long jobs"
     if rule in ("train_run", "train_leg"):
         remedy += (
-            f", or split trainings into legs: machine.leg_epochs at most 1/{math.ceil(minutes / limit)} of their epochs"
+            f", give trainings more GPUs (machine.processes), or split them into legs: machine.leg_epochs at most "
+            f"1/{math.ceil(minutes / limit)} of their epochs"
         )
     elif rule == "annotate_shard":
         remedy += f", or raise labels.shards at least {math.ceil(minutes / limit)} times"
