@@ -114,7 +114,7 @@ def _fetch(url: str, part: Path, label: Path, timeout_s: float) -> None:
         done = have if resumed else 0
         total = None if length is None else done + length
         with open(part, "ab" if resumed else "wb") as file, _bar(part, done, total) as bar:
-            while block := answer.read(BLOCK_BYTES):
+            while block := answer.read1(BLOCK_BYTES):
                 file.write(block)
                 bar.update(len(block))
                 done += len(block)

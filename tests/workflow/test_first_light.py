@@ -87,8 +87,8 @@ def test_legs_adapted_annotators_and_studies_without_labels(overlay: dict[str, A
     overlay["defaults"]["annotator"] = "own"
     jobs = planned_jobs(run_snakemake(tmp_path, "-n", "first_light", overlay=overlay))
     every = {
-        "make_manifest": 1, "adapt_annotator": 1, "annotate_shard": 1, "evaluate_annotator": 1, "measure_fidelity": 1, "train_leg": 2,
-        "train_run": 2, "evaluate_run": 2,
+        "make_manifest": 1, "adapt_annotator": 1, "annotate_shard": 1, "evaluate_annotator": 1, "measure_fidelity": 1,
+        "train_leg": 2, "train_run": 2, "evaluate_run": 2,
     }  # fmt: skip
     assert {rule: jobs[rule] for rule in every} == every
     overlay["select"] |= {"annotators": [], "experiments": ["main"]}
