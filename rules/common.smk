@@ -13,7 +13,13 @@ from tokenlabel.core import plan_jobs
 from tokenlabel.core.cost import limit_minutes
 from tokenlabel.core.errors import TokenLabelError
 from tokenlabel.core.files import read_json, write_json_if_changed
-from tokenlabel.core.first_light import finished_first_light, light_results, light_table, plan_first_light, summary_document
+from tokenlabel.core.first_light import (
+    finished_first_light,
+    light_results,
+    light_table,
+    plan_first_light,
+    summary_document,
+)
 from tokenlabel.core.identity import digest_of
 from tokenlabel.core.log import git_commit
 from tokenlabel.core.plan import plan_study as price_study
@@ -425,7 +431,9 @@ def run_arguments(wildcards):
 
 def annotate_runtime(wildcards, attempt):
     """Minutes that a shard job may take."""
-    return attempt * limit_minutes(plan_jobs.shard_seconds(study_of(wildcards), label_job_of(wildcards), wildcards.split))
+    return attempt * limit_minutes(
+        plan_jobs.shard_seconds(study_of(wildcards), label_job_of(wildcards), wildcards.split)
+    )
 
 
 def adapt_runtime(wildcards, attempt):

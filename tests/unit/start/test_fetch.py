@@ -1,4 +1,4 @@
-"""Weights from a real HTTP server in a process of its own: whole, broken off, refused, silent, of another digest, on a full disk."""
+"""Weights from a real HTTP server in its own process: whole, broken off, refused, silent, of another digest, on a full disk."""
 
 from __future__ import annotations
 
