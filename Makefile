@@ -7,7 +7,7 @@ export PATH := $(VENV)/bin:$(PATH)
 export OMP_NUM_THREADS ?= 1
 export PYTHONUNBUFFERED := 1
 
-.PHONY: demo test campaign bench lint docs lock clean
+.PHONY: demo test test-slurm campaign bench lint docs lock clean
 
 demo: $(VENV)/.installed
 	@mkdir -p demo_run
@@ -20,6 +20,11 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed
 	python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+# a real slurmctld and slurmd on this machine, started and wiped by the tests: as root, and only where no other Slurm is configured
+test-slurm: $(VENV)/.installed
+	tests/slurm/cluster/setup.sh check
+	TOKENLABEL_SLURM_TESTS=1 python -m pytest -n 0 tests/slurm
 
 lint: $(VENV)/.installed
 	ruff check . && ruff format --check . && snakefmt --check Snakefile rules && mypy && lint-imports

@@ -21,6 +21,7 @@ include: "rules/ablate.smk"
 include: "rules/so_far.smk"
 include: "rules/plan.smk"
 include: "rules/report.smk"
+include: "rules/first_light.smk"
 
 
 rule all:

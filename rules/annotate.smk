@@ -63,7 +63,7 @@ rule evaluate_annotator:
         manifest=manifest_after_specs(
             lambda wildcards: [
                 annotator_job_of(wildcards).document,
-                STUDY.evaluation_document(wildcards.evaluation),
+                evaluation_of(wildcards),
             ]
         ),
         adapted=adapted_marker,

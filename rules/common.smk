@@ -13,6 +13,13 @@ from tokenlabel.core import plan_jobs
 from tokenlabel.core.cost import limit_minutes
 from tokenlabel.core.errors import TokenLabelError
 from tokenlabel.core.files import read_json, write_json_if_changed
+from tokenlabel.core.first_light import (
+    finished_first_light,
+    light_results,
+    light_table,
+    plan_first_light,
+    summary_document,
+)
 from tokenlabel.core.identity import digest_of
 from tokenlabel.core.log import git_commit
 from tokenlabel.core.plan import plan_study as price_study
@@ -100,6 +107,7 @@ WRITTEN = set()  # documents that this process has written or found up to date
 MACHINE = "results/machine.json"
 PLAN = "results/tables/plan.json"  # the plan as data
 ACCURACY = "results/figures/accuracy_parameters.png"
+LIGHT_SUMMARY = "results/tables/first_light.json"  # what the first light's summary reads
 RESOLVED = "results/study.json"  # the merged configuration, for the report and for whoever asks later
 STUDY = plan_study()
 STALE = find_stale_shards()
@@ -113,6 +121,7 @@ ABOUT = f"Commit {git_commit()}, configuration {digest_of(config)}."  # for capt
 
 
 wildcard_constraints:
+    data=r"[A-Za-z0-9_]+-[0-9a-f]{8}",
     labels=r"[A-Za-z0-9_]+-[0-9a-f]{8}",
     annotator=r"[A-Za-z0-9_]+-[0-9a-f]{8}",
     published=r"[A-Za-z0-9_]+-[0-9a-f]{8}",
@@ -128,15 +137,35 @@ wildcard_constraints:
     experiment="|".join(STUDY.tables),
 
 
+@functools.cache
+def first_light():
+    """The study of `snakemake first_light`; planned when asked for, also by its jobs on compute nodes."""
+    try:
+        return plan_first_light(config, STUDY)
+    except TokenLabelError as error:
+        stop(error)
+
+
+def study_of(wildcards):
+    """The study that a job belongs to: the configuration's, or its first light, which has what the former has not."""
+    for kind, planned in (("run", STUDY.runs), ("labels", STUDY.labels), ("annotator", STUDY.annotators)):
+        if kind in wildcards.keys() and wildcards[kind] not in planned:
+            light = {"run": first_light().runs, "labels": first_light().labels, "annotator": first_light().annotators}
+            return first_light() if wildcards[kind] in light[kind] else STUDY
+    if "data" in wildcards.keys() and wildcards.data != STUDY.data.name:
+        return first_light()
+    return STUDY
+
+
 def manifest_folder(wildcards):
     """Folder of the manifest."""
-    return STUDY.data.folder
+    return study_of(wildcards).data.folder
 
 
 def run_of(wildcards):
     """The planned run of a path."""
     try:
-        return STUDY.run(wildcards.run)
+        return study_of(wildcards).run(wildcards.run)
     except TokenLabelError as error:
         raise WorkflowError(str(error))
 
@@ -144,7 +173,7 @@ def run_of(wildcards):
 def label_job_of(wildcards):
     """The planned label job of a path."""
     try:
-        return STUDY.label_job(wildcards.labels)
+        return study_of(wildcards).label_job(wildcards.labels)
     except TokenLabelError as error:
         raise WorkflowError(str(error))
 
@@ -152,9 +181,14 @@ def label_job_of(wildcards):
 def annotator_job_of(wildcards):
     """The planned annotator of a path."""
     try:
-        return STUDY.annotator_job(wildcards.annotator)
+        return study_of(wildcards).annotator_job(wildcards.annotator)
     except TokenLabelError as error:
         raise WorkflowError(str(error))
+
+
+def evaluation_of(wildcards):
+    """Path and content of an evaluation's spec."""
+    return study_of(wildcards).evaluation_document(wildcards.evaluation)
 
 
 def published_job_of(wildcards):
@@ -182,7 +216,7 @@ def manifest_after_specs(specs):
     def manifest(wildcards):
         for document in specs(wildcards):
             write_document(*document)
-        return ancient(STUDY.data.marker)
+        return ancient(study_of(wildcards).data.marker)
 
     return manifest
 
@@ -222,7 +256,8 @@ def manifest_of_shard(wildcards):
     job = label_job_of(wildcards)
     write_document(*job.document)
     stale = job.markers_of(wildcards.split)[int(wildcards.shard)] in STALE
-    return STUDY.data.marker if stale else ancient(STUDY.data.marker)
+    marker = study_of(wildcards).data.marker
+    return marker if stale else ancient(marker)
 
 
 def data_root_after_spec(wildcards):
@@ -230,10 +265,11 @@ def data_root_after_spec(wildcards):
 
     On a cluster only the compute nodes need the data, so there the job itself looks.
     """
-    write_document(*STUDY.data.document)
+    job = study_of(wildcards).data
+    write_document(*job.document)
     if workflow.exec_mode == ExecMode.DEFAULT and workflow.local_exec and not workflow.dryrun:
         root = Path(STUDY.config.data_root)
-        if not Path(STUDY.data.marker).exists() and not root.is_dir():
+        if not Path(job.marker).exists() and not root.is_dir():
             stop(
                 f"configuration key data_root: {str(root)!r}: no such folder on this machine. Set it to the folder that holds "
                 "the data set, in an overlay or with --config data_root=/path."
@@ -254,8 +290,8 @@ def labels_to_measure(wildcards):
 
 def compared_labels(wildcards):
     """The label job that an evaluation compares tokens with; None without."""
-    _, evaluation = STUDY.evaluation_document(wildcards.evaluation)
-    return STUDY.reference if "agreement" in evaluation else None
+    _, evaluation = evaluation_of(wildcards)
+    return study_of(wildcards).reference if "agreement" in evaluation else None
 
 
 def labels_to_compare(wildcards):
@@ -363,7 +399,7 @@ def leg_before(wildcards):
     elif Path(run.done(seed)).exists():
         return [ancient(marker) for marker in last_leg_before(run, seed)]
     else:
-        leg = legs = run.legs(SETTINGS.leg_epochs)
+        leg = legs = run.legs(study_of(wildcards).config.machine.leg_epochs)
     return [ancient(run.leg_done(seed, leg - 1, legs))] if leg > 1 else []
 
 
@@ -381,36 +417,38 @@ def seed_folder(wildcards):
 def run_arguments(wildcards):
     """Folders that a run reads, and what its config.json is to say of evaluation, as command line arguments."""
     run = run_of(wildcards)
-    arguments = ["--eval-crop", str(STUDY.model_of(run).eval_crop)]
+    arguments = ["--eval-crop", str(study_of(wildcards).model_of(run).eval_crop)]
     if run.labels:
         arguments += ["--labels", run.labels.folder]
     if run.start:
         arguments += ["--start", str(Path(run.start.done(wildcards.seed)).parent)]
     if "leg" in wildcards.keys():
         # a finished run's legs are asked for as well, whatever the setting says now
-        leg_epochs = SETTINGS.leg_epochs or run.epochs // int(wildcards.legs) + 1
+        leg_epochs = study_of(wildcards).config.machine.leg_epochs or run.epochs // int(wildcards.legs) + 1
         arguments += ["--until-epoch", str(int(wildcards.leg) * leg_epochs)]
     return " ".join(map(shlex.quote, arguments))
 
 
 def annotate_runtime(wildcards, attempt):
     """Minutes that a shard job may take."""
-    return attempt * limit_minutes(plan_jobs.shard_seconds(STUDY, label_job_of(wildcards), wildcards.split))
+    return attempt * limit_minutes(
+        plan_jobs.shard_seconds(study_of(wildcards), label_job_of(wildcards), wildcards.split)
+    )
 
 
 def adapt_runtime(wildcards, attempt):
     """Minutes that an adaptation or an annotator's evaluation may take: one forward pass over all photographs."""
-    return attempt * limit_minutes(plan_jobs.adapt_seconds(STUDY, annotator_job_of(wildcards).annotator))
+    return attempt * limit_minutes(plan_jobs.adapt_seconds(study_of(wildcards), annotator_job_of(wildcards).annotator))
 
 
 def fidelity_runtime(wildcards, attempt):
     """Minutes that the comparison of labels with their annotator may take."""
-    return attempt * limit_minutes(plan_jobs.fidelity_seconds(STUDY, label_job_of(wildcards).annotator))
+    return attempt * limit_minutes(plan_jobs.fidelity_seconds(study_of(wildcards), label_job_of(wildcards).annotator))
 
 
 def evaluate_runtime(wildcards, attempt):
     """Minutes that an evaluation of a run may take; an hour at least, for decoding may be what takes long."""
-    return attempt * max(60, limit_minutes(plan_jobs.evaluation_seconds(STUDY, run_of(wildcards))))
+    return attempt * max(60, limit_minutes(plan_jobs.evaluation_seconds(study_of(wildcards), run_of(wildcards))))
 
 
 def published_runtime(wildcards, attempt):
@@ -421,14 +459,63 @@ def published_runtime(wildcards, attempt):
 def train_runtime(wildcards, attempt):
     """Minutes that a run may take; a run that is cut off continues from its checkpoint at the next attempt."""
     run = run_of(wildcards)
-    epochs = min(run.epochs, SETTINGS.leg_epochs or run.epochs)
-    return attempt * limit_minutes(plan_jobs.run_seconds(STUDY, run, epochs))
+    epochs = min(run.epochs, study_of(wildcards).config.machine.leg_epochs or run.epochs)
+    return attempt * limit_minutes(plan_jobs.run_seconds(study_of(wildcards), run, epochs))
+
+
+def plan_of_first_light(wildcards):
+    """The plan of the first light's table."""
+    return written_plan((light_table(first_light()).plan, light_table(first_light()).as_json()))
+
+
+def table_of_first_light(wildcards):
+    """Evaluations of the first light, and the plan that names them."""
+    return light_table(first_light()).inputs + plan_of_first_light(wildcards)
+
+
+def trainings_of_first_light(wildcards):
+    """Markers of the first light's runs, and the plan that names them."""
+    return light_table(first_light()).trainings + plan_of_first_light(wildcards)
+
+
+def shards_of_first_light(wildcards):
+    """Markers of the first light's shards."""
+    return [ancient(marker) for job in first_light().selected_labels for marker in job.markers]
+
+
+def fidelity_of_first_light(wildcards):
+    """Comparisons of the first light's labels with their annotators."""
+    return [first_light().fidelity_of(job) for job in first_light().selected_labels]
+
+
+def plan_of_light_summary(wildcards):
+    """What the summary reads, after writing it; rules without a GPU are named with their benchmark files here."""
+    tables = len(STUDY.selected_tables)
+    local = {
+        "make_table": ("benchmarks/first_light/table.tsv", tables),
+        "draw_curves": ("benchmarks/first_light/curves.tsv", tables),
+        "make_plan": ("benchmarks/plan.tsv", 1),
+        "make_report_pages": ("benchmarks/report_pages.tsv", 1),
+        "make_report": ("benchmarks/report.tsv", 1),
+    }
+    if first_light().selected_labels:
+        local["make_fidelity_table"] = ("benchmarks/first_light/label_fidelity.tsv", 1)
+        local["draw_label_maps"] = ("benchmarks/first_light/label_maps.tsv", 1)
+    return written_plan((LIGHT_SUMMARY, summary_document(STUDY, first_light(), local)))
+
+
+def files_of_first_light(wildcards):
+    """Everything that the first light makes before its summary."""
+    names = ["table.csv", "curves.png"]
+    names += ["label_fidelity.csv", "label_maps.png"] if first_light().selected_labels else []
+    made = [f"results/first_light/{name}" for name in names]
+    return light_results(first_light()) + made
 
 
 def plan_document(wildcards):
     """The plan's path, after writing it anew: it changes with the configuration and with every job that finishes."""
     try:
-        return written_plan((PLAN, price_study(STUDY, Path()).as_json()))
+        return written_plan((PLAN, price_study(STUDY, Path(), finished_first_light(config, STUDY, Path())).as_json()))
     except TokenLabelError as error:
         stop(error)
 
@@ -447,7 +534,7 @@ def results_to_show(wildcards):
     makes what needs no run: plan, tables so far, Table 12.
     """
     targets = set(workflow.dag_settings.targets)
-    alone = targets <= {"results/report.html", "results/pages"}
+    alone = targets <= {"results/report.html", "results/pages", "first_light"}
     making = targets == {"results/report.html"}  # and not Snakemake's own report over the pages, which makes nothing
     shown = []
     for result in RESULTS.values():

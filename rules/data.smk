@@ -3,11 +3,11 @@ rule make_manifest:
     input:
         data_root_after_spec,
     output:
-        done=f"{STUDY.data.folder}/manifest.done",
+        done="results/data/{data}/manifest.done",
     log:
-        f"logs/data/{STUDY.data.name}.log",
+        "logs/data/{data}.log",
     benchmark:
-        f"benchmarks/data/{STUDY.data.name}.tsv"
+        "benchmarks/data/{data}.tsv"
     retries: 1
     conda:
         "../envs/train.yaml"
@@ -18,6 +18,6 @@ rule make_manifest:
     params:
         python=PYTHON,
         machine=MACHINE,
-        spec=f"{STUDY.data.folder}/spec.json",
+        spec="results/data/{data}/spec.json",
     shell:
         "{params.python} -m tokenlabel.data --spec {params.spec} --machine {params.machine} --done {output.done} --log {log}"

@@ -1,7 +1,7 @@
 rule evaluate_run:
     """Everything measured of one run: accuracies, calibration, each class, speed; its tokens against an annotator's maps."""
     input:
-        manifest=manifest_after_spec(lambda wildcards: STUDY.evaluation_document(wildcards.evaluation)),
+        manifest=manifest_after_spec(evaluation_of),
         done=ancient("results/runs/{run}/seed{seed}/done.json"),
         labels=labels_to_compare,
     output:

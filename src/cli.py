@@ -35,6 +35,7 @@ VERBS = {
     "evaluate published": ("eval.published_command", "measure a published checkpoint on the validation split"),
     "table": ("eval.table_command", "make an experiment's CSV, page and figure"),
     "table index": ("eval.index_command", "make the index of all tables so far"),
+    "table first_light": ("eval.first_light_command", "make the summary of a first light: seconds and bytes by rule"),
     "table comparison": ("eval.comparison_command", "make Table 12: LV-ViT-M at 384 px against CaiT"),
     "table published": ("eval.published_table_command", "make the CSV and figure of the published checkpoints"),
     "table accuracy": ("eval.accuracy_command", "draw accuracy against parameters, Fig. 1, from what exists"),
@@ -52,6 +53,8 @@ VERBS = {
     "export": ("models.export_command", "write a checkpoint as a folder that timm loads, and as ONNX"),
     "visualise": ("eval.visualise_command", "draw what a checkpoint sees in photographs, and what its classes rest on"),
     "init": ("start.command", "look at a folder of photographs and write a study file for it"),
+    "doctor": ("start.doctor", "look whether this site has what a study needs: Slurm, GPUs, data, weights, disk"),
+    "fetch": ("start.fetch", "get pretrained weights for nodes without a network"),
     "demo": ("demo.command", "make the demo's data set from the package foolbox"),
 }
 

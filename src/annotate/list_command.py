@@ -59,7 +59,8 @@ def describe_annotator(name: str, annotator: Annotator | AdaptedAnnotator, confi
 
 
 def _presence(annotator: Annotator, weights_root: Path) -> str:
-    from ..models.pretrained import cached_hub_file, find_weights_file, hub_file
+    from ..core.weights_files import find_weights_file
+    from ..models.pretrained import cached_hub_file, hub_file
 
     try:
         path = find_weights_file(annotator.weights, weights_root) or cached_hub_file(annotator.architecture)

@@ -23,6 +23,7 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_]*$")]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 TAKEN = (
     "comparison_cait",
+    "first_light",
     "label_fidelity",
     "plan",
     "published",
@@ -112,6 +113,7 @@ class Annotator(Frozen):
     grid: tuple[Positive, Positive]
     parameters_m: Annotated[float, Field(gt=0)]
     gmacs: Annotated[float, Field(gt=0)]
+    source: str | None = None
     paper_top1: Percent | None = None
     paper_row: str | None = None
 

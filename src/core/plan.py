@@ -109,12 +109,13 @@ class Plan:
         )
 
 
-def plan_study(study: Study, base: Path) -> Plan:
+def plan_study(study: Study, base: Path, light: Study | None = None) -> Plan:
     """Prices everything that `select:` names.
 
     Args:
         study: of the configuration.
         base: folder that holds results/ and benchmarks/; empty for a study that never ran.
+        light: its first light where that ran: corrects kinds of jobs of which the study itself has finished none.
 
     Raises:
         ConfigError: settings with which no training could run.
@@ -124,6 +125,10 @@ def plan_study(study: Study, base: Path) -> Plan:
     targets = list_targets(study, jobs)
     measured = _measured(jobs.jobs.values(), base)
     corrections = _corrections(jobs.jobs.values(), measured)
+    if light is not None:
+        others = JobList(light)
+        list_targets(light, others)
+        corrections = _corrections(others.jobs.values(), _measured(others.jobs.values(), base)) | corrections
     prices = {path: _price(job, base, measured, corrections) for path, job in jobs.jobs.items()}
     rows, paid = [], set[str]()
     for (target, command), paths in targets.items():

@@ -12,6 +12,7 @@ from pathlib import Path
 from ..core.command import read_document
 from ..core.errors import ConfigError, DataError
 from ..core.files import write_text
+from ..core.first_light import finished_first_light
 from ..core.log import logger
 from ..core.overlays import read_configuration, study_files
 from ..core.plan import Plan, plan_study
@@ -42,7 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Writes what is asked for; prints the page where nothing is."""
     if args.spec is None:
-        plan = plan_study(Study.plan(read_configuration(study_files(args.configfile))), args.directory)
+        raw = read_configuration(study_files(args.configfile))
+        study = Study.plan(raw)
+        plan = plan_study(study, args.directory, finished_first_light(raw, study, args.directory))
     else:
         plan = _read_plan(args.spec)
     if args.csv is not None:

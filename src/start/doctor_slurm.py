@@ -1,0 +1,290 @@
+"""Slurm as the profile needs it: commands, controller, partitions and their limits, account, GPUs, how jobs are polled.
+
+Called by `tokenlabel doctor --profile`. Asks the site's own commands and submits nothing.
+"""
+
+from __future__ import annotations
+
+import getpass
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ..core.cost import limit_minutes
+from ..core.first_light import rule_of
+from ..core.plan import list_targets
+from ..core.plan_jobs import JobList
+from ..core.study import Study
+from .doctor_findings import Finding, ask
+from .doctor_profile import LONGEST_POLL_S, Profile
+
+COMMANDS = ("sbatch", "squeue", "sinfo", "scontrol", "scancel", "srun")
+AREA = "slurm"
+
+
+@dataclass(frozen=True)
+class Partition:
+    """What sinfo and scontrol say of a partition.
+
+    Attributes:
+        name: of it.
+        up: whether it takes and starts jobs.
+        limit_minutes: longest job, infinite where none is set.
+        nodes, nodes_usable: all of it, and those that are neither down nor drained.
+        gpus_per_node: most of one node.
+        features: of its nodes, for constraints.
+    """
+
+    name: str
+    up: bool
+    limit_minutes: float
+    nodes: int
+    nodes_usable: int
+    gpus_per_node: int
+    features: frozenset[str]
+
+
+def look_at_slurm(profile: Profile, study: Study | None) -> Iterator[Finding]:
+    """Yields a finding for each thing; without a controller nothing after it can be told.
+
+    Args:
+        profile: read.
+        study: for the length of its jobs; None where the configuration is not legal.
+    """
+    missing = [name for name in COMMANDS if ask([name, "--version"]).code is None]
+    if missing:
+        yield Finding(
+            "fail",
+            AREA,
+            f"not on PATH or silent: {', '.join(missing)}",
+            "Log in to a node that submits jobs, or load the site's module: module load slurm",
+        )
+        return
+    said = ask(["scontrol", "ping"])
+    if not re.search(r"\bUP\b", said.text):
+        yield Finding(
+            "fail",
+            AREA,
+            f"slurmctld does not answer ({' '.join((said.text or said.error).split())})",
+            "Wait, or ask the site's administrators: without it no job starts",
+        )
+        return
+    yield Finding("ok", AREA, f"{ask(['sbatch', '--version']).text.strip()}, slurmctld answers")
+    config = _configuration()
+    longest = longest_jobs(study) if study is not None else {}
+    rules = list(longest) or [*profile.rules, "make_manifest"]
+    if not profile.partitions:
+        yield Finding(
+            "warn",
+            AREA,
+            f"{profile.path} names no partition, so jobs go to the site's default",
+            "Set slurm_partition under default-resources",
+        )
+    for name in profile.partitions:
+        yield from _look_at_partition(name, profile, longest, rules)
+    yield from _look_at_account(profile, config)
+    yield from _look_at_polling(profile, config)
+
+
+def longest_jobs(study: Study) -> dict[str, int]:
+    """Rule -> minutes that its longest job of the study asks for at the first attempt."""
+    jobs = JobList(study)
+    list_targets(study, jobs)
+    minutes: dict[str, int] = {}
+    for job in jobs.jobs.values():
+        rule = rule_of(job.path)
+        if rule is not None:
+            least = {"evaluate_run": 60, "make_manifest": 120}.get(rule, 0)
+            minutes[rule] = max(minutes.get(rule, 0), least, limit_minutes(job.seconds))
+    return minutes
+
+
+def find_partition(name: str) -> Partition | None:
+    """Asks for one partition; None where there is none of that name."""
+    said = ask(["scontrol", "--oneliner", "show", "partition", name])
+    keys = dict(re.findall(r"(\w+)=(\S+)", said.text))
+    if said.code != 0 or keys.get("PartitionName") != name:
+        return None
+    nodes = [line.split("|") for line in ask(["sinfo", "-h", "-N", "-p", name, "-o", "%T|%G|%f"]).text.splitlines()]
+    usable = [
+        node
+        for node in nodes
+        if re.match(r"(idle|mixed|allocated|completing|reserved|planned|powering_up|powered_down)", node[0])
+    ]
+    return Partition(
+        name=name,
+        up=keys.get("State") == "UP",
+        limit_minutes=minutes_of(keys.get("MaxTime", "UNLIMITED")),
+        nodes=len(nodes),
+        nodes_usable=len(usable),
+        gpus_per_node=max((count_gpus(node[1]) for node in nodes), default=0),
+        features=frozenset(word for node in nodes for word in re.split(r"[,&|]", node[2])),
+    )
+
+
+def _look_at_partition(name: str, profile: Profile, longest: dict[str, int], rules: list[str]) -> Iterator[Finding]:
+    found = find_partition(name)
+    if found is None:
+        there = sorted({line.strip("* ") for line in ask(["sinfo", "-h", "-o", "%R"]).text.splitlines()})
+        yield Finding(
+            "fail",
+            AREA,
+            f"partition {name}: the cluster has none of that name; it has {', '.join(there) or 'none for you'}",
+            f"Set slurm_partition in {profile.path}",
+        )
+        return
+    if not found.up:
+        yield Finding(
+            "fail", AREA, f"partition {name}: not up", "Wait or choose another one; sinfo -s tells their states"
+        )
+    if found.nodes_usable == 0:
+        yield Finding(
+            "fail", AREA, f"partition {name}: none of its {found.nodes} nodes takes jobs", "sinfo -R tells why"
+        )
+    elif found.nodes_usable < found.nodes:
+        yield Finding(
+            "warn",
+            AREA,
+            f"partition {name}: {found.nodes - found.nodes_usable} of {found.nodes} nodes take no jobs",
+            "sinfo -R tells why",
+        )
+    elif found.up:
+        yield Finding("ok", AREA, f"partition {name}: up, {found.nodes} node{'s' * (found.nodes != 1)}")
+    here = profile.rules_in(name, rules)
+    wanted = max((profile.gpus_of(rule) for rule in here), default=0)
+    if wanted > found.gpus_per_node:
+        yield Finding(
+            "fail",
+            AREA,
+            f"partition {name}: jobs ask for {wanted} GPU{'s' * (wanted != 1)} of a node, its nodes have {found.gpus_per_node}",
+            f"Set the partition with GPUs, or gpu to what a node has, in {profile.path}; sinfo -o '%P %G' shows them",
+        )
+    elif wanted:
+        yield Finding("ok", AREA, f"partition {name}: {found.gpus_per_node} GPUs a node, jobs ask for {wanted}")
+    for rule in here:
+        constraint = profile.of_rule(rule, "constraint")
+        lacking = [
+            word for word in re.split(r"[,&|()\[\]]", str(constraint or "")) if word and word not in found.features
+        ]
+        if lacking:
+            yield Finding(
+                "fail",
+                AREA,
+                f"partition {name}: constraint {constraint!r} of {rule}: no node has the feature {lacking[0]}",
+                "sinfo -o '%P %f' lists features",
+            )
+    yield from _look_at_limit(found, profile, {rule: longest[rule] for rule in here if rule in longest})
+
+
+def _look_at_limit(partition: Partition, profile: Profile, longest: dict[str, int]) -> Iterator[Finding]:
+    if not longest:
+        return
+    rule, minutes = max(longest.items(), key=lambda item: item[1])
+    limit = partition.limit_minutes
+    asked = f"the longest job, {rule}, asks for {_words(minutes)}"
+    if minutes <= limit:
+        attempts = profile.retries + 1
+        yield Finding("ok", AREA, f"partition {partition.name}: time limit {_words(limit)}, {asked}")
+        if minutes * attempts > limit:
+            yield Finding(
+                "warn",
+                AREA,
+                f"partition {partition.name}: attempt {attempts} of {rule} would ask for {_words(minutes * attempts)}, more "
+                "than the limit",
+                "It is submitted when two attempts failed; a shorter machine.leg_epochs keeps it below",
+            )
+        return
+    remedy = "Choose a partition for long jobs"
+    if rule in ("train_run", "train_leg"):
+        remedy += (
+            f", give trainings more GPUs (machine.processes), or split them into legs: machine.leg_epochs at most "
+            f"1/{math.ceil(minutes / limit)} of their epochs"
+        )
+    elif rule == "annotate_shard":
+        remedy += f", or raise labels.shards at least {math.ceil(minutes / limit)} times"
+    yield Finding("fail", AREA, f"partition {partition.name}: time limit {_words(limit)}, but {asked}", remedy)
+
+
+def _configuration() -> dict[str, str]:
+    """Slurm's own configuration, key -> value."""
+    return dict(re.findall(r"^(\w+)\s*=\s*(.*?)\s*$", ask(["scontrol", "show", "config"]).text, flags=re.MULTILINE))
+
+
+def has_accounting(config: dict[str, str]) -> bool:
+    """Whether accounts are checked and sacct answers."""
+    return config.get("AccountingStorageType", "").rpartition("/")[2] not in ("", "none", "(null)")
+
+
+def _look_at_account(profile: Profile, config: dict[str, str]) -> Iterator[Finding]:
+    if not has_accounting(config):
+        yield Finding("ok", AREA, "no accounting here, so any account is taken")
+        return
+    user = getpass.getuser()
+    said = ask(["sacctmgr", "-nP", "show", "assoc", f"user={user}", "format=account,qos"])
+    lines = [line.split("|") for line in said.text.splitlines() if "|" in line]
+    accounts = sorted({line[0] for line in lines})
+    if said.code != 0:
+        yield Finding("warn", AREA, f"accounts cannot be told ({said.error})", "sacctmgr show assoc user=$USER")
+        return
+    for account in profile.accounts:
+        if account not in accounts:
+            yield Finding(
+                "fail",
+                AREA,
+                f"account {account}: not one of {user}'s, which are {', '.join(accounts) or 'none'}",
+                f"Set slurm_account in {profile.path}",
+            )
+        else:
+            yield Finding("ok", AREA, f"account {account}: {user} may use it")
+    allowed = {name for line in lines if line[0] in (profile.accounts or accounts) for name in line[1].split(",")}
+    if profile.qos is not None and profile.qos not in allowed:
+        yield Finding(
+            "fail",
+            AREA,
+            f"qos {profile.qos}: not allowed; allowed are {', '.join(sorted(allowed)) or 'none'}",
+            f"Set slurm-qos in {profile.path}",
+        )
+
+
+def _look_at_polling(profile: Profile, config: dict[str, str]) -> Iterator[Finding]:
+    asks = profile.status_command or "sacct"
+    if asks == "sacct" and not has_accounting(config):
+        yield Finding(
+            "fail",
+            AREA,
+            "jobs are polled with sacct, which never answers without accounting (AccountingStorageType none)",
+            f"Set slurm-status-command: squeue in {profile.path}",
+        )
+        return
+    age = re.match(r"\d+", config.get("MinJobAge", ""))
+    kept_s = int(age[0]) if age else 0
+    if asks == "squeue" and kept_s <= LONGEST_POLL_S:
+        yield Finding(
+            "warn",
+            AREA,
+            f"squeue forgets a finished job after {kept_s} s (MinJobAge), the executor asks every {LONGEST_POLL_S} s at the latest",
+            "A finished job may look lost and run again. Ask for MinJobAge above that, or for accounting",
+        )
+        return
+    yield Finding("ok", AREA, f"jobs are polled with {asks}")
+
+
+def minutes_of(limit: str) -> float:
+    """Minutes of Slurm's [DAYS-]HOURS:MINUTES:SECONDS; infinite for UNLIMITED."""
+    match = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d+):(\d+)", limit)
+    if match is None:
+        return math.inf
+    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+    return days * 1440 + hours * 60 + minutes + seconds / 60
+
+
+def count_gpus(gres: str) -> int:
+    """GPUs in sinfo's %G, as `gpu:a100:4(S:0-1),shard:8` or `gpu:2`."""
+    return sum(int(count) for count in re.findall(r"(?:^|,)gpu(?::[^:,()]+)?:(\d+)", gres))
+
+
+def _words(minutes: float) -> str:
+    if math.isinf(minutes):
+        return "none"
+    return f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:,.1f} h"
