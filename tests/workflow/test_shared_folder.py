@@ -89,14 +89,15 @@ def test_two_users_of_a_group_work_on_one_study(shared: Path) -> None:
         time.sleep(0.02)
     running.kill()  # Snakemake alone: its job may go on
     running.communicate()
-    code, said = second.run(*second.snakemake(TABLE))
+    goal = (TABLE, "--rerun-incomplete")
+    code, said = second.run(*second.snakemake(*goal))
     assert code == 1
     assert "Directory cannot be locked" in said  # as while it ran
     code, said = second.run(*second.snakemake(TABLE, "--unlock"))
     assert code == 0, said[-3000:]
-    code, said = second.run(*second.snakemake(TABLE, "--rerun-incomplete"))
+    code, said = second.run(*second.snakemake(*goal))
     assert code == 0, said[-3000:]
-    assert (shared / TABLE).exists()
+    assert (shared / TABLE).exists(), said
 
     paths = [path for path in shared.rglob("*") if path.name != "study.yaml"]
     owners = {path.stat().st_uid for path in paths if "results" in path.parts}
