@@ -7,7 +7,7 @@ export PATH := $(VENV)/bin:$(PATH)
 export OMP_NUM_THREADS ?= 1
 export PYTHONUNBUFFERED := 1
 
-.PHONY: demo test test-slurm campaign bench lint docs lock clean
+.PHONY: demo test test-slurm campaign bench lint docs site lock clean
 
 demo: $(VENV)/.installed
 	@mkdir -p demo_run
@@ -39,11 +39,15 @@ campaign: $(VENV)/.installed
 docs: $(VENV)/.installed
 	python docs/tables.py
 
+# into site/VERSION; an older version's folder beside it stays in the list of versions
+site: $(VENV)/.installed
+	NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet
+
 lock: $(VENV)/.installed
 	pip freeze --all --exclude-editable | grep -vE '^(tokenlabel|pip)\b' > requirements.lock
 
 clean:
-	rm -rf demo_run .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf demo_run site .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(VENV)/.installed: pyproject.toml requirements.lock
 	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "error: Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; try make PYTHON=python3.11")'

@@ -93,9 +93,12 @@ def find_stale_shards():
     except (OSError, ValueError, KeyError, TypeError):  # damaged: the jobs that read it say so
         return set()
     stale = [marker for job in STUDY.labels.values() for marker in stale_shards(Path(job.folder), digests)]
-    if any(marker.stat().st_mtime >= manifest.stat().st_mtime for marker in stale):
-        # copied, or restored by Snakemake after a failed job; it plans a job again where an input is newer and differs
+    newest = max((marker.stat().st_mtime for marker in stale), default=0.0)
+    if newest >= manifest.stat().st_mtime:
+        # copied, or restored by Snakemake after a failed job; it plans a job again where an input is newer and differs.
+        # Newer than the marker by the marker's own time: this machine's clock may be behind that of the node that wrote it.
         write_json_if_changed(manifest, said | {"replanned": said.get("replanned", 0) + 1})
+        os.utime(manifest, (newest + 1, newest + 1))
     return set(map(str, stale))
 
 

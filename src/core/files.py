@@ -102,6 +102,14 @@ def _reason(error: OSError) -> str:
     return os.strerror(error.errno) if error.errno else str(error)
 
 
+def rename_beside(path: Path, name: str) -> None:
+    """Gives a file another name in its own folder, in place of what had that name: atomic on every file system.
+
+    A rename into another folder is not: it may be another file system, where it copies.
+    """
+    path.replace(path.with_name(name))
+
+
 def remove_leftovers(path: Path) -> None:
     """Removes what killed writers of `path` left beside it; called by the job that holds the output's lease."""
     _remove_others(path.parent.glob(f".{glob.escape(path.name)}.*.tmp"))
@@ -198,7 +206,7 @@ class Lease:
         except OSError as error:  # a file in the folder's place too
             raise self._unwritable(error) from error
         try:
-            descriptor = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+            descriptor = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)  # less the umask
         except FileExistsError:
             return False
         except OSError as error:

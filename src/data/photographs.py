@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..core.errors import DataError, OutputError, UnreadableImageError
-from ..core.files import Lease
+from ..core.files import Lease, rename_beside
 from ..core.log import logger
 from .manifest import Manifest
 from .pixels import decode_upright, shrink
@@ -173,7 +173,7 @@ def _fill(path: Path, photographs: Photographs, threads: int, lease: Lease) -> N
                 sizes.write(np.array([array.shape[:2] for array in block], dtype="<u4").tobytes())
                 _sync(sizes)
         lease.check()
-        part.replace(path)
+        rename_beside(part, path.name)
     except OSError as error:
         raise OutputError(
             f"decode cache {path}: cannot be written ({error.strerror}). It takes about "

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 import torch
 
 from ..core.errors import CheckpointError, OutputError
-from ..core.files import atomic_path, remove_leftovers
+from ..core.files import atomic_path, remove_leftovers, rename_beside
 from ..core.log import logger
 from .processes import Processes
 
@@ -166,7 +166,7 @@ class Checkpoints:
                     logger.warning(
                         "%s: damaged (its checksum differs), set aside; going on from %s", torn.name, path.name
                     )
-                    torn.rename(torn.with_suffix(".damaged"))
+                    rename_beside(torn, torn.with_suffix(".damaged").name)
                 return path
             damaged.append(path)
         if damaged:

@@ -1,16 +1,14 @@
 """Which device and precision a job runs with; `auto` asks the hardware instead of assuming it.
 
-Jobs that run side by side on a node with several GPUs take one each: Slurm gives it to them, without Slurm they agree by locks.
+Jobs that run side by side on a node with several GPUs take one each: Slurm gives it to them, without Slurm the first one has it.
 The processes of one training take the GPU of their number on the node.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
-import tempfile
-from pathlib import Path
+import socket
 
 import torch
 
@@ -18,7 +16,8 @@ from ..core.errors import ConfigError
 from ..core.log import logger
 from .processes import find_place
 
-_claimed: list[tuple[int, int]] = []  # of this process: at most one GPU's index, and the descriptor that holds its lock
+CLAIM = "tokenlabel-{user}-gpu{index}"  # what a job's socket is called, on its node
+_claimed: list[tuple[int, socket.socket]] = []  # of this process: at most one GPU's index, and the socket that holds it
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -50,18 +49,21 @@ def choose_device(name: str) -> torch.device:
 
 
 def _claim_gpu(count: int) -> int:
-    """Index of a GPU that no other job of this user holds; the kernel gives it back when the process ends, however it ends."""
+    """Index of a GPU that no other job of this user on this node holds.
+
+    A job holds one by a socket in Linux's abstract namespace. It is no file, so it lies on no shared file system, and the
+    kernel gives it back when the process ends, however it ends.
+    """
     if _claimed:
         return _claimed[0][0]
     for index in range(count):
-        lock = Path(tempfile.gettempdir()) / f"tokenlabel-{os.getuid()}-gpu{index}.lock"
-        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
+        claim = socket.socket(socket.AF_UNIX)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
+            claim.bind("\0" + CLAIM.format(user=os.getuid(), index=index))
+        except OSError:  # in use
+            claim.close()
             continue
-        _claimed.append((index, descriptor))
+        _claimed.append((index, claim))
         return index
     logger.warning(
         "other jobs hold all %d GPUs; sharing the first. Run with snakemake --resources gpu=%d.", count, count

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from ..core.errors import DataError
+from ..core.files import rename_beside
 from ..core.log import logger
 
 
@@ -45,6 +46,6 @@ def run(args: argparse.Namespace) -> int:
             (line for line in lines if line.startswith(("error:", "Error", "WorkflowError"))), " ".join(lines[-3:])
         )
         raise DataError(f"{args.out}: Snakemake could not make the report: {reason[:400]}")
-    temporary.replace(args.out)
+    rename_beside(temporary, args.out.name)
     logger.info("%s: %d bytes", args.out, args.out.stat().st_size)
     return 0

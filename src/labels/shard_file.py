@@ -72,7 +72,9 @@ class ShardFile:
             if self.path.exists() and not self.path.is_file():
                 raise LabelError(f"{self._kind} {self.path}: not a regular file. Remove it, then run snakemake labels.")
             # every chunk is read once; HDF5's default cache of 8 MB per data set would only cost memory
-            return h5py.File(self.path, "r", rdcc_nbytes=0)
+            # Shards never change once they have their name, so no lock is asked for: some shared file systems have none,
+            # and HDF5 would refuse to open the file there.
+            return h5py.File(self.path, "r", rdcc_nbytes=0, locking=False)
         except FileNotFoundError:
             raise LabelError(f"{self._kind} {self.path}: missing. Run snakemake labels.") from None
         except PermissionError:

@@ -64,9 +64,10 @@ def test_the_lock_satisfies_pyproject() -> None:
         *project["dependencies"],
         *(item for extra in project["optional-dependencies"].values() for item in extra),
     ]
-    for item in wanted:
-        requirement = Requirement(item)
-        assert requirement.specifier.contains(lock[requirement.name.lower().replace("_", "-")]), item
+    for requirement in map(Requirement, wanted):
+        if requirement.name == "tokenlabel":  # an extra that has another's packages too
+            continue
+        assert requirement.specifier.contains(lock[requirement.name.lower().replace("_", "-")]), requirement
 
 
 def locked_versions() -> dict[str, str]:
