@@ -17,6 +17,7 @@ rule annotate_shard:
     resources:
         mem_mb=lambda wildcards, attempt: SETTINGS.annotate_mem_mb * attempt,
         runtime=annotate_runtime,
+        gpu=GPUS,
     params:
         python=PYTHON,
         machine=MACHINE,
@@ -46,6 +47,7 @@ rule adapt_annotator:
     resources:
         mem_mb=lambda wildcards, attempt: SETTINGS.annotate_mem_mb * attempt,
         runtime=adapt_runtime,
+        gpu=GPUS,
     params:
         python=PYTHON,
         machine=MACHINE,
@@ -80,6 +82,7 @@ rule evaluate_annotator:
     resources:
         mem_mb=lambda wildcards, attempt: SETTINGS.annotate_mem_mb * attempt,
         runtime=adapt_runtime,
+        gpu=GPUS,
     params:
         python=PYTHON,
         machine=MACHINE,
@@ -109,6 +112,7 @@ rule measure_fidelity:
     resources:
         mem_mb=lambda wildcards, attempt: SETTINGS.annotate_mem_mb * attempt,
         runtime=fidelity_runtime,
+        gpu=GPUS,
     params:
         python=PYTHON,
         machine=MACHINE,

@@ -10,7 +10,7 @@ from snakemake.exceptions import WorkflowError
 from snakemake_interface_executor_plugins.settings import DeploymentMethod, ExecMode
 
 from tokenlabel.core import plan_jobs
-from tokenlabel.core.cost import limit_minutes
+from tokenlabel.core.cost import SMALLEST_MINUTES, limit_minutes
 from tokenlabel.core.errors import TokenLabelError
 from tokenlabel.core.files import read_json, write_json_if_changed
 from tokenlabel.core.first_light import (
@@ -22,6 +22,7 @@ from tokenlabel.core.first_light import (
 )
 from tokenlabel.core.identity import digest_of
 from tokenlabel.core.log import git_commit
+from tokenlabel.core.placement import nodes_of, processes_of
 from tokenlabel.core.plan import plan_study as price_study
 from tokenlabel.core.report_contents import ABOUT_FOLDER, ABOUT_PAGES, as_rst, capped_words, report_results, whole
 from tokenlabel.core.so_far import plan_comparison, plan_so_far
@@ -72,11 +73,15 @@ def python_command():
     return shlex.quote(sys.executable)
 
 
-def training_command():
-    """How a training job starts: one process, or as many as machine.processes says."""
-    processes = SETTINGS.processes
-    launch = f"tokenlabel.engine.launch --processes {processes} " if processes > 1 else ""
-    return f"{PYTHON} -m {launch}tokenlabel.train"
+def training_command(wildcards):
+    """How a training job starts: one process, or as many as machine.processes says, on as many nodes as it is to have."""
+    nodes, processes = nodes_of_run(wildcards), SETTINGS.processes
+    if nodes * processes == 1:
+        return f"{PYTHON} -m tokenlabel.train"
+    launch = f"--processes {processes}"
+    if nodes > 1 or IN_SLURM_JOB:
+        launch = f"--nodes {nodes} {launch} --srun --threads {SETTINGS.threads}"
+    return f"{PYTHON} -m tokenlabel.engine.launch {launch} tokenlabel.train"
 
 
 def find_stale_shards():
@@ -118,6 +123,8 @@ PYTHON = python_command()
 # for the jobs: the commit for their logs, and where envs/*.post-deploy.sh installs the package from
 os.environ.update(TOKENLABEL_COMMIT=git_commit(), TOKENLABEL_SOURCE=str(workflow.basedir))
 SETTINGS = STUDY.config.machine
+GPUS = 0 if SETTINGS.device == "cpu" else 1  # of a job with one process
+IN_SLURM_JOB = workflow.exec_mode == ExecMode.REMOTE and "SLURM_JOB_ID" in os.environ
 RESULTS = {result.name: result for result in report_results(STUDY)}  # what the report may show
 CONTENTS_DOCUMENT = "results/tables/report.json"  # not in results/ itself, of which Snakemake remembers what was there
 ABOUT = f"Commit {git_commit()}, configuration {digest_of(config)}."  # for captions
@@ -394,7 +401,7 @@ def leg_before(wildcards):
     """Marker of the leg that a leg continues; none for a first leg and for a run in one piece.
 
     Snakemake runs a job again whose inputs are others than its records say. So a finished run lists the leg that it was
-    finished from, whatever `machine.leg_epochs` says now.
+    finished from, whatever `machine.leg_epochs` and `machine.max_job_hours` say now.
     """
     run, seed = run_of(wildcards), wildcards.seed
     if "leg" in wildcards.keys():
@@ -402,7 +409,7 @@ def leg_before(wildcards):
     elif Path(run.done(seed)).exists():
         return [ancient(marker) for marker in last_leg_before(run, seed)]
     else:
-        leg = legs = run.legs(study_of(wildcards).config.machine.leg_epochs)
+        leg = legs = plan_jobs.legs_of(study_of(wildcards), run)
     return [ancient(run.leg_done(seed, leg - 1, legs))] if leg > 1 else []
 
 
@@ -425,45 +432,78 @@ def run_arguments(wildcards):
         arguments += ["--labels", run.labels.folder]
     if run.start:
         arguments += ["--start", str(Path(run.start.done(wildcards.seed)).parent)]
+    legs = legs_of_job(wildcards)
     if "leg" in wildcards.keys():
-        # a finished run's legs are asked for as well, whatever the setting says now
-        leg_epochs = study_of(wildcards).config.machine.leg_epochs or run.epochs // int(wildcards.legs) + 1
-        arguments += ["--until-epoch", str(int(wildcards.leg) * leg_epochs)]
+        arguments += ["--until-epoch", str(run.leg_end(int(wildcards.leg), legs))]
+    if legs > 1:
+        arguments += ["--legs", str(legs)]
+    if IN_SLURM_JOB:
+        arguments += ["--requeue"]
     return " ".join(map(shlex.quote, arguments))
+
+
+def legs_of_job(wildcards):
+    """Of how many legs a leg is one, or a run's last job the last."""
+    return int(wildcards.legs) if "leg" in wildcards.keys() else plan_jobs.legs_of(study_of(wildcards), run_of(wildcards))
+
+
+def nodes_of_run(wildcards):
+    """Nodes of a training job."""
+    return nodes_of(SETTINGS, run_of(wildcards))
+
+
+def for_several_processes(value):
+    """Resource function: a value where a training job has several processes; else the resource is not there.
+
+    With `mpi` the Slurm executor runs the job's command on the first node and leaves the processes to its srun.
+    """
+    return lambda wildcards: value if processes_of(SETTINGS, run_of(wildcards)) > 1 else None
+
+
+def tasks_of_job(wildcards):
+    """Tasks of a job with one process on each of several nodes; the executor takes tasks_per_node only above 1."""
+    return nodes_of_run(wildcards) if SETTINGS.processes == 1 and nodes_of_run(wildcards) > 1 else None
+
+
+def gpus_of_run(wildcards):
+    """GPUs of a training job on all its nodes."""
+    return GPUS * processes_of(SETTINGS, run_of(wildcards))
+
+
+def time_limit(seconds, attempt, smallest=SMALLEST_MINUTES):
+    """Minutes that a job on the GPU partition may take, by what it should take; no more than machine.max_job_hours."""
+    return limit_minutes(seconds, attempt, SETTINGS.max_job_hours, smallest)
 
 
 def annotate_runtime(wildcards, attempt):
     """Minutes that a shard job may take."""
-    return attempt * limit_minutes(
-        plan_jobs.shard_seconds(study_of(wildcards), label_job_of(wildcards), wildcards.split)
-    )
+    return time_limit(plan_jobs.shard_seconds(study_of(wildcards), label_job_of(wildcards), wildcards.split), attempt)
 
 
 def adapt_runtime(wildcards, attempt):
     """Minutes that an adaptation or an annotator's evaluation may take: one forward pass over all photographs."""
-    return attempt * limit_minutes(plan_jobs.adapt_seconds(study_of(wildcards), annotator_job_of(wildcards).annotator))
+    return time_limit(plan_jobs.adapt_seconds(study_of(wildcards), annotator_job_of(wildcards).annotator), attempt)
 
 
 def fidelity_runtime(wildcards, attempt):
     """Minutes that the comparison of labels with their annotator may take."""
-    return attempt * limit_minutes(plan_jobs.fidelity_seconds(study_of(wildcards), label_job_of(wildcards).annotator))
+    return time_limit(plan_jobs.fidelity_seconds(study_of(wildcards), label_job_of(wildcards).annotator), attempt)
 
 
 def evaluate_runtime(wildcards, attempt):
     """Minutes that an evaluation of a run may take; an hour at least, for decoding may be what takes long."""
-    return attempt * max(60, limit_minutes(plan_jobs.evaluation_seconds(study_of(wildcards), run_of(wildcards))))
+    return time_limit(plan_jobs.evaluation_seconds(study_of(wildcards), run_of(wildcards)), attempt, smallest=60)
 
 
 def published_runtime(wildcards, attempt):
     """Minutes that the evaluation of a published checkpoint may take; an hour at least, as for a run."""
-    return attempt * max(60, limit_minutes(plan_jobs.published_seconds(STUDY, published_job_of(wildcards))))
+    return time_limit(plan_jobs.published_seconds(STUDY, published_job_of(wildcards)), attempt, smallest=60)
 
 
 def train_runtime(wildcards, attempt):
     """Minutes that a run may take; a run that is cut off continues from its checkpoint at the next attempt."""
     run = run_of(wildcards)
-    epochs = min(run.epochs, study_of(wildcards).config.machine.leg_epochs or run.epochs)
-    return attempt * limit_minutes(plan_jobs.run_seconds(study_of(wildcards), run, epochs))
+    return time_limit(plan_jobs.run_seconds(study_of(wildcards), run, run.leg_end(1, legs_of_job(wildcards))), attempt)
 
 
 def plan_of_first_light(wildcards):

@@ -18,6 +18,7 @@ rule evaluate_run:
     resources:
         mem_mb=lambda wildcards, attempt: SETTINGS.annotate_mem_mb * attempt,
         runtime=evaluate_runtime,
+        gpu=GPUS,
     params:
         python=PYTHON,
         machine=MACHINE,

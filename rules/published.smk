@@ -16,6 +16,7 @@ rule evaluate_published:
     resources:
         mem_mb=lambda wildcards, attempt: SETTINGS.annotate_mem_mb * attempt,
         runtime=published_runtime,
+        gpu=GPUS,
     params:
         python=PYTHON,
         machine=MACHINE,

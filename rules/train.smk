@@ -14,12 +14,19 @@ rule train_run:
     retries: 2
     conda:
         "../envs/train.yaml"
-    threads: SETTINGS.threads * SETTINGS.processes  # of each process on the job's node, like memory
+    threads: SETTINGS.threads * SETTINGS.processes  # of one node, like memory
     resources:
         mem_mb=lambda wildcards, attempt: SETTINGS.train_mem_mb * SETTINGS.processes * attempt,
         runtime=train_runtime,
+        gpu=gpus_of_run,
+        nodes=nodes_of_run,
+        mpi=for_several_processes("srun"),
+        tasks_per_node=for_several_processes(SETTINGS.processes if SETTINGS.processes > 1 else None),
+        tasks=tasks_of_job,
+        tasks_per_gpu=for_several_processes(0),  # the executor's own guess would be `tasks`
+        cpus_per_task=for_several_processes(SETTINGS.threads),
     params:
-        train=training_command(),
+        train=training_command,
         machine=MACHINE,
         spec="results/runs/{run}/spec.json",
         manifest=manifest_folder,

@@ -405,12 +405,15 @@ class Machine(Frozen):
     validate_every_epochs: Annotated[int, Field(ge=0)]
     validation_crop: Annotated[float, Field(gt=0, le=1)]
     processes: Positive
+    nodes: Positive
+    nodes_of: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_]*(@[0-9]+)?$")], Positive] = {}
     sharding: Literal["none", "fsdp"]
     compile: bool
     grad_checkpointing: bool
     channels_last: bool
     tf32: bool
     leg_epochs: Positive | None
+    max_job_hours: Annotated[float, Field(gt=0)] | None
     checkpoint_seconds: Annotated[float, Field(gt=0)]
     min_label_coverage: Fraction
     log_every_steps: Positive

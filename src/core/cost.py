@@ -50,9 +50,24 @@ class Rates:
         return operations / (self.train_tflops * 1e12)
 
 
-def limit_minutes(seconds: float) -> int:
-    """Minutes to ask a scheduler for, for a job that should take so many seconds."""
-    return max(SMALLEST_MINUTES, math.ceil(MARGIN * seconds / 60))
+def limit_minutes(
+    seconds: float, attempt: int = 1, longest_h: float | None = None, smallest: int = SMALLEST_MINUTES
+) -> int:
+    """Minutes to ask a scheduler for.
+
+    Args:
+        seconds: that the job should take.
+        attempt: from 1; each asks for as much again.
+        longest_h: hours that the scheduler allows a job; None: any.
+        smallest: minutes that the first attempt gets at least.
+    """
+    minutes = attempt * max(smallest, math.ceil(MARGIN * seconds / 60))
+    return minutes if longest_h is None else max(1, min(minutes, int(60 * longest_h)))
+
+
+def epochs_within(hours: float, start_s: float, epoch_s: float) -> int:
+    """Epochs that a job of so many hours should do although they take `MARGIN` times what is estimated; one at least."""
+    return max(1, int((hours * 3600 / MARGIN - start_s) / epoch_s))
 
 
 def multiply_adds_at(gmacs: float, image_px: int, target_px: int) -> float:

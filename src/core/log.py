@@ -23,8 +23,19 @@ from .errors import OutputError, TokenLabelError, one_line
 logger = logging.getLogger("tokenlabel")
 
 
+def process_rank() -> int:
+    """Number of this process among those of its training, by what torchrun or Slurm's srun left in the environment; 0 alone."""
+    known = os.environ
+    if "WORLD_SIZE" in known and "RANK" in known:
+        return int(known["RANK"])
+    # of the step, not of the job: a script that sbatch runs has SLURM_PROCID too, and is alone
+    return int(known["SLURM_PROCID"]) if int(known.get("SLURM_STEP_NUM_TASKS", 1)) > 1 else 0
+
+
 def set_up_logging(log_file: Path | None) -> None:
     """Sends the package's log to a file and warnings to standard error.
+
+    Of several processes each has a file of its own: train.log, train.rank1.log, ...
 
     Raises:
         OutputError: the file cannot be written.
@@ -40,6 +51,8 @@ def set_up_logging(log_file: Path | None) -> None:
     if log_file is None:
         return
     terminal.setLevel(logging.WARNING)
+    if rank := process_rank():
+        log_file = log_file.with_suffix(f".rank{rank}{log_file.suffix}")
     try:
         log_file.parent.mkdir(parents=True, exist_ok=True)
         file = logging.FileHandler(log_file, mode="a", encoding="utf-8")

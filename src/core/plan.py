@@ -136,11 +136,12 @@ def plan_study(study: Study, base: Path, light: Study | None = None) -> Plan:
         rows.append(_row(study, target, command, needed, prices, corrections, paid))
         paid |= needed.keys()
     rows.append(_row(study, "total", "all targets", jobs.jobs, prices, corrections, set()))
+    machine = study.config.machine
     return Plan(
         rows=tuple(rows),
         corrections=tuple(corrections.values()),
         notes=tuple(_notes(study, jobs.jobs, prices, corrections)),
-        settings=study.config.plan.model_dump(mode="json") | {"processes": study.config.machine.processes},
+        settings=study.config.plan.model_dump(mode="json") | {"processes": machine.processes * machine.nodes},
     )
 
 
@@ -245,7 +246,7 @@ def _row(
     tasks = _tasks(to_do, prices)
     gpu_hours, remaining = sum(hours.values()), sum(prices[path].gpu_hours for path in to_do)
     running = sorted({job.run: job.checkpoint_bytes for job in needed.values() if job.run}.values(), reverse=True)
-    side_by_side = settings.gpus // study.config.machine.processes
+    side_by_side = settings.gpus // (study.config.machine.processes * study.config.machine.nodes)
     return PlanRow(
         target=target,
         command=command,

@@ -12,6 +12,7 @@ from typing import Any
 
 from . import cost, lvvit_size
 from .errors import ConfigError
+from .placement import processes_of
 from .planned import RESULTS, AnnotatorJob, LabelJob, Run, Table
 from .published import PublishedJob
 from .study import Study
@@ -149,7 +150,17 @@ def run_seconds(study: Study, run: Run, epochs: float | None = None) -> float:
     every = machine.validate_every_epochs
     validated = epochs / every * study.config.dataset.val_images if every else 0.0
     work = rates.train_seconds(epochs * study.train_images, gmacs) + rates.infer_seconds(validated, gmacs)
-    return rates.job_start_s + work / machine.processes
+    return rates.job_start_s + work / processes_of(machine, run)
+
+
+def legs_of(study: Study, run: Run) -> int:
+    """How many jobs in a row a run is: by machine.leg_epochs, or so that each fits into machine.max_job_hours."""
+    machine = study.config.machine
+    if machine.leg_epochs is not None or machine.max_job_hours is None:
+        return run.legs(machine.leg_epochs)
+    start_s = rates_of(study).job_start_s
+    epoch_s = run_seconds(study, run, 1) - start_s
+    return run.legs(cost.epochs_within(machine.max_job_hours, start_s, epoch_s))
 
 
 @dataclass
@@ -165,12 +176,8 @@ class JobList:
     jobs: dict[str, Job] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        plan, processes = self.study.config.plan, self.study.config.machine.processes
-        if processes > plan.gpus:
-            raise ConfigError(
-                f"configuration key plan.gpus: {plan.gpus} is below machine.processes {processes}, the GPUs that one training "
-                "holds. Raise the one or lower the other."
-            )
+        machine = self.study.config.machine
+        self._check_gpus(machine.processes * machine.nodes, "machine.processes" + " x nodes" * (machine.nodes > 1))
 
     def add_labels(self, labels: LabelJob, split: str = "train") -> list[str]:
         """All shards of an annotator; returns their paths."""
@@ -240,15 +247,17 @@ class JobList:
         before = self.add_labels(run.labels) if run.labels else [self._add_manifest()]
         if run.start is not None:
             before = [*before, self.add_run(run.start, seed)]
-        legs = run.legs(machine.leg_epochs)
+        legs = legs_of(study, run)
+        self._check_gpus(processes_of(machine, run), f"machine.processes x nodes_of for {run.name}:")
         parameters_m = parameters_m_of(study, run)
         stage, model = run.spec["stage"], run.name.split("-", 1)[0]
         for leg in range(1, legs + 1):
             last = leg == legs
-            epochs = min(machine.leg_epochs or run.epochs, run.epochs - (leg - 1) * (machine.leg_epochs or 0))
+            epochs = run.leg_end(leg, legs) - run.leg_end(leg - 1, legs)
             marker = path if last else run.leg_done(seed, leg, legs)
             self._add(
-                marker, stage, model, run_seconds(study, run, epochs), before, gpus=machine.processes, run=(run.name, seed),
+                marker, stage, model, run_seconds(study, run, epochs), before, gpus=processes_of(machine, run),
+                run=(run.name, seed),
                 parts=legs,
                 benchmark=None if last else _benchmark(marker),
                 guessed=gmacs_of(study, run) is None,
@@ -258,6 +267,14 @@ class JobList:
             )  # fmt: skip
             before = [marker]
         return path
+
+    def _check_gpus(self, gpus: int, what: str) -> None:
+        plan = self.study.config.plan
+        if gpus > plan.gpus:
+            raise ConfigError(
+                f"configuration key plan.gpus: {plan.gpus} is below {what} {gpus}, the GPUs that one training holds. Raise the "
+                "one or lower the other."
+            )
 
     def closure(self, paths: list[str]) -> dict[str, Job]:
         """These jobs and everything that they wait for."""

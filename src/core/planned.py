@@ -121,6 +121,10 @@ class Run(Planned):
         """How many jobs in a row the run is, when one does at most so many epochs; None: one."""
         return math.ceil(self.epochs / leg_epochs) if leg_epochs else 1
 
+    def leg_end(self, leg: int, legs: int) -> int:
+        """Epochs of the run that are done at the end of leg `leg`, from 1; legs differ by one epoch at most."""
+        return math.ceil(self.epochs * leg / legs)
+
     def leg_done(self, seed: int, leg: int, legs: int) -> str:
         """Path of the marker that says leg `leg`, from 1, of the run is finished; the last leg finishes the run."""
         return f"{self.folder}/seed{seed}/leg-{leg:02d}-of-{legs:02d}.done"

@@ -57,19 +57,20 @@ def with_batch(recipe: Recipe, batch_size: int) -> Recipe:
     )
 
 
-def check_schedule(recipe: Recipe, machine: Machine, where: str) -> None:
+def check_schedule(recipe: Recipe, machine: Machine, where: str, nodes: int = 1) -> None:
     """Refuses a batch that the processes cannot share and a schedule that would rise where it should fall.
 
     Args:
         recipe: as a run has it, caps included.
         machine: micro_batch and processes.
         where: the row or run, for the error.
+        nodes: with machine.processes each.
 
     Raises:
         ConfigError: either of them, with the nearest values that work.
     """
     schedule = Schedule.of(recipe, machine, recipe.batch_size)
-    check_shares(schedule.batch_size, machine.micro_batch, machine.processes, where)
+    check_shares(schedule.batch_size, machine.micro_batch, machine.processes * nodes, where, nodes)
     for key, rate in {
         "min_learning_rate": recipe.min_learning_rate,
         "warmup_learning_rate": recipe.warmup_learning_rate if recipe.warmup_epochs else 0.0,
@@ -82,7 +83,7 @@ def check_schedule(recipe: Recipe, machine: Machine, where: str) -> None:
             )
 
 
-def check_shares(batch_size: int, micro_batch: int, processes: int, where: str = "") -> None:
+def check_shares(batch_size: int, micro_batch: int, processes: int, where: str = "", nodes: int = 1) -> None:
     """Refuses a step whose micro-batches the processes cannot share evenly, for each exchanges gradients as often.
 
     Args:
@@ -90,6 +91,7 @@ def check_shares(batch_size: int, micro_batch: int, processes: int, where: str =
         micro_batch: photographs of a forward pass.
         processes: of the training.
         where: the row or run, for the error; may be empty.
+        nodes: that the processes run on, for the error.
 
     Raises:
         ConfigError: with the nearest values that work.
@@ -105,12 +107,16 @@ def check_shares(batch_size: int, micro_batch: int, processes: int, where: str =
     micro = _nearest(micro_batch, [size for size in even if cut(batch_size, size) % processes == 0])
     whole = micro_batch * processes
     sizes = _nearest(batch_size, [batch_size // whole * whole, (batch_size // whole + 1) * whole])
-    numbers = _nearest(processes, [number for number in range(1, count + 1) if count % number == 0])
-    ways = [f"machine.micro_batch {micro}"] * bool(micro) + [f"batch_size {sizes}", f"machine.processes {numbers}"]
+    numbers = _nearest(
+        processes // nodes, [number for number in range(1, count // nodes + 1) if count % (number * nodes) == 0]
+    )
+    ways = [f"machine.micro_batch {micro}"] * bool(micro) + [f"batch_size {sizes}"]
+    ways += [f"machine.processes {numbers}"] * bool(numbers)
     place = f"{where}: " if where else ""
+    on_nodes = f" on each of {nodes} nodes" if nodes > 1 else ""
     raise ConfigError(
         f"{place}batch_size {batch_size} in micro-batches of {micro_batch} (machine.micro_batch) makes {count} a step, "
-        f"which {processes} processes (machine.processes) cannot share evenly. Nearest that fit: {'; or '.join(ways)}."
+        f"which {processes} processes (machine.processes{on_nodes}) cannot share evenly. Nearest that fit: {'; or '.join(ways)}."
     )
 
 

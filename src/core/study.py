@@ -14,6 +14,7 @@ from typing import Any
 from .config import Annotator, Config, Experiment, Model, Recipe, check_annotator_fits, load_config
 from .errors import AnnotatorMisfitError, ConfigError, unknown_name
 from .identity import STAGE_VERSIONS, digest_of
+from .placement import check_nodes_of, nodes_of
 from .planned import RESULTS, AnnotatorJob, DataJob, LabelJob, Planned, Run, Table, TableRow
 from .published import PublishedJob, PublishedTable, plan_published
 from .recipes import check_schedule
@@ -57,6 +58,7 @@ class Study:
             ConfigError: a key or value that is not legal, or names that do not fit together.
         """
         config = load_config(raw)
+        check_nodes_of(config)
         study = cls(config=config, data=_data_job(config))
         if config.evaluation.agreement is not None:
             study = replace(study, reference=study._label_job(config.evaluation.agreement))
@@ -79,7 +81,8 @@ class Study:
         """Refuses a training, or one that it starts from, that cannot run on this machine's settings."""
         while run is not None:
             recipe = Recipe.model_validate(run.spec["recipe"])
-            check_schedule(recipe, self.config.machine, f"run {run.name}")
+            machine = self.config.machine
+            check_schedule(recipe, machine, f"run {run.name}", nodes_of(machine, run))
             run = run.start
 
     @property

@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
 from ..core.errors import ConfigError, TokenLabelError
-from ..core.log import logger
+from ..core.log import logger, process_rank
 from .heartbeat import BEAT_S, SILENT_BEATS, Heartbeat, first_to_fail
 
 JOIN_S = 300.0  # imports from a busy file system; who has not come by then has failed
@@ -190,9 +190,11 @@ def _is_lost_connection(error: Exception) -> bool:
 
 
 def _quieten(rank: int) -> None:
-    """Of the other processes, warnings only, and they say whose they are."""
-    logger.setLevel(logging.WARNING)
+    """Of the other processes, the terminal hears warnings only, and whose they are; each has a log file of its own."""
     for handler in logger.handlers:
+        if isinstance(handler, logging.FileHandler):
+            continue
+        handler.setLevel(logging.WARNING)
         form = handler.formatter._fmt if handler.formatter else None
         handler.setFormatter(
             logging.Formatter((form or "%(message)s").replace("%(message)s", f"process {rank}: %(message)s"))
@@ -203,13 +205,12 @@ def find_place() -> Processes:
     """This process's place among those of its training by what torchrun or srun left in the environment; joins nothing."""
     known = os.environ
     if "WORLD_SIZE" in known and "RANK" in known:
-        return Processes(int(known["RANK"]), int(known["WORLD_SIZE"]), int(known.get("LOCAL_RANK", 0)))
-    # of the step, not of the job: a script that sbatch runs has SLURM_NTASKS and SLURM_PROCID too, and is alone
+        return Processes(process_rank(), int(known["WORLD_SIZE"]), int(known.get("LOCAL_RANK", 0)))
     if (count := int(known.get("SLURM_STEP_NUM_TASKS", 1))) > 1:
         local_rank = int(known["SLURM_LOCALID"])
         if torch.cuda.device_count() == 1:  # --gpus-per-task=1: each sees its own as the first
             local_rank = 0
-        return Processes(int(known["SLURM_PROCID"]), count, local_rank)
+        return Processes(process_rank(), count, local_rank)
     return ALONE
 
 

@@ -175,6 +175,26 @@ def leave_signals_to_parent(worker: int) -> None:
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
+def put_back_into_queue() -> bool:
+    """Has Slurm end this job and run it again, with the same limits of memory and time; whether it will.
+
+    Slurm itself kills the job and queues it, so that who watches the job by its number sees it wait, not fail. False outside a
+    batch job of Slurm, and where the job or its site does not allow it (sbatch --no-requeue, JobRequeue=0).
+    """
+    job = os.environ.get("SLURM_JOB_ID")
+    if not job:
+        return False
+    try:
+        answer = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, timeout=60, check=False)
+    except (OSError, subprocess.SubprocessError) as error:
+        logger.warning("Slurm job %s: it cannot be put back into the queue (%s)", job, error)
+        return False
+    if answer.returncode:
+        said = " ".join((answer.stderr or answer.stdout).split())
+        logger.warning("Slurm job %s: it cannot be put back into the queue (%s)", job, said)
+    return answer.returncode == 0
+
+
 def find_deadline(seconds: float | None) -> float | None:
     """When this job will be ended, in seconds since the epoch; None where nobody has said.
 

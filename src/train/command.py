@@ -1,7 +1,7 @@
 """Stage 2 and fine-tuning: trains one run of the study, or continues it where it was interrupted.
 
-SIGTERM, SIGINT, SIGUSR1 and the deadline save a checkpoint first. Exit codes: 0 done, 2 a mistake or circumstance to mend,
-128 + the signal's number, 75 the deadline; after the last two the same command continues.
+SIGTERM, SIGINT, SIGUSR1 and the deadline save a checkpoint first. Exit codes: 0 done, or a leg that hands over at its deadline; 2 a
+mistake or circumstance to mend; 128 + the signal's number; 75 the deadline. After the last two the same command continues.
 """
 
 from __future__ import annotations
@@ -34,6 +34,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a leg: end when N epochs of the run are done, and leave the checkpoint (default: the whole run)",
     )  # fmt: skip
     parser.add_argument(
+        "--legs",
+        type=int,
+        default=1,
+        metavar="N",
+        help="of how many legs the run consists, for its marker (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--requeue", action="store_true",
+        help="at the deadline put this Slurm job back into the queue, to continue with the same limits (default: end with 75)",
+    )  # fmt: skip
+    parser.add_argument(
         "--deadline", type=float, default=None, metavar="SECONDS",
         help="from now; the job saves its state and ends with exit code 75 before it (default: Slurm's end time, if any)",
     )  # fmt: skip
@@ -58,8 +69,8 @@ def run(args: argparse.Namespace) -> int:
     with job_log(title, digest=digest_of(spec), seed=args.seed, device=machine["device"]) as counts:
         marker = train_run(
             spec, machine, manifests=manifests, labels_folder=args.labels, start_folder=args.start, seed=args.seed,
-            done=args.done, eval_crop=args.eval_crop, until_epoch=args.until_epoch, deadline_s=args.deadline,
-            allow_changed=args.allow_changed,
+            done=args.done, eval_crop=args.eval_crop, until_epoch=args.until_epoch, legs=args.legs, deadline_s=args.deadline,
+            requeue=args.requeue, allow_changed=args.allow_changed,
         )  # fmt: skip
         counts["images"] = marker.get("images", 0)
     return 0

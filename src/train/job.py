@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
-import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -32,9 +31,9 @@ from ..engine.checkpoints import Checkpoints
 from ..engine.device import choose_device, choose_precision, set_tf32, set_threads
 from ..engine.loop import FitResult, Task, fit
 from ..engine.optimisation import Optimisation
-from ..engine.processes import Processes, join_processes
+from ..engine.processes import ALONE, Processes, join_processes
 from ..engine.reporting import Reporter
-from ..engine.stopping import Stop, find_deadline, stopping_after_step
+from ..engine.stopping import DEADLINE_EXIT, Stop, StoppedError, find_deadline, put_back_into_queue, stopping_after_step
 from ..engine.validation import CenterCrops, measure_accuracy
 from ..labels import LabelStore
 from ..models import TokenModel, describe_model, save_weights, settings_of_spec, write_model_config
@@ -46,6 +45,7 @@ from .start import build_model
 from .supervision import Supervision
 
 DONE = "done.json"
+REQUEUED_S = 120.0  # from the request to Slurm's signal; nothing else may happen in between
 
 
 def train_run(
@@ -59,10 +59,15 @@ def train_run(
     done: Path,
     eval_crop: float | None = None,
     until_epoch: int | None = None,
+    legs: int = 1,
     deadline_s: float | None = None,
+    requeue: bool = False,
     allow_changed: bool = False,
 ) -> dict[str, Any]:
     """Trains one run, or a leg of it, and writes its marker.
+
+    At the deadline a leg hands over: its marker says how far it came, and the next leg continues there. The last one, or a run in
+    one piece, ends with DEADLINE_EXIT; with `requeue` its Slurm job goes back into the queue, if it came forward at all.
 
     Args:
         spec: the run's spec (stage train or finetune).
@@ -74,7 +79,9 @@ def train_run(
         done: the marker; weights, checkpoints and metrics lie beside it.
         eval_crop: share of the shorter side that evaluation keeps, for config.json; None: the machine's validation_crop.
         until_epoch: a leg ends when so many epochs of the run are done; None: the whole run.
+        legs: of the run, for its marker.
         deadline_s: seconds from now at which the job will be ended; None: Slurm's end time, if any.
+        requeue: whether to ask Slurm to run this job again where the deadline leaves it unfinished.
         allow_changed: whether to continue a run that another spec began.
 
     Returns:
@@ -117,7 +124,19 @@ def train_run(
                 until_epoch,
                 allow_changed,
             )
-            marker |= _train(job, processes, stop, ownership)
+            before = _newest_checkpoint(folder)
+            try:
+                marker |= _train(job, processes, stop, ownership)
+                marker |= {"legs": legs} if legs > 1 else {}
+            except StoppedError as stopped:
+                if stopped.exit_code != DEADLINE_EXIT:
+                    raise
+                if until_epoch is None:
+                    if requeue:
+                        _put_back_into_queue(stopped, processes, came_forward=_newest_checkpoint(folder) != before)
+                    raise
+                logger.warning("%s The next leg does so.", stopped)
+                marker |= {"stopped": str(stopped)}
         marker["seconds"] = round(time.monotonic() - started, 3)
         if processes.is_main:
             ownership.check()
@@ -125,6 +144,22 @@ def train_run(
             if "weights_sha256" in marker:
                 Checkpoints(folder, "", {}, processes).remove()
     return marker
+
+
+def _newest_checkpoint(folder: Path) -> Path | None:
+    """Of the run; the name says after how many steps."""
+    return next(iter(Checkpoints(folder, "", {}, ALONE).paths()), None)
+
+
+def _put_back_into_queue(stopped: StoppedError, processes: Processes, *, came_forward: bool) -> None:
+    """Has Slurm run this job again and waits in all processes for the signal with which it ends them; returns where it cannot.
+
+    A job that did not come forward by one step would go round for ever, so it fails instead.
+    """
+    queued = processes.broadcast(came_forward and put_back_into_queue() if processes.is_main else None)
+    if queued:
+        logger.warning("%s The Slurm job goes back into the queue and does so.", stopped)
+        time.sleep(REQUEUED_S)
 
 
 @dataclass(frozen=True)
@@ -208,7 +243,6 @@ def _train(job: _Job, processes: Processes, stop: Stop, ownership: _Ownership) -
             "skipped": result.skipped + dataset.unreadable * result.epochs,
             "unreadable": dataset.unreadable,
             **({"changed": result.changed} if result.changed else {}),
-            **({"legs": math.ceil(optimisation.total_epochs / machine["leg_epochs"])} if machine["leg_epochs"] else {}),
         }
         if job.until_epoch is None:
             if processes.is_main:

@@ -179,13 +179,12 @@ def require_equal_runs(first: Path, second: Path) -> None:
 def test_legs_leave_what_the_unbroken_run_leaves(spec: Spec, workplace: Workplace, tmp_path: Path) -> None:
     train(spec, workplace, tmp_path / "whole")
     folder = tmp_path / "legs"
-    machine = workplace.machine | {"leg_epochs": 2}
-    leg: dict[str, Any] = {"done": folder / "leg-01-of-02.done", "until_epoch": 2, "machine": machine}
+    leg: dict[str, Any] = {"done": folder / "leg-01-of-02.done", "until_epoch": 2, "legs": 2}
     marker = train(spec, workplace, folder, **leg)
     assert (marker["epochs"], read_json(leg["done"])["epochs"]) == (2, 2)
     assert not (folder / "model.safetensors").exists()
     assert len(list(folder.glob("checkpoint-*.pt"))) == 2
-    last = train(spec, workplace, folder, machine=machine)
+    last = train(spec, workplace, folder, legs=2)
     assert (last["epochs"], last["legs"]) == (3, 2)
     require_equal_runs(folder, tmp_path / "whole")
     leg["done"].unlink()
