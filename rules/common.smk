@@ -65,6 +65,14 @@ def python_command():
     return shlex.quote(sys.executable)
 
 
+def retries(count):
+    """Retries of a rule that a cluster may run: inside a submitted job none.
+
+    The Snakemake that runs inside it reads the rule too, and would try again with the memory and the time of the first attempt.
+    """
+    return count if workflow.exec_mode == ExecMode.DEFAULT else 0
+
+
 def training_command():
     """How a training job starts: one process, or as many as machine.processes says."""
     processes = SETTINGS.processes

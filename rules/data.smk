@@ -8,7 +8,7 @@ rule make_manifest:
         f"logs/data/{STUDY.data.name}.log",
     benchmark:
         f"benchmarks/data/{STUDY.data.name}.tsv"
-    retries: 1
+    retries: retries(1)
     conda:
         "../envs/train.yaml"
     threads: 1
