@@ -153,7 +153,14 @@ class Trial:
             return self.done_so_far() >= wanted
 
         wait_until(far_enough, f"the job did not get to {wanted}: {snakemake.said()[-1500:]}", 120)
+        self.keep_log()
         return f"{self.done_so_far()} of {EPOCHS if self.training else IMAGES} {self.unit} done"
+
+    def keep_log(self) -> None:
+        """A second name for the job's log, which the next attempt's Snakemake removes before it starts."""
+        for log in (self.directory / "logs").rglob("*.log"):
+            with contextlib.suppress(FileExistsError):
+                os.link(log, self.directory / "logs" / f"{log.stat().st_ino}.log")
 
     @property
     def unit(self) -> str:
@@ -182,7 +189,8 @@ class Trial:
 
     def log(self) -> str:
         """What the jobs have logged, all attempts."""
-        return "\n".join(path.read_text(errors="replace") for path in sorted((self.directory / "logs").rglob("*.log")))
+        self.keep_log()
+        return "\n".join(path.read_text(errors="replace") for path in sorted((self.directory / "logs").glob("*.log")))
 
     def job_output(self) -> str:
         """What Slurm kept of the jobs' outputs."""
@@ -382,6 +390,7 @@ def _overlay(photographs: Path) -> dict[str, Any]:
         annotate_batch=1, part_seconds=1e-6, micro_batch=12, checkpoint_seconds=0.1, log_every_steps=1, tensorboard=False,
         validate_every_epochs=0, annotate_mem_mb=MEMORY_MB, train_mem_mb=MEMORY_MB,
     )  # fmt: skip
+    demo["recipes"]["demo"]["ema_decay"] = 0.9
     demo["caps"] = {"epochs": EPOCHS, "images": IMAGES, "depth": 2, "width": 48, "image_px": 64, "seeds": 1}
     return dict(demo)
 
