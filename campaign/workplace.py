@@ -24,6 +24,7 @@ import numpy as np
 
 from tokenlabel.core.errors import LabelError, exit_on_user_error
 from tokenlabel.core.files import remove_leftovers, write_json
+from tokenlabel.core.markers import write_marker
 from tokenlabel.labels import LabelStore
 from tokenlabel.labels.shards import (
     STATUS_OK,
@@ -199,7 +200,7 @@ class Workplace:
             the digest of the labels.
         """
         left = sorted(path.name for path in labels.iterdir() if path.name != "unreadable.csv")
-        require(left == [f"{STEM}.done", f"{STEM}.h5"], f"left over: {left}")
+        require(left == [f"{STEM}.done", f"{STEM}.done.kept", f"{STEM}.h5"], f"left over: {left}")
         found = contents_digest(labels)
         require(found == self.digest, "the labels are not those of the undisturbed job")
         return found
@@ -313,7 +314,7 @@ def _write_labels(store: LabelStore, labels: Path, copies: int) -> int:
     expected = np.concatenate([store.ids ^ np.uint64(copy) for copy in range(copies)])
     summary = assemble_parts(parts, shard, store.attributes, expected)
     remove_leftovers(shard)
-    write_json(
+    write_marker(
         marker_path(shard), {"sha256": summary.sha256, "size_bytes": summary.size_bytes, "images": summary.images}
     )
     shutil.rmtree(parts[0].parent)

@@ -10,7 +10,7 @@ rule annotate_shard:
         "logs/labels/{labels}/{split}-{shard}-of-{total}.log",
     benchmark:
         "benchmarks/labels/{labels}/{split}-{shard}-of-{total}.tsv"
-    retries: 2
+    retries: retries(2)
     conda:
         "../envs/annotate.yaml"
     threads: SETTINGS.threads
@@ -40,7 +40,7 @@ rule adapt_annotator:
         "logs/annotators/{annotator}/adapted.log",
     benchmark:
         "benchmarks/annotators/{annotator}/adapted.tsv"
-    retries: 2
+    retries: retries(2)
     conda:
         "../envs/annotate.yaml"
     threads: SETTINGS.threads
@@ -75,7 +75,7 @@ rule evaluate_annotator:
         "logs/annotators/{annotator}/evaluation-{evaluation}.log",
     benchmark:
         "benchmarks/annotators/{annotator}/evaluation-{evaluation}.tsv"
-    retries: 2
+    retries: retries(2)
     conda:
         "../envs/annotate.yaml"
     threads: SETTINGS.threads
@@ -105,7 +105,7 @@ rule measure_fidelity:
         "logs/labels/{labels}/fidelity-{fidelity}.log",
     benchmark:
         "benchmarks/labels/{labels}/fidelity-{fidelity}.tsv"
-    retries: 2
+    retries: retries(2)
     conda:
         "../envs/annotate.yaml"
     threads: SETTINGS.threads

@@ -73,6 +73,14 @@ def python_command():
     return shlex.quote(sys.executable)
 
 
+def retries(count):
+    """Retries of a rule that a cluster may run: inside a submitted job none.
+
+    The Snakemake that runs inside it reads the rule too, and would try again with the memory and the time of the first attempt.
+    """
+    return count if workflow.exec_mode == ExecMode.DEFAULT else 0
+
+
 def training_command(wildcards):
     """How a training job starts: one process, or as many as machine.processes says, on as many nodes as it is to have."""
     nodes, processes = nodes_of_run(wildcards), SETTINGS.processes
@@ -444,7 +452,9 @@ def run_arguments(wildcards):
 
 def legs_of_job(wildcards):
     """Of how many legs a leg is one, or a run's last job the last."""
-    return int(wildcards.legs) if "leg" in wildcards.keys() else plan_jobs.legs_of(study_of(wildcards), run_of(wildcards))
+    return (
+        int(wildcards.legs) if "leg" in wildcards.keys() else plan_jobs.legs_of(study_of(wildcards), run_of(wildcards))
+    )
 
 
 def nodes_of_run(wildcards):

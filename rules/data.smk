@@ -8,7 +8,7 @@ rule make_manifest:
         "logs/data/{data}.log",
     benchmark:
         "benchmarks/data/{data}.tsv"
-    retries: 1
+    retries: retries(1)
     conda:
         "../envs/train.yaml"
     threads: 1

@@ -11,7 +11,7 @@ rule evaluate_run:
         "logs/runs/{run}/seed{seed}/evaluation-{evaluation}.log",
     benchmark:
         "benchmarks/runs/{run}/seed{seed}/evaluation-{evaluation}.tsv"
-    retries: 2
+    retries: retries(2)
     conda:
         "../envs/eval.yaml"
     threads: SETTINGS.threads

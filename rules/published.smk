@@ -9,7 +9,7 @@ rule evaluate_published:
         "logs/published/{published}/evaluation.log",
     benchmark:
         "benchmarks/published/{published}/evaluation.tsv"
-    retries: 1
+    retries: retries(1)
     conda:
         "../envs/eval.yaml"
     threads: SETTINGS.threads

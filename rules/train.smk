@@ -11,7 +11,7 @@ rule train_run:
         "logs/runs/{run}/seed{seed}/train.log",
     benchmark:
         "benchmarks/runs/{run}/seed{seed}/train.tsv"
-    retries: 2
+    retries: retries(2)
     conda:
         "../envs/train.yaml"
     threads: SETTINGS.threads * SETTINGS.processes  # of one node, like memory

@@ -96,8 +96,14 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Starts the longest files first, so that no worker is left with one of them at the end."""
+    """Starts the longest files first, so that no worker is left with one of them at the end.
+
+    A file's tests run in one worker, and all of tests/slurm in the same: they share the machine's one cluster.
+    """
     slow = ("tests/workflow/test_study.py", "tests/slurm/", "tests/workflow/")
     items.sort(
         key=lambda item: next((rank for rank, start in enumerate(slow) if item.nodeid.startswith(start)), len(slow))
     )
+    for item in items:
+        group = "tests/slurm" if item.nodeid.startswith("tests/slurm/") else item.nodeid.split("::", 1)[0]
+        item.add_marker(pytest.mark.xdist_group(group))

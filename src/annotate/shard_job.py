@@ -24,6 +24,7 @@ from ..core.errors import LabelError, TokenLabelError
 from ..core.files import Lease, read_json, remove_leftovers, write_json, write_json_if_changed
 from ..core.identity import digest_of
 from ..core.log import library_versions, logger
+from ..core.markers import read_kept, write_marker
 from ..data.images import UnreadableImageError
 from ..data.manifest import Manifest
 from ..data.pixels import normalise, read_view
@@ -76,8 +77,8 @@ def annotate_shard(
     destination = done.with_name(shard_file_name(manifest.split, shard, total))
     parts_folder = done.with_suffix(".parts")
     with Lease(done.with_suffix(".lease")) as lease, _stopping_when_taken_over(lease):
-        if marker := _finished(destination, digest_of(spec), manifest.shard_digests[shard]):
-            logger.info("another job has finished this shard meanwhile")
+        if marker := _finished(destination, done, digest_of(spec), manifest.shard_digests[shard]):
+            logger.info("this shard is finished already")
             shutil.rmtree(parts_folder, ignore_errors=True)  # of a job that was killed just before it did this
             return marker
         remove_leftovers(destination)
@@ -109,7 +110,7 @@ def annotate_shard(
         marker |= {"job": facts, "unreadable_photographs": [vars(photograph) for photograph in unreadable.found]}
         lease.check()
         table = "unreadable.csv" if manifest.split == "train" else f"unreadable-{manifest.split}.csv"
-        unreadable.write_table(done.parent / table, shard, done, partial(write_json, done, marker))
+        unreadable.write_table(done.parent / table, shard, done, partial(write_marker, done, marker))
         shutil.rmtree(parts_folder, ignore_errors=True)
         said = {"shard": done.name, "images": marker["images"], "unreadable": marker["unreadable"], **facts}
         logger.info("summary %s", json.dumps(said))
@@ -126,15 +127,21 @@ def _stopping_when_taken_over(lease: Lease) -> Iterator[None]:
         raise
 
 
-def _finished(destination: Path, labels_digest: str, manifest_digest: str) -> dict[str, Any] | None:
-    """The marker of a shard that needs no work: of this spec and these photographs, and every byte as written."""
+def _finished(destination: Path, done: Path, labels_digest: str, manifest_digest: str) -> dict[str, Any] | None:
+    """The marker of a shard that needs no work: of this spec and these photographs, and every byte as written.
+
+    One that Snakemake removed is written again.
+    """
+    kept = None if done.exists() else read_kept(done)
     try:
-        marker = read_marker(destination)
+        marker = kept or read_marker(destination)
         if (marker.get("labels_digest"), marker.get("manifest_digest")) != (labels_digest, manifest_digest):
             return None
         verify_shard(destination, marker["sha256"])
-    except LabelError:
+    except (LabelError, KeyError):
         return None
+    if kept:
+        write_json(done, marker)
     return marker
 
 

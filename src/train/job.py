@@ -25,6 +25,7 @@ from ..core.errors import CheckpointError, ConfigError, LabelError, OutputError
 from ..core.files import Lease, read_json, remove_leftovers_in, sha256_of, write_json
 from ..core.identity import digest_of
 from ..core.log import logger
+from ..core.markers import read_kept, write_marker
 from ..core.recipes import scaled_rate, with_batch
 from ..data.manifest import Manifest
 from ..engine.checkpoints import Checkpoints
@@ -104,9 +105,11 @@ def train_run(
             _finished(folder / DONE, marker, allow_changed) if processes.is_main else None
         )
         if finished is not None:
-            logger.info("%s: the run is finished; nothing is left to do. To train it again, delete %s", folder, DONE)
+            logger.info("%s: the run is finished; nothing is left to do. To train it again, delete that folder", folder)
             if until_epoch is None:
                 if processes.is_main:
+                    if not done.exists():
+                        write_json(done, finished)  # Snakemake removed it
                     Checkpoints(folder, "", {}, processes).remove()  # a kill may have come between marker and removal
                 return finished
             marker |= {"epochs": until_epoch}
@@ -140,9 +143,11 @@ def train_run(
         marker["seconds"] = round(time.monotonic() - started, 3)
         if processes.is_main:
             ownership.check()
-            write_json(done, marker)
             if "weights_sha256" in marker:
+                write_marker(done, marker)
                 Checkpoints(folder, "", {}, processes).remove()
+            else:
+                write_json(done, marker)
     return marker
 
 
@@ -348,11 +353,22 @@ def _finished(done: Path, marker: dict[str, Any], allow_changed: bool) -> dict[s
     Raises:
         CheckpointError: the folder holds another finished run, whose weights would be written over.
     """
+    weights = done.parent / WEIGHTS_FILE
     try:
         said = read_json(done)
+    except FileNotFoundError:
+        kept = read_kept(done)
+        if (
+            kept
+            and marker.items() <= kept.items()
+            and weights.is_file()
+            and sha256_of(weights) == kept["weights_sha256"]
+        ):
+            return kept
+        return None
     except (OSError, ValueError):
         return None
-    if not isinstance(said, dict) or not (done.parent / WEIGHTS_FILE).is_file():
+    if not isinstance(said, dict) or not weights.is_file():
         return None
     if marker.items() <= said.items():
         return said
