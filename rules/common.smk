@@ -10,7 +10,7 @@ from snakemake.exceptions import WorkflowError
 from snakemake_interface_executor_plugins.settings import DeploymentMethod, ExecMode
 
 from tokenlabel.core import plan_jobs
-from tokenlabel.core.cost import limit_minutes
+from tokenlabel.core.cost import limit_minutes, manifest_mem_mb
 from tokenlabel.core.errors import TokenLabelError
 from tokenlabel.core.files import read_json, write_json_if_changed
 from tokenlabel.core.identity import digest_of
@@ -107,6 +107,7 @@ PYTHON = python_command()
 # for the jobs: the commit for their logs, and where envs/*.post-deploy.sh installs the package from
 os.environ.update(TOKENLABEL_COMMIT=git_commit(), TOKENLABEL_SOURCE=str(workflow.basedir))
 SETTINGS = STUDY.config.machine
+MANIFEST_MEM_MB = manifest_mem_mb(STUDY.config.dataset.train_images)
 RESULTS = {result.name: result for result in report_results(STUDY)}  # what the report may show
 CONTENTS_DOCUMENT = "results/tables/report.json"  # not in results/ itself, of which Snakemake remembers what was there
 ABOUT = f"Commit {git_commit()}, configuration {digest_of(config)}."  # for captions
