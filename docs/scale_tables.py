@@ -21,6 +21,13 @@ STORE_BYTES = (
     14  # of each photograph in a process that has a store open: id, place, status, table; tests/unit/test_scale.py
 )
 
+BUILD, LOAD = "manifest: build and write from a listing", "manifest: load"
+LIST, OPEN, GRAPH = (
+    "manifest: list tiny files on a disk",
+    "labels: open a store of small shards",
+    "graph: labels of one annotator",
+)
+
 Line = dict[str, Any]
 
 
@@ -85,6 +92,11 @@ def measured(part: str, field: str) -> float:
     return value
 
 
+def measured_at(part: str) -> str:
+    """Words that say at how many entries that was."""
+    return f"measured at {measured(part, 'entries'):,}, per entry"
+
+
 def _facts(study: Study) -> dict[str, tuple[str, str]]:
     config = study.config
     images, shards, classes = study.train_images, config.labels.shards, config.dataset.num_classes
@@ -100,13 +112,11 @@ def _facts(study: Study) -> dict[str, tuple[str, str]]:
     shard_jobs = shards * len(annotators)
     shard_s = plan_jobs.shard_seconds(study, main)
     build_us, load_mb = (
-        measured("manifest: build and write from a listing", "us_per_entry"),
-        measured("manifest: load", "grown_mb") / measured("manifest: load", "entries"),
+        measured(BUILD, "us_per_entry"),
+        measured(LOAD, "grown_mb") / measured(LOAD, "entries"),
     )
-    list_us = measured("manifest: list tiny files on a disk", "us_per_entry")
-    build_mb = measured("manifest: build and write from a listing", "grown_mb") / measured(
-        "manifest: build and write from a listing", "entries"
-    )
+    list_us = measured(LIST, "us_per_entry")
+    build_mb = measured(BUILD, "grown_mb") / measured(BUILD, "entries")
     per_hour = 3600 * min(config.plan.gpus, shard_jobs) / shard_s
     logits_mb = config.machine.micro_batch * (14 * 14 + 1) * classes * cost.FLOAT32_BYTES / 1e6
     maps_mb = config.machine.annotate_batch * grid[0] * grid[1] * classes * cost.FLOAT32_BYTES / 1e6
@@ -130,18 +140,18 @@ def _facts(study: Study) -> dict[str, tuple[str, str]]:
         "files with one for each photograph": (f"{images:,}", "the released layout"),
         "GPU minutes of a shard job": (f"{shard_s / 60:,.1f}", "cost model, of that annotator on plan.gpu"),
         "shard jobs that end in an hour": (f"{per_hour:,.0f}", "cost model, plan.gpus at once"),
-        "s to list the photographs": (f"{list_us * images / 1e6:,.0f}", "measured with small files on this disk, extrapolated"),
-        "s to make the manifest of that": (f"{build_us * images / 1e6:,.0f}", "measured at 14.2 million, per photograph"),
+        "s to list the photographs": (f"{list_us * images / 1e6:,.0f}", f"{measured_at(LIST)}; small files on this disk"),
+        "s to make the manifest of that": (f"{build_us * images / 1e6:,.0f}", measured_at(BUILD)),
         "MB that the manifest's job takes": (f"{build_mb * images:,.0f}", "the same"),
         "MB that its job asks for": (f"{cost.manifest_mem_mb(images):,}", "rule make_manifest, first attempt"),
-        "MB of the manifest in a job": (f"{load_mb * images:,.0f}", "measured at 14.2 million, per photograph"),
+        "MB of the manifest in a job": (f"{load_mb * images:,.0f}", measured_at(LOAD)),
         "MB of an open store's ids": (f"{STORE_BYTES * images / 1e6:,.0f}", f"{STORE_BYTES} bytes a photograph"),
         "s to open the store": (
-            f"{measured('labels: open a store of small shards', 'us_per_entry') * shards / 1e6:,.1f}",
-            "measured with small shards, warm",
+            f"{measured(OPEN, 'us_per_entry') * shards / 1e6:,.1f}",
+            f"{measured_at(OPEN)}; small shards, files in memory",
         ),
         "s to plan an annotator's shards": (
-            f"{measured('graph: labels of one annotator', 'us_per_entry') * shards / 1e6:,.0f}", "measured at 6,400 shards, a job",
+            f"{measured(GRAPH, 'us_per_entry') * shards / 1e6:,.0f}", measured_at(GRAPH),
         ),
         "MB of a micro-batch's logits": (f"{logits_mb:,.0f}", "micro_batch, 196 tokens and the class; as much for the gradient"),
         "MB of an annotator's logits": (f"{maps_mb:,.0f}", "annotate_batch, in single precision"),
