@@ -56,9 +56,7 @@ def entries(count: int) -> list[Entry]:
 
 def test_the_manifests_time_is_that_of_its_photographs() -> None:
     classes = [f"n{number:08d}" for number in range(100)]
-    taken = {
-        count: least_s(manifests.manifest_of_entries, entries(count), classes) for count in (5_000, 50_000)
-    }
+    taken = {count: least_s(manifests.manifest_of_entries, entries(count), classes) for count in (5_000, 50_000)}
     assert taken[50_000] < LOOSE * 10 * taken[5_000], taken
 
 
