@@ -15,6 +15,7 @@ import gc
 import hashlib
 import os
 import statistics
+import sys
 import tempfile
 import time
 import tracemalloc
@@ -23,8 +24,9 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from record import ResultLines
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from bench.record import ResultLines
 from tokenlabel.data import manifest as manifests
 from tokenlabel.data.listing import Entry, Listing
 

@@ -228,6 +228,18 @@ def _link_to_nothing(file: Any, name: str, before: Any, shard: Path) -> None:
     file[name] = h5py.SoftLink("/nowhere")
 
 
+def _link_in_a_circle(file: Any, name: str, before: Any, shard: Path) -> None:
+    file[name] = h5py.SoftLink(f"/other {name}")
+    file[f"other {name}"] = h5py.SoftLink(f"/{name}")
+
+
+def _link_outwards_and_back(file: Any, name: str, before: Any, shard: Path) -> None:
+    other = shard.with_suffix(f".{name}.other")
+    with h5py.File(other, "w") as elsewhere:
+        elsewhere[name] = h5py.ExternalLink(str(shard), name)
+    file[name] = h5py.ExternalLink(str(other), name)
+
+
 def _link_to_other_file(file: Any, name: str, before: Any, shard: Path) -> None:
     file[name] = h5py.ExternalLink(str(_copy(name, before, shard)), name)
 
@@ -267,7 +279,9 @@ _DATASET_CASES: dict[str, Callable[[Any, str, Any, Path], None]] = {
     "chunk that inflates to 128 MB": _bomb,
     "filter that is not installed": _unknown_filter,
     "link to nothing": _link_to_nothing,
+    "links in a circle": _link_in_a_circle,
     "link to another file": _link_to_other_file,
+    "link to another file and back": _link_outwards_and_back,
     "virtual, in another file": _virtual,
     "stored in another file": _stored_elsewhere,
 }

@@ -20,6 +20,7 @@ sys.path.insert(0, str(ROOT))  # run as a script, this folder is where Python lo
 
 from bench.record import read_results  # noqa: E402
 from campaign.faults import FAULTS, Fault  # noqa: E402
+from docs.scale_tables import LARGE, GrowthTable, LargeTable  # noqa: E402
 from tokenlabel.core.overlays import read_configuration  # noqa: E402
 from tokenlabel.core.plan import plan_study  # noqa: E402
 from tokenlabel.core.recipe_sources import read_recipe_sources  # noqa: E402
@@ -130,19 +131,22 @@ class RecipeTable:
 
 @dataclass(frozen=True)
 class PlanTable:
-    """The plan of config.yaml as it is before anything ran.
+    """The plan of config.yaml, or of a study on top of it, as it is before anything ran.
 
     Attributes:
         columns: headings to show; () for all.
         targets: to show; () for all.
+        overlay: on top of config.yaml.
     """
 
     columns: tuple[str, ...] = ()
     targets: tuple[str, ...] = ()
+    overlay: Path | None = None
 
     def lines(self) -> list[Line]:
         """Heading -> cell of each target."""
-        plan = plan_study(Study.plan(read_configuration([ROOT / "config.yaml"])), ROOT / "no such folder")
+        files = [ROOT / "config.yaml", *([self.overlay] if self.overlay else [])]
+        plan = plan_study(Study.plan(read_configuration(files)), ROOT / "no such folder")
         heading, cells = row_cells(plan.rows, plan.settings["currency"])
         lines = [dict(zip(heading, row, strict=True)) for row in cells]
         return [line for line in lines if not self.targets or line["target"] in self.targets]
@@ -205,8 +209,8 @@ class ExperimentTable:
         ]
 
 
-OfConfiguration = RecipeTable | PlanTable | CoefficientTable | ExperimentTable
-AnyTable = Table | FaultTable | OfConfiguration
+OfConfiguration = RecipeTable | PlanTable | CoefficientTable | ExperimentTable | LargeTable
+AnyTable = Table | FaultTable | GrowthTable | OfConfiguration
 
 # one place for every table: the file in bench/results, then heading -> (field of a line, format)
 TABLES: dict[str, AnyTable] = {
@@ -219,6 +223,22 @@ TABLES: dict[str, AnyTable] = {
         targets=("labels nfnet_f6", "main", "ablation_annotators", "total"),
     ),
     "plan_coefficients": CoefficientTable(),
+    "scale_growth": GrowthTable(),
+    "scale_large": LargeTable(),
+    "scale_plan": PlanTable(
+        columns=(
+            "target",
+            "jobs",
+            "GPU hours",
+            "additional",
+            "wall hours, at least",
+            "labels GB",
+            "weights GB",
+            "checkpoints GB",
+            "USD",
+        ),
+        overlay=LARGE,
+    ),
     "plan_accuracy": Table(
         "plan",
         {

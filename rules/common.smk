@@ -10,7 +10,7 @@ from snakemake.exceptions import WorkflowError
 from snakemake_interface_executor_plugins.settings import DeploymentMethod, ExecMode
 
 from tokenlabel.core import plan_jobs
-from tokenlabel.core.cost import SMALLEST_MINUTES, limit_minutes
+from tokenlabel.core.cost import SMALLEST_MINUTES, limit_minutes, manifest_mem_mb
 from tokenlabel.core.errors import TokenLabelError
 from tokenlabel.core.files import read_json, write_json_if_changed
 from tokenlabel.core.first_light import (
@@ -133,6 +133,7 @@ os.environ.update(TOKENLABEL_COMMIT=git_commit(), TOKENLABEL_SOURCE=str(workflow
 SETTINGS = STUDY.config.machine
 GPUS = 0 if SETTINGS.device == "cpu" else 1  # of a job with one process
 IN_SLURM_JOB = workflow.exec_mode == ExecMode.REMOTE and "SLURM_JOB_ID" in os.environ
+MANIFEST_MEM_MB = manifest_mem_mb(STUDY.config.dataset.train_images)
 RESULTS = {result.name: result for result in report_results(STUDY)}  # what the report may show
 CONTENTS_DOCUMENT = "results/tables/report.json"  # not in results/ itself, of which Snakemake remembers what was there
 ABOUT = f"Commit {git_commit()}, configuration {digest_of(config)}."  # for captions

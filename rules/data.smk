@@ -13,7 +13,7 @@ rule make_manifest:
         "../envs/train.yaml"
     threads: 1
     resources:
-        mem_mb=lambda wildcards, attempt: 4000 * attempt,
+        mem_mb=lambda wildcards, attempt: MANIFEST_MEM_MB * attempt,
         runtime=lambda wildcards, attempt: 120 * attempt,
     params:
         python=PYTHON,

@@ -21,6 +21,9 @@ FAST_BYTES = {"map": 49.0, "class": 4.0, "tail": 2.0}  # class, tail: of each ce
 COMPACT_BYTES = {"map": 170.0, "class": 2.11, "tail": 1.3}
 WIDE_ID_CLASSES = 65_536  # above so many classes an id takes two bytes more
 
+# Memory of the job that lists the photographs (bench/scale.py: 430 bytes of each), with room for the imports and longer names.
+MANIFEST_MB, MANIFEST_BYTES_PER_IMAGE = 4000, 600
+
 FLOAT32_BYTES = 4
 CHECKPOINTS_KEPT = 2  # the last two
 CHECKPOINT_COPIES = 4  # weights, their average, AdamW's two moments
@@ -92,6 +95,11 @@ def map_bytes(cells: int, k: int, num_classes: int, *, tail: bool, storage: str)
     wide = bytes_of["class"] / 2 if num_classes > WIDE_ID_CLASSES else 0.0
     of_cell = k * (bytes_of["class"] + wide) + (bytes_of["tail"] if tail else 0.0)
     return bytes_of["map"] + cells * of_cell
+
+
+def manifest_mem_mb(images: int) -> int:
+    """MB of memory to ask a scheduler for, for the job that lists so many photographs."""
+    return MANIFEST_MB + images * MANIFEST_BYTES_PER_IMAGE // 10**6
 
 
 def checkpoint_bytes(parameters_m: float) -> float:

@@ -145,12 +145,16 @@ def class_names(class_map: str | None, listing: Listing, num_classes: int) -> li
         origin = "dataset.class_map imagenet-1k"
     else:
         try:
-            names = [line.strip() for line in Path(class_map).read_text(encoding="utf-8").splitlines() if line.strip()]
+            lines = Path(class_map).read_text(encoding="utf-8").split("\n")  # splitlines would split at U+2028 too
         except OSError as error:
             raise ConfigError(
                 f"dataset.class_map {class_map}: cannot be read ({error.strerror}). Give imagenet-1k, a file with one "
                 "folder name a line, or null."
             ) from None
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"dataset.class_map {class_map}: not UTF-8 ({error}). Save it as UTF-8.") from None
+        known = set(listing.classes)  # a folder's name may begin or end with a space
+        names = [line if line in known else line.strip() for line in lines if line.strip()]
         origin = f"dataset.class_map {class_map}"
     if len(names) != num_classes:
         raise ConfigError(

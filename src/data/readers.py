@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from .archives import list_tars, list_webdataset
 from .listing import IMAGE_SUFFIXES, Entry, Listing
 
 _ADVISED_BYTES = 128 * 1024  # Linux reads no more ahead for one request
+_MAX_OPEN_ARCHIVES = 128  # of a process
 REMEDY = "Restore it; or run tokenlabel refresh, then snakemake, which redoes the shards of what changed."
 
 
@@ -130,6 +132,17 @@ def _is_folder(item: os.DirEntry[str]) -> bool:
         return False
 
 
+class _OpenArchive:
+    """A file that is closed once nobody holds it: not while another thread reads, whoever has opened too many."""
+
+    def __init__(self, path: Path) -> None:
+        self.descriptor = os.open(path, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        if hasattr(self, "descriptor"):
+            os.close(self.descriptor)
+
+
 class ByteSource:
     """Reads single photographs; safe in threads, and in processes that are forked (each opens its own descriptors).
 
@@ -142,7 +155,8 @@ class ByteSource:
         file_name, _ = split_location(location, data_format)
         self._place, self._format = data_root / file_name, data_format
         self._archives = [data_root / name for name in archives] or [self._place]
-        self._descriptors: dict[int, int] = {}
+        self._open: dict[int, _OpenArchive] = {}
+        self._lock = threading.Lock()
         self._process = -1
         self._rows: object = None
 
@@ -194,18 +208,24 @@ class ByteSource:
             return
         for archive, start, length in spans:
             with contextlib.suppress(OSError):  # whoever reads the photograph itself says what is wrong
+                opened = self._opened(archive)
                 for offset in range(start, start + length, _ADVISED_BYTES):
-                    os.posix_fadvise(self._descriptor(archive), offset, _ADVISED_BYTES, os.POSIX_FADV_WILLNEED)
+                    os.posix_fadvise(opened.descriptor, offset, _ADVISED_BYTES, os.POSIX_FADV_WILLNEED)
 
     def _read_archive(self, archive: int, size_bytes: int, offset: int) -> bytes:
-        return os.pread(self._descriptor(archive), size_bytes, offset)
+        opened = self._opened(archive)  # stays open as long as somebody holds it
+        return os.pread(opened.descriptor, size_bytes, offset)
 
-    def _descriptor(self, archive: int) -> int:
-        if self._process != os.getpid():
-            self._descriptors, self._process = {}, os.getpid()
-        if archive not in self._descriptors:
-            self._descriptors[archive] = os.open(self._archives[archive], os.O_RDONLY)
-        return self._descriptors[archive]
+    def _opened(self, archive: int) -> _OpenArchive:
+        """One of a few archives that are kept open: ImageNet-21k has 21,841, a process may open some 1,000 files."""
+        if self._process != os.getpid():  # a lock may have been held while forking
+            self._open, self._lock, self._process = {}, threading.Lock(), os.getpid()
+        with self._lock:
+            opened = self._open.pop(archive, None) or _OpenArchive(self._archives[archive])
+            self._open[archive] = opened  # last in, so the first is the one used longest ago
+            if len(self._open) > _MAX_OPEN_ARCHIVES:
+                del self._open[next(iter(self._open))]
+        return opened
 
     def _read_row(self, row: int) -> bytes:
         from .hub_datasets import SavedDataset
@@ -216,7 +236,7 @@ class ByteSource:
         return self._rows.image_bytes(row)
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_descriptors": {}, "_process": -1, "_rows": None}
+        return {**self.__dict__, "_open": {}, "_lock": None, "_process": -1, "_rows": None}
 
 
 def iter_image_files(folder: Path) -> Iterator[Path]:

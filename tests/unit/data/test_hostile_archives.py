@@ -126,7 +126,8 @@ def test_a_webdataset_label_that_misleads_is_refused(label: bytes, root: Path) -
 
 
 @pytest.mark.parametrize(
-    "records", [{"GNU.sparse.map": "a,b"}, {"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}, {"size": "-1"}, {"path": "../../x.jpg"}]
+    "records", [{"GNU.sparse.map": "a,b"}, {"GNU.sparse.major": "1", "GNU.sparse.minor": "0"},
+        {"size": "-1"}, {"path": "../../x.jpg"}]
 )  # fmt: skip
 def test_extended_headers_that_mislead_end_in_one_line(records: dict[str, str], root: Path) -> None:
     with tarfile.open(root / "train.tar", "w", format=tarfile.PAX_FORMAT) as archive:
@@ -170,7 +171,7 @@ def test_sizes_that_mislead_end_in_one_line(size: int, root: Path) -> None:
         for number in range(4):
             add(archive, f"cat/{number}.jpg")
     resized(root / "train.tar", size)
-    with pytest.raises(DataError, match="train.tar") as refused:
+    with pytest.raises(DataError, match=r"train\.tar") as refused:
         list_entries(root, "train.tar", "tar")
     assert "\n" not in str(refused.value)
 
@@ -181,7 +182,7 @@ def test_sizes_that_mislead_in_an_archive_of_labels_too(size: int, root: Path) -
         for number in range(4):
             add(archive, f"cat/{number}.pt")
     resized(root / "labels.tar", size)
-    with pytest.raises(LabelError, match="labels.tar"):
+    with pytest.raises(LabelError, match=r"labels\.tar"):
         ReleasedTree(root / "labels.tar").read("cat/1.pt")
 
 

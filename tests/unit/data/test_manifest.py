@@ -13,7 +13,8 @@ from PIL import Image
 from tokenlabel.core.errors import ConfigError, DataError
 from tokenlabel.core.files import write_json
 from tokenlabel.core.seeds import sample_id
-from tokenlabel.data.manifest import build_manifests, load_manifest, save_manifests
+from tokenlabel.data.listing import Listing
+from tokenlabel.data.manifest import build_manifests, class_names, load_manifest, save_manifests
 
 
 def spec(**changes: Any) -> dict[str, Any]:
@@ -200,3 +201,14 @@ def test_two_photographs_with_one_id_are_refused(folder: Path, monkeypatch: pyte
     monkeypatch.setattr("tokenlabel.data.manifest.sample_id", lambda path: len(path))
     with pytest.raises(DataError, match="two photographs of split train have the same 64-bit id"):
         build_manifests(spec(), machine(folder))
+
+
+def test_a_class_map_may_name_every_folder_that_there_can_be(tmp_path: Path) -> None:
+    names = ["=1+1", " spaces ", "-rf", "a,b;c", "two\u2028lines", "$(touch pwned)", '"quoted"', "plain"]
+    listing = Listing([], sorted(names))
+    map_file = tmp_path / "$(touch pwned) map.txt"
+    map_file.write_bytes("\r\n".join([*names[:-1], "  plain  ", "", "   "]).encode())
+    assert class_names(str(map_file), listing, len(names)) == names
+    map_file.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        class_names(str(map_file), listing, 1)

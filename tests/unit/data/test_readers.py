@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
 import sys
 import tarfile
@@ -19,6 +20,7 @@ from tokenlabel.core.errors import DataError
 from tokenlabel.core.files import write_json
 from tokenlabel.data.images import UnreadableImageError
 from tokenlabel.data.manifest import Manifest, build_manifests, load_manifest, save_manifests
+from tokenlabel.data.readers import ByteSource, list_entries
 
 CLASSES = ("ant", "bee", "cat")
 
@@ -231,3 +233,29 @@ def test_pipes_and_links_to_themselves_are_no_photographs(odd_folder: Path) -> N
     ):
         with pytest.raises(UnreadableImageError, match=reason):
             manifest.read(source, rows[f"bee/{name}"])
+
+
+def test_more_archives_than_a_process_may_open(tmp_path: Path) -> None:
+    """ImageNet-21k is 21,841 tar files; threads read while others make the source close what it used longest ago."""
+    import resource
+    from concurrent.futures import ThreadPoolExecutor
+
+    (tmp_path / "train").mkdir()
+    for number in range(300):
+        with tarfile.open(tmp_path / "train" / f"n{number:03d}.tar", "w") as archive:
+            member = tarfile.TarInfo("a.jpg")
+            member.size = 10
+            archive.addfile(member, io.BytesIO(f"{number:010d}".encode()))
+    listing = list_entries(tmp_path, "train", "tar")
+    source = ByteSource(tmp_path, "train", "tar", listing.archives)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    opened = len(os.listdir("/proc/self/fd"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (opened + 160, before[1]))
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            for _ in range(3):
+                read = list(pool.map(lambda e: source.read(e.path, e.size_bytes, e.offset, e.archive), listing.entries))
+                assert read == [f"{number:010d}".encode() for number in range(300)]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert len(os.listdir("/proc/self/fd")) <= opened + 130
