@@ -64,11 +64,11 @@ def write_document(path, document):
 
 
 def python_command():
-    """The interpreter of the jobs: this one, unless conda environments bring their own.
+    """The interpreter of the jobs: this one, unless conda environments or a container bring their own.
 
     `.venv/bin/snakemake` without .venv/bin on PATH would otherwise run the jobs with another Python.
     """
-    if DeploymentMethod.CONDA in workflow.deployment_settings.deployment_method:
+    if workflow.deployment_settings.deployment_method & {DeploymentMethod.CONDA, DeploymentMethod.APPTAINER}:
         return "python"
     return shlex.quote(sys.executable)
 

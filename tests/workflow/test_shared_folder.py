@@ -16,7 +16,8 @@ import pytest
 import yaml
 
 from tests.warm import User, warm_python
-from tests.workflow.conftest import REPOSITORY
+from tests.workflow.conftest import REPOSITORY, planned_jobs, run_snakemake
+from tokenlabel.core.files import read_json, write_json
 
 GROUP = 61000
 TABLE = "results/ablation_annotators.csv"
@@ -95,8 +96,11 @@ def test_two_users_of_a_group_work_on_one_study(shared: Path) -> None:
     assert "Directory cannot be locked" in said  # as while it ran
     code, said = second.run(*second.snakemake(TABLE, "--unlock"))
     assert code == 0, said[-3000:]
-    code, said = second.run(*second.snakemake(*goal))
-    assert code == 0, said[-3000:]
+    for _ in range(
+        2
+    ):  # Snakemake 9.27 may look at what its killed predecessor had begun first, and at the rest when called again
+        code, said = second.run(*second.snakemake(*goal))
+        assert code == 0, said[-3000:]
     assert (shared / TABLE).exists(), said
 
     paths = [path for path in shared.rglob("*") if path.name != "study.yaml"]
@@ -125,3 +129,17 @@ def test_a_strict_umask_keeps_everything_private(shared: Path) -> None:
     made = [path for name in ("results", "logs", "benchmarks") for path in (shared / name).rglob("*")]
     assert list((shared / "results" / "labels").rglob("*.h5"))
     assert [path for path in made if stat.S_IMODE(path.stat().st_mode) & 0o077] == []
+
+
+def test_a_stale_shard_is_planned_whatever_the_clock_of_the_node_that_wrote_it(
+    finished_study: Path, overlay: dict[str, Any], tmp_path: Path
+) -> None:
+    place = Path(shutil.copytree(finished_study, tmp_path / "study"))
+    (manifest,) = place.glob("results/data/*/manifest.done")
+    document = read_json(manifest)
+    document["splits"]["train"]["shard_digests"][0] = "another"  # as tokenlabel refresh leaves it
+    write_json(manifest, document)
+    an_hour_ahead = time.time() + 3600
+    for marker in place.glob("results/labels/*/*.done"):
+        os.utime(marker, (an_hour_ahead, an_hour_ahead))
+    assert planned_jobs(run_snakemake(place, "labels", "-n", overlay=overlay)).get("annotate_shard") == 1
