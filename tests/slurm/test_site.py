@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import re
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,10 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.warm import warm_python
 from tests.workflow.conftest import REPOSITORY, small_study  # noqa: F401 - a fixture
+from tokenlabel.core.overlays import read_configuration
+from tokenlabel.core.study import Study
 
 pytestmark = pytest.mark.slurm
 
@@ -37,7 +40,7 @@ def site(cluster: None, small_study: dict[str, Any], tmp_path: Path) -> Path:  #
 def doctor(site: Path, *arguments: str) -> tuple[int, list[dict[str, str]]]:
     """Exit code and findings."""
     done = subprocess.run(
-        [sys.executable, "-m", "tokenlabel", "doctor", "--profile", "slurm", "--json", "--configfile", "study.yaml", *arguments],
+        [warm_python(), "-m", "tokenlabel", "doctor", "--profile", "slurm", "--json", "--configfile", "study.yaml", *arguments],
         cwd=site, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert done.stdout, done.stderr
@@ -108,44 +111,72 @@ def test_a_partition_that_is_down_and_one_that_is_full(site: Path) -> None:
 
 
 def submit(site: Path, *arguments: str) -> str:
-    """Submits Snakemake as the page says; returns the job."""
+    """Submits Snakemake as the page says, with a snakemake that starts as tests/warm says; returns the job."""
+    (site / "bin").mkdir()
+    (site / "bin" / "snakemake").write_text(f'#!/bin/sh\nexec {warm_python()} -m snakemake "$@"\n')
+    (site / "bin" / "snakemake").chmod(0o755)
     command = [
-        "sbatch",
-        "--parsable",
-        "--partition",
-        "cpu",
-        "--mem",
-        "1500",
-        REPOSITORY / "slurm" / "snakemake.sbatch",
-        *arguments,
-    ]
-    return subprocess.run(command, cwd=site, capture_output=True, text=True, check=True).stdout.strip()
+        "sbatch", "--parsable", "--partition", "cpu", "--mem", "1500", REPOSITORY / "slurm" / "snakemake.sbatch", *arguments,
+        "--configfile", "study.yaml",
+    ]  # fmt: skip
+    environment = os.environ | {"PATH": f"{site / 'bin'}:{os.environ['PATH']}"}
+    return subprocess.run(command, cwd=site, env=environment, capture_output=True, text=True, check=True).stdout.strip()
 
 
-def wait_for(job: str, states: tuple[str, ...], timeout_s: float = 120) -> None:
-    """Waits until a job is in one of some states."""
+def wait_for(said_of_job: str, job: str, timeout_s: float = 120) -> str:
+    """Waits until scontrol says something of a job; returns all that it says."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         shown = subprocess.run(["scontrol", "show", "job", job], capture_output=True, text=True, check=True).stdout
-        if re.search(rf"JobState=({'|'.join(states)})\b", shown):
-            return
+        if re.search(said_of_job, shown):
+            return shown
         time.sleep(0.5)
     raise AssertionError(shown)
 
 
-def test_snakemake_as_a_slurm_job_and_first_light_in_it(site: Path) -> None:
-    marker = planned_manifest(site)
-    job = submit(site, marker, "--configfile", "study.yaml")
-    wait_for(job, ("COMPLETED",))
+def planned_study(site: Path) -> Study:
+    return Study.plan(read_configuration([REPOSITORY / "config.yaml", site / "study.yaml"]))
+
+
+def test_snakemake_as_a_slurm_job(site: Path) -> None:
+    marker = planned_study(site).data.marker
+    job = submit(site, marker)
+    wait_for(r"JobState=COMPLETED\b", job)
     said = (site / f"snakemake-{job}.out").read_text()
-    assert "Job 0 has been submitted with SLURM jobid" in said
+    assert re.search(r"Job \d+ has been submitted with SLURM jobid \d+", said)
     assert (site / marker).exists()
 
 
-def planned_manifest(site: Path) -> str:
-    """The manifest's marker of the study."""
-    from tokenlabel.core.overlays import read_configuration
-    from tokenlabel.core.study import Study
+@pytest.mark.campaign
+def test_near_its_time_limit_snakemake_goes_back_into_the_queue_and_finishes(site: Path) -> None:
+    study = yaml.safe_load((site / "study.yaml").read_text())
+    study["caps"]["epochs"] = 60
+    (site / "study.yaml").write_text(yaml.safe_dump(study))
+    run = next(run for run in planned_study(site).runs.values() if run.labels is None)
+    done = site / run.done(0)
+    job = submit(site, run.done(0))
+    deadline = time.monotonic() + 120
+    while not list(done.parent.glob("checkpoint-*")) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    subprocess.run(["scancel", "--signal", "USR1", "--batch", job], check=True)
+    shown = wait_for(r"Restarts=1\b", job)
+    assert "JobState=PENDING" in shown
+    assert not done.exists()
+    left = subprocess.run(["squeue", "-h", "-o", "%i"], capture_output=True, text=True, check=True).stdout.split()
+    assert left == [job]  # its own jobs are cancelled
+    subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], check=True)
+    wait_for(r"JobState=COMPLETED\b", job)
+    log = (site / "logs" / "runs" / run.name / "seed0" / "train.log").read_text()
+    assert done.exists()
+    assert "from checkpoint" in log or "continu" in log
+    print((site / f"snakemake-{job}.out").read_text())
 
-    raw = read_configuration([REPOSITORY / "config.yaml", site / "study.yaml"])
-    return Study.plan(raw).data.marker
+
+@pytest.mark.campaign
+def test_first_light_as_the_page_has_it(site: Path) -> None:
+    started = time.monotonic()
+    job = submit(site, "first_light")
+    wait_for(r"JobState=COMPLETED\b", job, timeout_s=400)
+    table = (site / "results" / "first_light.csv").read_text()
+    assert table.count("\n") == 14
+    print(f"{time.monotonic() - started:.0f} s", (site / "results" / "first_light.md").read_text())
