@@ -30,6 +30,8 @@ def site(cluster: None, small_study: dict[str, Any], tmp_path: Path) -> Path:  #
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(overlay))
     profile = yaml.safe_load((REPOSITORY / "slurm" / "config.yaml").read_text())
     profile |= {"slurm-status-command": "squeue", "slurm-init-seconds-before-status-checks": 1, "jobs": 2}
+    for resources in profile["set-resources"].values():
+        resources["gpu"] = 1
     (tmp_path / "slurm").mkdir()
     (tmp_path / "slurm" / "config.yaml").write_text(yaml.safe_dump(profile))
     (tmp_path / "config.yaml").symlink_to(REPOSITORY / "config.yaml")
