@@ -50,8 +50,9 @@ def test_its_snakemake_commands_have_these_targets(page: str, overlay: dict[str,
     inside = [shlex.split(words[-1])[1:] for words in commands(page, "tmux")]
     targets = {words[0] if words[0] != "-n" else words[1] for words in found + inside}
     assert targets == {"first_light", "labels", "results/ablation_annotators.csv", "all"}
-    for target in sorted(targets - {"first_light"}):  # which has tests of its own
-        assert planned_jobs(run_snakemake(tmp_path, "-n", target, overlay=overlay))["make_manifest"] == 1
+    targets.remove("first_light")  # which has tests of its own
+    jobs = planned_jobs(run_snakemake(tmp_path, "-n", *sorted(targets), overlay=overlay))
+    assert {"all", "labels", "make_manifest"} <= set(jobs)
 
 
 def test_its_script_is_what_it_says(page: str, repository: Path) -> None:
