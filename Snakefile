@@ -48,3 +48,9 @@ rule labels:
     """All label shards of the selected annotators."""
     input:
         [marker for job in STUDY.selected_labels for marker in job.markers],
+
+
+rule first_light:
+    """Every rule once, before the real study: 1 % of the photographs, one epoch, the study's own model and annotator."""
+    input:
+        "results/first_light.csv",

@@ -1,9 +1,3 @@
-rule first_light:
-    """Every rule once, before the real study: 1 % of the photographs, one epoch, the study's own model and annotator."""
-    input:
-        "results/first_light.csv",
-
-
 use rule make_table as make_light_table with:
     input:
         table_of_first_light,

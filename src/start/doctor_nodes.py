@@ -49,7 +49,7 @@ def look_at_nodes(profile: Profile, study: Study, args: argparse.Namespace) -> I
     try:
         for partition in profile.partitions:
             here = profile.rules_in(partition, rules)
-            gpus = max((profile.gpus_of(rule) for rule in here), default=0)
+            gpus = max((profile.gpus_of(rule, study.config.machine) for rule in here), default=0)
             answer = folder / f"{partition}.json"
             said = ask(_command(partition, profile, min(gpus, 1), answer, args))
             if said.code != 0:

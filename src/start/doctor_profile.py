@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from ..core.config import Machine
 from ..core.errors import ConfigError
 from ..core.overlays import CHECKOUT
 
@@ -39,12 +40,21 @@ class Profile:
         """A resource of a rule; None where neither it nor the defaults have it."""
         return self.rules.get(rule, {}).get(key, self.defaults.get(key))
 
-    def gpus_of(self, rule: str) -> int:
-        """GPUs that a job of the rule asks for, on one node."""
+    def gpus_of(self, rule: str, machine: Machine | None) -> int:
+        """GPUs that a job of the rule asks for, on one node.
+
+        Args:
+            rule: its name.
+            machine: settings of the study, which decide where the profile does not; None: none are asked for then.
+        """
         found = self.of_rule(rule, "gpu")
         if found is None:
             found = str(self.of_rule(rule, "gres") or "").rpartition(":")[2]
-        return int(found) if str(found).isdigit() else 0
+        if str(found).isdigit():
+            return int(found)
+        if machine is None or machine.device == "cpu" or rule == "make_manifest":
+            return 0
+        return machine.processes if rule in ("train_run", "train_leg") else 1
 
     @property
     def partitions(self) -> list[str]:

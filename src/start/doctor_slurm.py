@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from ..core.config import Machine
 from ..core.cost import limit_minutes
 from ..core.first_light import rule_of
 from ..core.plan import list_targets
@@ -82,7 +83,7 @@ def look_at_slurm(profile: Profile, study: Study | None) -> Iterator[Finding]:
             "Set slurm_partition under default-resources",
         )
     for name in profile.partitions:
-        yield from _look_at_partition(name, profile, longest, rules)
+        yield from _look_at_partition(name, profile, longest, rules, study.config.machine if study else None)
     yield from _look_at_account(profile, config)
     yield from _look_at_polling(profile, config)
 
@@ -123,7 +124,9 @@ def find_partition(name: str) -> Partition | None:
     )
 
 
-def _look_at_partition(name: str, profile: Profile, longest: dict[str, int], rules: list[str]) -> Iterator[Finding]:
+def _look_at_partition(
+    name: str, profile: Profile, longest: dict[str, int], rules: list[str], machine: Machine | None
+) -> Iterator[Finding]:
     found = find_partition(name)
     if found is None:
         there = sorted({line.strip("* ") for line in ask(["sinfo", "-h", "-o", "%R"]).text.splitlines()})
@@ -152,7 +155,7 @@ def _look_at_partition(name: str, profile: Profile, longest: dict[str, int], rul
     elif found.up:
         yield Finding("ok", AREA, f"partition {name}: up, {found.nodes} node{'s' * (found.nodes != 1)}")
     here = profile.rules_in(name, rules)
-    wanted = max((profile.gpus_of(rule) for rule in here), default=0)
+    wanted = max((profile.gpus_of(rule, machine) for rule in here), default=0)
     if wanted > found.gpus_per_node:
         yield Finding(
             "fail",

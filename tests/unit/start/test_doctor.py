@@ -228,7 +228,7 @@ def test_profiles_of_both_spellings(tmp_path: Path, repository: Path) -> None:
         "set-resources: ['train_run:slurm_partition=a,b', 'train_run:gpu=4']\n"
     )
     listed = read_profile(str(tmp_path))
-    assert (listed.partitions, listed.accounts, listed.gpus_of("train_run")) == (["long", "a", "b"], ["me"], 4)
+    assert (listed.partitions, listed.accounts, listed.gpus_of("train_run", None)) == (["long", "a", "b"], ["me"], 4)
     (tmp_path / "config.yaml").write_text("- jobs\n")
     with pytest.raises(ConfigError, match="expected a dictionary of options, found list"):
         read_profile(str(tmp_path))
