@@ -41,7 +41,7 @@ class Fault:
 _WHOLE = "nothing opens as complete that is not; the rerun gives the undisturbed labels and leaves nothing over"
 _REFUSED = "verify finds it; reading refuses or gives the right labels and attributes"
 _SAME_RUN = "the same command goes on and logs and leaves exactly what the undisturbed run does, bit for bit"
-_FINISHED = "the labels or weights of the undisturbed study, nothing left over, nothing made twice, and a further call has nothing to do"
+_FINISHED = "undisturbed labels or weights, nothing left over, nothing made twice, and a further call has nothing to do"
 
 FAULTS = {
     "kill_job": Fault("annotate job killed (-9) at a random moment", _WHOLE, interruptions.kill_writer, 50),
@@ -156,8 +156,8 @@ FAULTS = {
         "cluster",
     ),
     "slurm_main_killed": Fault(
-        "Snakemake killed (-9) and started again: its job runs, has ended, or is dead",
-        f"one line says what to do about the lock; the second job for the same output waits, or finds it finished; {_FINISHED}",
+        "Snakemake killed (-9) and started again: a second job for the output of one that runs, has ended, or is dead",
+        f"Snakemake names --unlock; the second job waits, finds all finished, or goes on where the first was; {_FINISHED}",
         slurm.main_killed,
         6,
         "cluster",

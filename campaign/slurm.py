@@ -74,10 +74,16 @@ class ClusterPlace:
 
 
 class Snakemake:
-    """A Snakemake process, and what it has said so far."""
+    """A Snakemake process, and what it has said so far.
 
-    def __init__(self, command: list[str], said: Path) -> None:
-        self._said = said
+    Args:
+        command: with all arguments.
+        said: file of both its outputs.
+        meanwhile: called again and again while it is waited for.
+    """
+
+    def __init__(self, command: list[str], said: Path, meanwhile: Callable[[], None] = lambda: None) -> None:
+        self._said, self._meanwhile = said, meanwhile
         with open(said, "a", encoding="utf-8") as file:
             self._process = subprocess.Popen(
                 command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT
@@ -85,11 +91,13 @@ class Snakemake:
 
     def wait(self, timeout_s: float = 150) -> Snakemake:
         """Waits for its end."""
-        try:
-            self._process.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            self.kill()
-            raise DidNotHoldError(f"Snakemake still runs after {timeout_s:.0f} s: {self.said()[-1500:]}") from None
+        deadline = time.monotonic() + timeout_s
+        while self.running:
+            self._meanwhile()
+            if time.monotonic() > deadline:
+                self.kill()
+                raise DidNotHoldError(f"Snakemake still runs after {timeout_s:.0f} s: {self.said()[-1500:]}")
+            time.sleep(0.1)
         return self
 
     def kill(self) -> None:
@@ -141,7 +149,9 @@ class Trial:
     def start(self) -> Snakemake:
         """`snakemake --profile slurm TARGET`."""
         options = ["--profile", "slurm", *TEST_CLUSTER]
-        return _snakemake(self.directory, self.overlay, self.target, *options, python=self.python)
+        return _snakemake(
+            self.directory, self.overlay, self.target, *options, python=self.python, meanwhile=self.keep_log
+        )
 
     def reach(self, snakemake: Snakemake, share: float | None = None) -> str:
         """Waits until the job has done a random share of its work; returns how far it is."""
@@ -159,7 +169,7 @@ class Trial:
     def keep_log(self) -> None:
         """A second name for the job's log, which the next attempt's Snakemake removes before it starts."""
         for log in (self.directory / "logs").rglob("*.log"):
-            with contextlib.suppress(FileExistsError):
+            with contextlib.suppress(FileExistsError, FileNotFoundError):
                 os.link(log, self.directory / "logs" / f"{log.stat().st_ino}.log")
 
     @property
@@ -311,25 +321,49 @@ def slurmctld_restarted(place: ClusterPlace, seed: int, scratch: Path) -> dict[s
 
 
 def main_killed(place: ClusterPlace, seed: int, scratch: Path) -> dict[str, Any]:
-    """Snakemake is killed and started again: while its job runs (seeds 0, 1), after it ended (2, 3), with it dead (4, 5)."""
+    """Snakemake is killed and started again, which submits a second job for the same output.
+
+    Seeds 0 and 1: it runs beside the first; 2 and 3: it waits in Slurm's queue until the first has ended, and its Snakemake
+    removes the finished marker; 4 and 5: the first is dead, and its lease is left.
+    """
     trial = Trial(place, seed, scratch)
     when = seed // 2 % 3
-    first = trial.start()
-    did = trial.reach(first, 0.1)
-    job = trial.running_job()
-    first.kill()
-    if when == 1:
-        wait_until(lambda: (trial.directory / trial.target).exists() and not _is_running(job), "the job runs on")
-    elif when == 2:
-        _kill_job(trial, job)
-    refused = trial.start().wait(60)
-    require(refused.code != 0 and "--unlock" in refused.said(), f"no word of the lock: {refused.said()[-800:]}")
-    unlocked = _snakemake(trial.directory, trial.overlay, "--unlock").wait(60)
-    require(unlocked.code == 0, unlocked.said()[-800:])
-    second = trial.start().wait()
-    require(second.code == 0, second.said()[-1500:])
-    moment = ("while the job ran", "after the job had ended", "with the job's processes dead")[when]
-    return {"did": f"killed with {did}, started again {moment}"} | trial.check_end(again=int(when == 2))
+    main = trial.start()
+    did = trial.reach(main, 0.1)
+    first, worker = trial.running_job(), trial.worker()
+    main.kill()
+    if when == 2:
+        _kill_job(trial, first)
+    else:  # stands still, shorter than a lease takes to be stale, so that it is there when the second job comes
+        os.kill(worker, signal.SIGSTOP)
+    with _queue_closed() if when == 1 else contextlib.nullcontext():
+        refused = trial.start().wait(60)
+        require(refused.code != 0 and "--unlock" in refused.said(), f"no word of the lock: {refused.said()[-800:]}")
+        unlocked = _snakemake(trial.directory, trial.overlay, "--unlock").wait(60)
+        require(unlocked.code == 0, unlocked.said()[-800:])
+        again = trial.start()
+        wait_until(lambda: len(trial.jobs()) == 2, f"no second job: {again.said()[-1500:]}")
+        if when == 0:
+            wait_until(lambda: trial.jobs()[1]["JobState"] == "RUNNING", "the second job does not run")
+            time.sleep(trial.rng.uniform(0, 3))
+        if when < 2:
+            os.kill(worker, signal.SIGCONT)
+        if when == 1:
+            wait_until(lambda: trial.jobs()[0]["JobState"] == "COMPLETED", "the first job does not end", 120)
+    again.wait()
+    require(again.code == 0, again.said()[-1500:])
+    moment = ("ran beside the first", "started after the first had ended", "found the first dead")[when]
+    return {"did": f"killed with {did}; the second job {moment}"} | trial.check_end(again=int(when == 2))
+
+
+@contextlib.contextmanager
+def _queue_closed() -> Iterator[None]:
+    """No job starts; what runs goes on."""
+    _scontrol("update", "PartitionName=gpu", "State=DOWN")
+    try:
+        yield
+    finally:
+        _scontrol("update", "PartitionName=gpu", "State=UP")
 
 
 def full_disk(place: ClusterPlace, seed: int, scratch: Path) -> dict[str, Any]:
@@ -395,11 +429,18 @@ def _overlay(photographs: Path) -> dict[str, Any]:
     return dict(demo)
 
 
-def _snakemake(directory: Path, overlay: dict[str, Any], *words: str, python: str | None = None) -> Snakemake:
+def _snakemake(
+    directory: Path,
+    overlay: dict[str, Any],
+    *words: str,
+    python: str | None = None,
+    meanwhile: Callable[[], None] = lambda: None,
+) -> Snakemake:
     study = directory / "study.yaml"
     study.write_text(yaml.safe_dump(overlay), encoding="utf-8")
     command = [python or warm_python(), "-c", POLLING, "--snakefile", str(ROOT / "Snakefile"), *words]
-    return Snakemake([*command, "--directory", str(directory), "--configfile", str(study)], directory / "said.txt")
+    command += ["--directory", str(directory), "--configfile", str(study)]
+    return Snakemake(command, directory / "said.txt", meanwhile)
 
 
 def _finish_by_retry(trial: Trial, snakemake: Snakemake, state: str) -> dict[str, Any]:
@@ -432,10 +473,6 @@ def _without(line: str, trial: Trial) -> str:
 def _scontrol(*words: str) -> None:
     done = subprocess.run(["scontrol", *words], capture_output=True, text=True, timeout=60, check=False)
     require(done.returncode == 0, f"scontrol {' '.join(words)}: {done.stderr}")
-
-
-def _is_running(job: Job) -> bool:
-    return any(seen["JobId"] == job["JobId"] and seen["JobState"] == "RUNNING" for seen in jobs_seen_by_slurm())
 
 
 def _daemon(name: str) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -46,7 +47,7 @@ def list_entries(data_root: Path, location: str, data_format: str) -> Listing:
     """
     if not data_root.is_dir():
         raise DataError(
-            f"data_root {data_root}: no such folder on this machine. Set data_root (in config.yaml, an overlay, or "
+            f"data_root {data_root}: no such folder on this machine ({platform.node()}). Set data_root (in config.yaml, an overlay, or "
             "--config data_root=/path) to the folder that holds the data set."
         )
     file_name, inner = split_location(location, data_format)
