@@ -222,6 +222,8 @@ class Trial:
         Returns:
             digest of the results, how much was made in all, and states of the Slurm jobs.
         """
+        busy = {"RUNNING", "PENDING", "COMPLETING"}
+        wait_until(lambda: not busy & {job["JobState"] for job in self.jobs()}, "jobs are left in Slurm", 30)
         reference = self.place.reference
         expected_output = reference / self.output.relative_to(self.directory)
         if self.training:
@@ -240,9 +242,7 @@ class Trial:
         for name in ("locks", "incomplete"):
             kept = [path for path in (self.directory / ".snakemake" / name).rglob("*") if path.is_file()]
             require(not kept, f"left in .snakemake/{name}: {kept}")
-        jobs = self.jobs()
-        states = [job["JobState"] for job in jobs]
-        require(not {"RUNNING", "PENDING", "COMPLETING"} & set(states), f"jobs are left in Slurm: {states}")
+        states = [job["JobState"] for job in self.jobs()]
         further = _snakemake(self.directory, self.overlay, self.target, "-n").wait(60)
         require("Nothing to be done" in further.said()[-600:], f"a further call would do: {further.said()[-1500:]}")
         return {"digest": found, "made": made, "jobs": states}
