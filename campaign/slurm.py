@@ -89,16 +89,26 @@ class Snakemake:
                 command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT
             )
 
-    def wait(self, timeout_s: float = 150) -> Snakemake:
-        """Waits for its end."""
+    def wait(self, timeout_s: float = 150, *, kill: bool = True) -> Snakemake:
+        """Waits for its end.
+
+        Raises:
+            DidNotHoldError: it has not ended in time, and is killed.
+        """
         deadline = time.monotonic() + timeout_s
         while self.running:
             self._meanwhile()
             if time.monotonic() > deadline:
-                self.kill()
+                if kill:
+                    self.kill()
                 raise DidNotHoldError(f"Snakemake still runs after {timeout_s:.0f} s: {self.said()[-1500:]}")
             time.sleep(0.1)
         return self
+
+    def interrupt(self) -> None:
+        """Ctrl-C."""
+        self._process.send_signal(signal.SIGINT)
+        self.wait(60)
 
     def kill(self) -> None:
         """SIGKILL."""
@@ -307,27 +317,38 @@ def slurmd_killed(place: ClusterPlace, seed: int, scratch: Path) -> dict[str, An
 
 
 def slurmctld_restarted(place: ClusterPlace, seed: int, scratch: Path) -> dict[str, Any]:
-    """slurmctld is killed while the job runs and starts again some seconds later."""
+    """slurmctld is killed while the job runs and starts again seconds later; in seeds 2, 5, ... after half a minute.
+
+    After so long Snakemake may stand still, see docs/reliability.md; then it gets a Ctrl-C, and the command is given again.
+    """
     trial = Trial(place, seed, scratch)
     snakemake = trial.start()
     did = trial.reach(snakemake)
-    down_s = trial.rng.uniform(0, 8)
+    down_s = trial.rng.uniform(20, 30) if seed % 3 == 2 else trial.rng.uniform(0, 6)
     _kill_daemon("slurmctld")
     time.sleep(down_s)
     _start_daemon("slurmctld")
-    snakemake.wait()
+    did = f"slurmctld killed with {did}, back after {down_s:.1f} s"
+    wait_until(lambda: {job["JobState"] for job in trial.jobs()} == {"COMPLETED"}, "the job does not end", 60)
+    with contextlib.suppress(DidNotHoldError):
+        snakemake.wait(20, kill=False)
+    if snakemake.running:
+        require(seed % 3 == 2, "Snakemake stands still")
+        did += "; Snakemake stood still, Ctrl-C and the same command"
+        snakemake.interrupt()
+        snakemake = trial.start().wait()
     require(snakemake.code == 0, snakemake.said()[-1500:])
-    return {"did": f"slurmctld killed with {did}, back after {down_s:.1f} s"} | trial.check_end(again=0)
+    return {"did": did} | trial.check_end(again=0)
 
 
 def main_killed(place: ClusterPlace, seed: int, scratch: Path) -> dict[str, Any]:
     """Snakemake is killed and started again, which submits a second job for the same output.
 
-    Seeds 0 and 1: it runs beside the first; 2 and 3: it waits in Slurm's queue until the first has ended, and its Snakemake
-    removes the finished marker; 4 and 5: the first is dead, and its lease is left.
+    Seeds 0, 3, ...: it runs beside the first; 1, 4, ...: it waits in Slurm's queue until the first has ended, and its Snakemake
+    removes the finished marker; 2, 5, ...: the first is dead, and its lease is left.
     """
     trial = Trial(place, seed, scratch)
-    when = seed // 2 % 3
+    when = seed % 3
     main = trial.start()
     did = trial.reach(main, 0.1)
     first, worker = trial.running_job(), trial.worker()
