@@ -299,7 +299,7 @@ def out_of_memory(place: ClusterPlace, seed: int, scratch: Path) -> dict[str, An
 
 
 def slurmd_killed(place: ClusterPlace, seed: int, scratch: Path) -> dict[str, Any]:
-    """slurmd dies and starts again, alone (seeds 0 and 1) or with every process of the job, as when a node restarts."""
+    """slurmd dies and starts again, alone (seeds 0, 1, 4, 5) or with every process of the job, as when a node restarts."""
     trial = Trial(place, seed, scratch)
     node = seed // 2 % 2
     snakemake = trial.start()
@@ -309,7 +309,7 @@ def slurmd_killed(place: ClusterPlace, seed: int, scratch: Path) -> dict[str, An
     if node:
         _kill_job(trial, job)
     time.sleep(down_s)
-    _start_daemon("slurmd")
+    _start_daemon("slurmd", *(["-b"] if node else []))  # -b: says that the node was started anew
     snakemake.wait()
     require(snakemake.code == 0, snakemake.said()[-1500:])
     what = "slurmd and the job's processes" if node else "slurmd"
@@ -351,10 +351,11 @@ def main_killed(place: ClusterPlace, seed: int, scratch: Path) -> dict[str, Any]
     when = seed % 3
     main = trial.start()
     did = trial.reach(main, 0.1)
-    first, worker = trial.running_job(), trial.worker()
+    worker = trial.worker()
     main.kill()
     if when == 2:
-        _kill_job(trial, first)
+        os.kill(worker, signal.SIGKILL)
+        wait_until(lambda: trial.jobs()[0]["JobState"] == "FAILED", "the first job does not end")
     else:  # stands still, shorter than a lease takes to be stale, so that it is there when the second job comes
         os.kill(worker, signal.SIGSTOP)
     with _queue_closed() if when == 1 else contextlib.nullcontext():
@@ -506,7 +507,7 @@ def _kill_daemon(name: str) -> None:
     os.kill(pid, signal.SIGKILL)
 
 
-def _start_daemon(name: str) -> None:
+def _start_daemon(name: str, *options: str) -> None:
     program = shutil.which(name, path=PATHS)
     assert program
     subprocess.run(
