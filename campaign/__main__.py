@@ -55,7 +55,7 @@ def run_fault(name: str, places: Workplaces, folder: Path, args: argparse.Namesp
         except CannotRunError as error:
             print(f"{name}: left out, {error}")
             break
-        except DidNotHoldError as error:
+        except (DidNotHoldError, TimeoutError) as error:
             row = {"held": 0, "wrong": [str(error)]}
         row = {"count": 1, "held": row.get("count", 1), **row}
         results.add(fault=name, seed=seed, elapsed_s=round(time.monotonic() - started, 3), **row)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import damage, hostile, interruptions, places, training
+from . import damage, hostile, interruptions, places, slurm, training
+from .cluster import running_cluster
 from .workplace import Workplace, WriterPlace
 
 IMAGES = 20
@@ -25,7 +28,7 @@ class Fault:
         held: what has to hold.
         trial: (workplace, seed, scratch folder) -> what goes into the result line; `count` where it is not one.
         trials: in the campaign, seeds 0 to trials - 1.
-        place: which workplace it takes, `job`, `writer`, `maps` or `training`.
+        place: which workplace it takes, `job`, `writer`, `maps`, `training` or `cluster`.
     """
 
     title: str
@@ -38,6 +41,7 @@ class Fault:
 _WHOLE = "nothing opens as complete that is not; the rerun gives the undisturbed labels and leaves nothing over"
 _REFUSED = "verify finds it; reading refuses or gives the right labels and attributes"
 _SAME_RUN = "the same command goes on and logs and leaves exactly what the undisturbed run does, bit for bit"
+_FINISHED = "undisturbed labels or weights, nothing left over, nothing made twice, and a further call has nothing to do"
 
 FAULTS = {
     "kill_job": Fault("annotate job killed (-9) at a random moment", _WHOLE, interruptions.kill_writer, 50),
@@ -120,6 +124,65 @@ FAULTS = {
         10,
         "training",
     ),
+    "slurm_job_fails": Fault(
+        "job's process killed (-9) once",
+        f"submitted again with twice the memory, goes on where it was; {_FINISHED}",
+        slurm.job_fails,
+        3,
+        "cluster",
+    ),
+    "slurm_scancel": Fault(
+        "`scancel` of the running job",
+        f"submitted again, goes on where it was; {_FINISHED}",
+        slurm.scancel,
+        3,
+        "cluster",
+    ),
+    "slurm_out_of_memory": Fault(
+        "job over its memory", f"submitted again with more; {_FINISHED}", slurm.out_of_memory, 3, "cluster"
+    ),
+    "slurm_time_limit": Fault(
+        "job at Slurm's time limit",
+        f"submitted again with more time, goes on where it was; {_FINISHED}",
+        slurm.time_limit,
+        3,
+        "cluster",
+    ),
+    "slurm_slurmd_killed": Fault(
+        "slurmd killed (-9) and started again, alone or with all processes of the job",
+        f"the job runs on, or is started again and goes on where it was; {_FINISHED}",
+        slurm.slurmd_killed,
+        3,
+        "cluster",
+    ),
+    "slurm_main_killed": Fault(
+        "Snakemake killed (-9) and started again: a second job for the output of one that runs, has ended, or is dead",
+        f"Snakemake names --unlock; the second job waits, finds all finished, or goes on where the first was; {_FINISHED}",
+        slurm.main_killed,
+        3,
+        "cluster",
+    ),
+    "slurm_full_disk": Fault(
+        "disk of the results full",
+        f"each job says so in one line; with space the same command finishes; {_FINISHED}",
+        slurm.full_disk,
+        3,
+        "cluster",
+    ),
+    "slurm_no_data": Fault(
+        "photographs not mounted on the node",
+        f"each job says so in one line and leaves nothing; once they are, the same command finishes; {_FINISHED}",
+        slurm.no_data,
+        3,
+        "cluster",
+    ),
+    "slurm_slurmctld_restarted": Fault(
+        "slurmctld killed (-9) and started again",
+        f"the job runs on and Snakemake sees its end; {_FINISHED}",
+        slurm.slurmctld_restarted,
+        3,
+        "cluster",
+    ),
 }
 
 
@@ -151,6 +214,14 @@ class Workplaces:
     def training(self) -> Workplace:
         """A training on the labels of `job`."""
         return training.TrainingPlace(self._folder / "training", self.job)
+
+    @functools.cached_property
+    def cluster(self) -> slurm.ClusterPlace:
+        """A small study, and a Slurm cluster that runs until this process ends."""
+        running = contextlib.ExitStack()
+        running.enter_context(running_cluster())
+        atexit.register(running.close)
+        return slurm.ClusterPlace(self._folder / "cluster", self._photographs)
 
     def of(self, fault: Fault) -> Workplace:
         """The workplace that a fault takes."""

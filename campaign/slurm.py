@@ -74,23 +74,41 @@ class ClusterPlace:
 
 
 class Snakemake:
-    """A Snakemake process, and what it has said so far."""
+    """A Snakemake process, and what it has said so far.
 
-    def __init__(self, command: list[str], said: Path) -> None:
-        self._said = said
+    Args:
+        command: with all arguments.
+        said: file of both its outputs.
+        meanwhile: called again and again while it is waited for.
+    """
+
+    def __init__(self, command: list[str], said: Path, meanwhile: Callable[[], None] = lambda: None) -> None:
+        self._said, self._meanwhile = said, meanwhile
         with open(said, "a", encoding="utf-8") as file:
             self._process = subprocess.Popen(
                 command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT
             )
 
-    def wait(self, timeout_s: float = 150) -> Snakemake:
-        """Waits for its end."""
-        try:
-            self._process.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            self.kill()
-            raise DidNotHoldError(f"Snakemake still runs after {timeout_s:.0f} s: {self.said()[-1500:]}") from None
+    def wait(self, timeout_s: float = 150, *, kill: bool = True) -> Snakemake:
+        """Waits for its end.
+
+        Raises:
+            DidNotHoldError: it has not ended in time, and is killed.
+        """
+        deadline = time.monotonic() + timeout_s
+        while self.running:
+            self._meanwhile()
+            if time.monotonic() > deadline:
+                if kill:
+                    self.kill()
+                raise DidNotHoldError(f"Snakemake still runs after {timeout_s:.0f} s: {self.said()[-1500:]}")
+            time.sleep(0.1)
         return self
+
+    def interrupt(self) -> None:
+        """Ctrl-C."""
+        self._process.send_signal(signal.SIGINT)
+        self.wait(60)
 
     def kill(self) -> None:
         """SIGKILL."""
@@ -141,7 +159,9 @@ class Trial:
     def start(self) -> Snakemake:
         """`snakemake --profile slurm TARGET`."""
         options = ["--profile", "slurm", *TEST_CLUSTER]
-        return _snakemake(self.directory, self.overlay, self.target, *options, python=self.python)
+        return _snakemake(
+            self.directory, self.overlay, self.target, *options, python=self.python, meanwhile=self.keep_log
+        )
 
     def reach(self, snakemake: Snakemake, share: float | None = None) -> str:
         """Waits until the job has done a random share of its work; returns how far it is."""
@@ -159,7 +179,7 @@ class Trial:
     def keep_log(self) -> None:
         """A second name for the job's log, which the next attempt's Snakemake removes before it starts."""
         for log in (self.directory / "logs").rglob("*.log"):
-            with contextlib.suppress(FileExistsError):
+            with contextlib.suppress(FileExistsError, FileNotFoundError):
                 os.link(log, self.directory / "logs" / f"{log.stat().st_ino}.log")
 
     @property
@@ -212,6 +232,8 @@ class Trial:
         Returns:
             digest of the results, how much was made in all, and states of the Slurm jobs.
         """
+        busy = {"RUNNING", "PENDING", "COMPLETING"}
+        wait_until(lambda: not busy & {job["JobState"] for job in self.jobs()}, "jobs are left in Slurm", 30)
         reference = self.place.reference
         expected_output = reference / self.output.relative_to(self.directory)
         if self.training:
@@ -230,9 +252,7 @@ class Trial:
         for name in ("locks", "incomplete"):
             kept = [path for path in (self.directory / ".snakemake" / name).rglob("*") if path.is_file()]
             require(not kept, f"left in .snakemake/{name}: {kept}")
-        jobs = self.jobs()
-        states = [job["JobState"] for job in jobs]
-        require(not {"RUNNING", "PENDING", "COMPLETING"} & set(states), f"jobs are left in Slurm: {states}")
+        states = [job["JobState"] for job in self.jobs()]
         further = _snakemake(self.directory, self.overlay, self.target, "-n").wait(60)
         require("Nothing to be done" in further.said()[-600:], f"a further call would do: {further.said()[-1500:]}")
         return {"digest": found, "made": made, "jobs": states}
@@ -279,7 +299,7 @@ def out_of_memory(place: ClusterPlace, seed: int, scratch: Path) -> dict[str, An
 
 
 def slurmd_killed(place: ClusterPlace, seed: int, scratch: Path) -> dict[str, Any]:
-    """slurmd dies and starts again, alone (seeds 0 and 1) or with every process of the job, as when a node restarts."""
+    """slurmd dies and starts again, alone (seeds 0, 1, 4, 5) or with every process of the job, as when a node restarts."""
     trial = Trial(place, seed, scratch)
     node = seed // 2 % 2
     snakemake = trial.start()
@@ -289,7 +309,7 @@ def slurmd_killed(place: ClusterPlace, seed: int, scratch: Path) -> dict[str, An
     if node:
         _kill_job(trial, job)
     time.sleep(down_s)
-    _start_daemon("slurmd")
+    _start_daemon("slurmd", *(["-b"] if node else []))  # -b: says that the node was started anew
     snakemake.wait()
     require(snakemake.code == 0, snakemake.said()[-1500:])
     what = "slurmd and the job's processes" if node else "slurmd"
@@ -297,39 +317,75 @@ def slurmd_killed(place: ClusterPlace, seed: int, scratch: Path) -> dict[str, An
 
 
 def slurmctld_restarted(place: ClusterPlace, seed: int, scratch: Path) -> dict[str, Any]:
-    """slurmctld is killed while the job runs and starts again some seconds later."""
+    """slurmctld is killed while the job runs and starts again seconds later; in seeds 2, 5, ... after half a minute.
+
+    After so long Snakemake may stand still, see docs/reliability.md; then it gets a Ctrl-C, and the command is given again.
+    """
     trial = Trial(place, seed, scratch)
     snakemake = trial.start()
     did = trial.reach(snakemake)
-    down_s = trial.rng.uniform(0, 8)
+    down_s = trial.rng.uniform(20, 30) if seed % 3 == 2 else trial.rng.uniform(0, 6)
     _kill_daemon("slurmctld")
     time.sleep(down_s)
     _start_daemon("slurmctld")
-    snakemake.wait()
+    did = f"slurmctld killed with {did}, back after {down_s:.1f} s"
+    wait_until(lambda: {job["JobState"] for job in trial.jobs()} == {"COMPLETED"}, "the job does not end", 60)
+    with contextlib.suppress(DidNotHoldError):
+        snakemake.wait(20, kill=False)
+    if snakemake.running:
+        require(seed % 3 == 2, "Snakemake stands still")
+        did += "; Snakemake stood still, Ctrl-C and the same command"
+        snakemake.interrupt()
+        snakemake = trial.start().wait()
     require(snakemake.code == 0, snakemake.said()[-1500:])
-    return {"did": f"slurmctld killed with {did}, back after {down_s:.1f} s"} | trial.check_end(again=0)
+    return {"did": did} | trial.check_end(again=0)
 
 
 def main_killed(place: ClusterPlace, seed: int, scratch: Path) -> dict[str, Any]:
-    """Snakemake is killed and started again: while its job runs (seeds 0, 1), after it ended (2, 3), with it dead (4, 5)."""
+    """Snakemake is killed and started again, which submits a second job for the same output.
+
+    Seeds 0, 3, ...: it runs beside the first; 1, 4, ...: it waits in Slurm's queue until the first has ended, and its Snakemake
+    removes the finished marker; 2, 5, ...: the first is dead, and its lease is left.
+    """
     trial = Trial(place, seed, scratch)
-    when = seed // 2 % 3
-    first = trial.start()
-    did = trial.reach(first, 0.1)
-    job = trial.running_job()
-    first.kill()
-    if when == 1:
-        wait_until(lambda: (trial.directory / trial.target).exists() and not _is_running(job), "the job runs on")
-    elif when == 2:
-        _kill_job(trial, job)
-    refused = trial.start().wait(60)
-    require(refused.code != 0 and "--unlock" in refused.said(), f"no word of the lock: {refused.said()[-800:]}")
-    unlocked = _snakemake(trial.directory, trial.overlay, "--unlock").wait(60)
-    require(unlocked.code == 0, unlocked.said()[-800:])
-    second = trial.start().wait()
-    require(second.code == 0, second.said()[-1500:])
-    moment = ("while the job ran", "after the job had ended", "with the job's processes dead")[when]
-    return {"did": f"killed with {did}, started again {moment}"} | trial.check_end(again=int(when == 2))
+    when = seed % 3
+    main = trial.start()
+    did = trial.reach(main, 0.1)
+    worker = trial.worker()
+    main.kill()
+    if when == 2:
+        os.kill(worker, signal.SIGKILL)
+        wait_until(lambda: trial.jobs()[0]["JobState"] == "FAILED", "the first job does not end")
+    else:  # stands still, shorter than a lease takes to be stale, so that it is there when the second job comes
+        os.kill(worker, signal.SIGSTOP)
+    with _queue_closed() if when == 1 else contextlib.nullcontext():
+        refused = trial.start().wait(60)
+        require(refused.code != 0 and "--unlock" in refused.said(), f"no word of the lock: {refused.said()[-800:]}")
+        unlocked = _snakemake(trial.directory, trial.overlay, "--unlock").wait(60)
+        require(unlocked.code == 0, unlocked.said()[-800:])
+        again = trial.start()
+        wait_until(lambda: len(trial.jobs()) == 2, f"no second job: {again.said()[-1500:]}")
+        if when == 0:
+            wait_until(lambda: trial.jobs()[1]["JobState"] == "RUNNING", "the second job does not run")
+            time.sleep(trial.rng.uniform(0, 3))
+        if when < 2:
+            os.kill(worker, signal.SIGCONT)
+        if when == 1:
+            wait_until(lambda: trial.jobs()[0]["JobState"] == "COMPLETED", "the first job does not end", 120)
+    again.wait()
+    require(again.code == 0, again.said()[-1500:])
+    moment = ("ran beside the first", "started after the first had ended", "found the first dead")[when]
+    return {"did": f"killed with {did}; the second job {moment}"} | trial.check_end(again=int(when == 2))
+
+
+@contextlib.contextmanager
+def _queue_closed() -> Iterator[None]:
+    """No job starts; what runs goes on."""
+    _scontrol("update", "PartitionName=gpu", "State=DOWN")
+    try:
+        yield
+    finally:
+        _scontrol("update", "PartitionName=gpu", "State=UP")
 
 
 def full_disk(place: ClusterPlace, seed: int, scratch: Path) -> dict[str, Any]:
@@ -395,11 +451,18 @@ def _overlay(photographs: Path) -> dict[str, Any]:
     return dict(demo)
 
 
-def _snakemake(directory: Path, overlay: dict[str, Any], *words: str, python: str | None = None) -> Snakemake:
+def _snakemake(
+    directory: Path,
+    overlay: dict[str, Any],
+    *words: str,
+    python: str | None = None,
+    meanwhile: Callable[[], None] = lambda: None,
+) -> Snakemake:
     study = directory / "study.yaml"
     study.write_text(yaml.safe_dump(overlay), encoding="utf-8")
     command = [python or warm_python(), "-c", POLLING, "--snakefile", str(ROOT / "Snakefile"), *words]
-    return Snakemake([*command, "--directory", str(directory), "--configfile", str(study)], directory / "said.txt")
+    command += ["--directory", str(directory), "--configfile", str(study)]
+    return Snakemake(command, directory / "said.txt", meanwhile)
 
 
 def _finish_by_retry(trial: Trial, snakemake: Snakemake, state: str) -> dict[str, Any]:
@@ -434,10 +497,6 @@ def _scontrol(*words: str) -> None:
     require(done.returncode == 0, f"scontrol {' '.join(words)}: {done.stderr}")
 
 
-def _is_running(job: Job) -> bool:
-    return any(seen["JobId"] == job["JobId"] and seen["JobState"] == "RUNNING" for seen in jobs_seen_by_slurm())
-
-
 def _daemon(name: str) -> int:
     return int(Path(f"/run/{name}.pid").read_text())
 
@@ -448,7 +507,7 @@ def _kill_daemon(name: str) -> None:
     os.kill(pid, signal.SIGKILL)
 
 
-def _start_daemon(name: str) -> None:
+def _start_daemon(name: str, *options: str) -> None:
     program = shutil.which(name, path=PATHS)
     assert program
     subprocess.run(

@@ -78,14 +78,19 @@ class FaultTable:
     """The campaign's faults of one job: one row each, with counts.
 
     Attributes:
-        training: those of trainings, else those of labels.
+        of: how their names start, `training` or `slurm`; empty: the rest, those of labels.
     """
 
-    training: bool
+    of: str
 
     @property
     def _faults(self) -> dict[str, Fault]:
-        return {name: fault for name, fault in FAULTS.items() if name.startswith("training_") == self.training}
+        kind = {name: name.split("_")[0] for name in FAULTS}
+        return {
+            name: fault
+            for name, fault in FAULTS.items()
+            if (kind[name] if kind[name] in ("training", "slurm") else "") == self.of
+        }
 
     def lines(self) -> list[Line]:
         """All result lines of these faults."""
@@ -214,8 +219,9 @@ AnyTable = Table | FaultTable | GrowthTable | OfConfiguration
 
 # one place for every table: the file in bench/results, then heading -> (field of a line, format)
 TABLES: dict[str, AnyTable] = {
-    "faults": FaultTable(training=False),
-    "training_faults": FaultTable(training=True),
+    "faults": FaultTable(of=""),
+    "training_faults": FaultTable(of="training"),
+    "slurm_faults": FaultTable(of="slurm"),
     "recipes": RecipeTable(),
     "plan_targets": PlanTable(),
     "plan_excerpt": PlanTable(

@@ -74,9 +74,9 @@ def python_command():
 
 
 def retries(count):
-    """Retries of a rule that a cluster may run: inside a submitted job none.
+    """How often a failed job is tried again: none inside a submitted job.
 
-    The Snakemake that runs inside it reads the rule too, and would try again with the memory and the time of the first attempt.
+    The Snakemake that runs there reads the same, and would try again with the memory and the time of the first attempt.
     """
     return count if workflow.exec_mode == ExecMode.DEFAULT else 0
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,7 +82,7 @@ class Manifest:
         root = Path(machine["data_root"])
         if not root.is_dir():
             raise DataError(
-                f"data_root {root}: no such folder on this machine. Set data_root to where the data set lies."
+                f"data_root {root}: no such folder on this machine ({platform.node()}). Set data_root to where the data set lies."
             )
         location = machine["dataset"][self.source]
         return ByteSource(root, location, machine["dataset"]["format"], self.archives)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import stat
 import threading
 from collections.abc import Iterator, Sequence
@@ -48,8 +49,8 @@ def list_entries(data_root: Path, location: str, data_format: str) -> Listing:
     """
     if not data_root.is_dir():
         raise DataError(
-            f"data_root {data_root}: no such folder on this machine. Set data_root (in config.yaml, an overlay, or "
-            "--config data_root=/path) to the folder that holds the data set."
+            f"data_root {data_root}: no such folder on this machine ({platform.node()}). Set data_root (in config.yaml, an "
+            "overlay, or --config data_root=/path) to the folder that holds the data set."
         )
     file_name, inner = split_location(location, data_format)
     place = data_root / file_name

@@ -36,7 +36,8 @@ def main():
     server.sendmsg([len(request).to_bytes(8, "big")], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, files)])
     server.sendall(request)
     said = b""
-    while more := server.recv(64):
+    # not until the connection ends: commands that were forked meanwhile hold it open too
+    while not said.endswith(b"\n") and (more := server.recv(64)):
         said += more
     code = int(said)
     if code < 0:

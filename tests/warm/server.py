@@ -87,7 +87,7 @@ class Command:
         code = os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
         os.close(self.process)
         with contextlib.suppress(OSError):
-            self._connection.sendall(str(code).encode())
+            self._connection.sendall(f"{code}\n".encode())
         self._connection.close()
 
 
