@@ -47,7 +47,6 @@ rule draw_label_maps:
     benchmark:
         "benchmarks/figures/label_maps.tsv"
     retries: 1
-    localrule: True
     conda:
         "../envs/eval.yaml"
     threads: 1

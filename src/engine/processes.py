@@ -29,6 +29,7 @@ JOIN_S = 300.0  # imports from a busy file system; who has not come by then has 
 # A process that died is noticed by its heartbeat; this ends a training whose processes all live but wait for each other.
 COLLECTIVE_S = 600.0
 _LONGEST_PAUSE_S = 0.2
+_PARTING_S = 10.0  # at the end; a process that does not say that it leaves has been told already to
 
 
 @dataclass
@@ -47,6 +48,15 @@ class _Link:
                 raise SystemExit(1)
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    def part(self, rank: int, count: int) -> None:
+        """Leaves the store for good; the main process, which may hold it, leaves last."""
+        if rank:
+            self.store.add("parted", 1)
+            return
+        deadline = time.monotonic() + _PARTING_S
+        while self.store.add("parted", 0) < count - 1 and time.monotonic() < deadline:
+            time.sleep(0.01)
 
 
 @dataclass(frozen=True)
@@ -149,6 +159,8 @@ def join_processes(device_name: str) -> Iterator[Processes]:
         heartbeat.leave()
         processes.barrier()
         dist.destroy_process_group()
+        heartbeat.stop()
+        link.part(rank, count)
     except Exception as error:  # noqa: BLE001 - said by one process, then all end
         _end(error, processes, link)
     finally:
