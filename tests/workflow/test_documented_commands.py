@@ -29,7 +29,7 @@ PAGES = [
     *sorted((REPOSITORY / "docs").rglob("*.md")),
     *sorted((REPOSITORY / "examples").rglob("*.md")),
 ]
-PROGRAMS = {"tokenlabel", "snakemake", "make", "python", "pip", "torchrun", "srun", "sbatch", "scancel", "mkdocs"}
+PROGRAMS = {"tokenlabel", "snakemake", "make", "python", "pip", "torchrun", "srun", "sbatch", "scancel", "apptainer"}
 RUN = {
     "status",
     "plan",
@@ -51,6 +51,7 @@ ELSEWHERE = {
     r"python examples/custom_folder": "tests/workflow/test_own_photographs.py",
     r"python (examples/tinyimagenet20|docs/studies)": "tests/workflow/test_tinyimagenet20.py, tests/unit/test_studies.py",
     r"(torchrun|srun|sbatch|scancel) ": "needs a cluster; tests/slurm",
+    r"apptainer ": "there is none where the tests run; tests/workflow/test_environments.py has a stand-in",
     r"pip install": "needs an index and minutes; tests/unit/test_distribution.py installs the wheel",
 }
 PLACEHOLDER = re.compile(r"\.\.\.|[A-Z]{3,}|NAME|[{}|<>…]")
