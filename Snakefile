@@ -8,10 +8,6 @@ min_version("9.14")
 configfile: f"{workflow.basedir}/config.yaml"
 
 
-# read by `--sdm apptainer` alone; made from envs/apptainer.def
-container: f"{workflow.basedir}/envs/tokenlabel.sif"
-
-
 report: "rules/captions/study.rst"
 
 

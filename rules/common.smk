@@ -139,6 +139,10 @@ CONTENTS_DOCUMENT = "results/tables/report.json"  # not in results/ itself, of w
 ABOUT = f"Commit {git_commit()}, configuration {digest_of(config)}."  # for captions
 
 
+# read by `--sdm apptainer` alone; made from envs/apptainer.def
+container: f"{workflow.basedir}/envs/tokenlabel.sif"
+
+
 wildcard_constraints:
     data=r"[A-Za-z0-9_]+-[0-9a-f]{8}",
     labels=r"[A-Za-z0-9_]+-[0-9a-f]{8}",

@@ -34,6 +34,9 @@ IGNORED = (
     ".snakemake",
 )
 CLEAN = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
+FORMS = [
+    path for path in sorted((REPOSITORY / ".github" / "ISSUE_TEMPLATE").glob("*.yml")) if path.name != "config.yml"
+]
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +125,29 @@ def test_there_is_one_version() -> None:
     assert citation["version"] == __version__
     changes = (REPOSITORY / "CHANGELOG.md").read_text(encoding="utf-8")
     assert "\n## Unreleased\n" in changes or f"\n## {__version__} " in changes
+
+
+def test_the_citation_has_what_its_format_wants() -> None:
+    """Required keys of the Citation File Format 1.2.0, for the software and for the paper; cffconvert accepts the file."""
+    citation = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text(encoding="utf-8"))
+    assert {"cff-version", "message", "title", "authors", "license", "version"} <= citation.keys()
+    paper = citation["preferred-citation"]
+    assert {"type", "title", "authors", "year", "identifiers"} <= paper.keys()
+    assert [author["family-names"] for author in paper["authors"]] == [
+        "Jiang", "Hou", "Yuan", "Zhou", "Shi", "Jin", "Wang", "Feng",
+    ]  # fmt: skip
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    assert all(entry["value"].removeprefix("arXiv:") in readme for entry in paper["identifiers"])
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda path: path.stem)
+def test_issue_forms_are_such(form: Path) -> None:
+    """As GitHub wants them: a name, a description, and questions with names of their own."""
+    document = yaml.safe_load(form.read_text(encoding="utf-8"))
+    assert {"name", "description", "body"} <= document.keys()
+    names = [item["id"] for item in document["body"]]
+    assert len(names) == len(set(names)) >= 3
+    assert all(item["type"] in ("textarea", "input") and item["attributes"]["label"] for item in document["body"])
 
 
 @pytest.mark.campaign
