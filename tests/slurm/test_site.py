@@ -166,6 +166,8 @@ def test_near_its_time_limit_snakemake_goes_back_into_the_queue_and_finishes(sit
     assert not done.exists()
     left = subprocess.run(["squeue", "-h", "-o", "%i"], capture_output=True, text=True, check=True).stdout.split()
     assert left == [job]  # its own jobs are cancelled
+    # Slurm waits two minutes before it starts a job again, so that the old one is gone from its node; here it is in seconds
+    time.sleep(10)
     subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], check=True)
     wait_for(r"JobState=COMPLETED\b", job)
     log = (site / "logs" / "runs" / run.name / "seed0" / "train.log").read_text()
