@@ -6,6 +6,7 @@ import copy
 import json
 import os
 import re
+import shlex
 import subprocess
 import time
 from pathlib import Path
@@ -54,6 +55,24 @@ def failed(findings: list[dict[str, str]]) -> list[str]:
 def change_profile(site: Path, **changes: Any) -> None:
     path = site / "slurm" / "config.yaml"
     path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments"), [("setup.sh", "check"), ("setup.sh", "none"), ("stop.sh", "--wipe")]
+)  # fmt: skip
+def test_the_scripts_leave_a_foreign_cluster_alone(script: str, arguments: str, tmp_path: Path) -> None:
+    """In a mount namespace of its own, where /etc/slurm is another site's."""
+    (tmp_path / "slurm.conf").write_text("ClusterName=production\n")
+    path = REPOSITORY / "tests" / "slurm" / "cluster" / script
+    inside = f"mount --bind {shlex.quote(str(tmp_path))} /etc/slurm && exec {shlex.quote(str(path))} {arguments}"
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", inside], capture_output=True, text=True, check=False, timeout=60
+    )
+    if "unshare" in done.stderr or "mount" in done.stderr:
+        pytest.skip("no mount namespace here")
+    assert done.returncode == 1
+    assert "is not ours: this machine belongs to a cluster, which is left alone" in done.stderr
+    assert (tmp_path / "slurm.conf").read_text() == "ClusterName=production\n"
 
 
 def test_a_site_that_is_well_here_and_on_its_nodes(site: Path) -> None:
