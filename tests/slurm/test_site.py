@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -129,10 +130,12 @@ def test_a_partition_that_is_down_and_one_that_is_full(site: Path) -> None:
     assert "PENDING" not in states  # it takes its job back
 
 
-def submit(site: Path, *arguments: str) -> str:
-    """Submits Snakemake as the page says, with a snakemake that starts as tests/warm says; returns the job."""
+def submit(site: Path, *arguments: str, warm: bool = True) -> str:
+    """Submits Snakemake as the page says; returns the job. Warm: it starts as tests/warm says, and Slurm's signals miss its jobs."""
     (site / "bin").mkdir()
-    (site / "bin" / "snakemake").write_text(f'#!/bin/sh\nexec {warm_python()} -m snakemake "$@"\n')
+    (site / "bin" / "snakemake").write_text(
+        f'#!/bin/sh\nexec {warm_python() if warm else sys.executable} -m snakemake "$@"\n'
+    )
     (site / "bin" / "snakemake").chmod(0o755)
     command = [
         "sbatch", "--parsable", "--partition", "cpu", "--mem", "1500", REPOSITORY / "slurm" / "snakemake.sbatch", *arguments,
@@ -171,11 +174,11 @@ def test_snakemake_as_a_slurm_job(site: Path) -> None:
 @pytest.mark.campaign
 def test_near_its_time_limit_snakemake_goes_back_into_the_queue_and_finishes(site: Path) -> None:
     study = yaml.safe_load((site / "study.yaml").read_text())
-    study["caps"]["epochs"] = 60
+    study["caps"]["epochs"] = study["recipes"]["demo"]["epochs"] = 100
     (site / "study.yaml").write_text(yaml.safe_dump(study))
     run = next(run for run in planned_study(site).runs.values() if run.labels is None)
     done = site / run.done(0)
-    job = submit(site, run.done(0))
+    job = submit(site, run.done(0), warm=False)
     deadline = time.monotonic() + 120
     while not list(done.parent.glob("checkpoint-*")) and time.monotonic() < deadline:
         time.sleep(0.2)
@@ -188,11 +191,10 @@ def test_near_its_time_limit_snakemake_goes_back_into_the_queue_and_finishes(sit
     # Slurm waits two minutes before it starts a job again, so that the old one is gone from its node; here it is in seconds
     time.sleep(10)
     subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], check=True)
-    wait_for(r"JobState=COMPLETED\b", job)
+    wait_for(r"JobState=COMPLETED\b", job, timeout_s=240)
     log = (site / "logs" / "runs" / run.name / "seed0" / "train.log").read_text()
     assert done.exists()
-    assert "from checkpoint" in log or "continu" in log
-    print((site / f"snakemake-{job}.out").read_text())
+    assert "resuming from checkpoint-" in log
 
 
 @pytest.mark.campaign
