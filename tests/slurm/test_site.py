@@ -131,7 +131,7 @@ def test_a_partition_that_is_down_and_one_that_is_full(site: Path) -> None:
 
 
 def submit(site: Path, *arguments: str, warm: bool = True) -> str:
-    """Submits Snakemake as the page says; returns the job. Warm: it starts as tests/warm says, and Slurm's signals miss its jobs."""
+    """Submits Snakemake as the page says; returns the job. Warm: starts as tests/warm says, and Slurm's signals miss its jobs."""
     (site / "bin").mkdir()
     (site / "bin" / "snakemake").write_text(
         f'#!/bin/sh\nexec {warm_python() if warm else sys.executable} -m snakemake "$@"\n'
