@@ -7,7 +7,9 @@ export PATH := $(VENV)/bin:$(PATH)
 export OMP_NUM_THREADS ?= 1
 export PYTHONUNBUFFERED := 1
 
-.PHONY: demo test test-slurm campaign bench lint docs site lock clean
+.PHONY: venv demo test test-slurm campaign bench lint docs site lock clean
+
+venv: $(VENV)/.installed
 
 demo: $(VENV)/.installed
 	@mkdir -p demo_run

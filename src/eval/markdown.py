@@ -16,7 +16,7 @@ MEASURED = (
     "setting", "state", "seeds", "top-1 %", "paper %", "difference", "M parameters", "paper M", "G multiply-adds", "paper G",
     "GPU hours", "checkpoint",
 )  # fmt: skip
-TEXT_COLUMNS = ("setting", "state", "checkpoint", "capped", "source", "method", "table", "paper")
+TEXT_COLUMNS = ("setting", "state", "checkpoint", "capped", "source", "method", "table", "paper", "rule", "remark")
 MARKUP = re.compile(r"[\\*`<$~]|(?<!\w)_|_(?!\w)|(?<=\])\(")  # brackets alone are text, before a parenthesis a link
 PAPER_ONLY = ("method", "top-1 %", "ReaL %", "M parameters", "G multiply-adds", "train px", "test px")
 

@@ -34,7 +34,7 @@ def look_at_python(lock: Path) -> Iterator[Finding]:
             "fail",
             "python",
             f"Python {version} at {sys.executable}",
-            "3.11 or newer is needed: make PYTHON=python3.11 .venv/.installed",
+            "3.11 or newer is needed: make venv PYTHON=python3.11",
         )
     else:
         yield Finding("ok", "python", f"Python {version} at {sys.executable}")

@@ -83,7 +83,7 @@ def download(url: str, path: Path, sha256: str | None, timeout_s: float = TIMEOU
             )
         with open(part, "rb") as file:
             os.fsync(file.fileno())
-        part.replace(path)
+        os.replace(part, path)  # noqa: PTH105 - a resumed file keeps its name until it is whole
         label.unlink(missing_ok=True)
 
 

@@ -78,7 +78,7 @@ def test_a_machine_that_is_well(doctor: Doctor, demo: dict[str, Any], tmp_path: 
     assert "efficientnet_lite0: " in said
     assert "GB to come for" in said
     assert "O_EXCL, rename and fsync as relied on, also as another process sees it" in said
-    assert "HDF5 files open" in said
+    assert "HDF5 files open, also with its locks" in said
     assert list(tmp_path.iterdir()) == [tmp_path / "study.yaml"]  # it cleans up behind it
 
 
@@ -172,10 +172,19 @@ def test_a_file_system_whose_renames_are_seen_halfway(tmp_path: Path, monkeypatc
 
 
 def test_hdf5_that_cannot_open_and_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "h5py.py").write_text("raise OSError('unable to lock file, errno = 11')")
+    (tmp_path / "h5py.py").write_text("raise OSError('libhdf5.so.310 not found')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     (found,) = [finding for finding in look_at_files(tmp_path) if finding.status == "fail"]
-    assert "export HDF5_USE_FILE_LOCKING=FALSE" in found.remedy
+    assert "HDF5 cannot write (OSError: libhdf5.so.310 not found)" in found.found
+    (tmp_path / "h5py.py").write_text(  # as a file system that refuses locks answers
+        "class File(dict):\n"
+        "    def __init__(self, path, mode, locking=True):\n"
+        "        if locking: raise OSError('unable to lock file, errno = 11')\n"
+        "    def __enter__(self): return {'x': [1]}\n"
+        "    def __exit__(self, *error): pass\n"
+    )
+    (found,) = [finding for finding in look_at_files(tmp_path) if finding.status == "warn"]
+    assert "HDF5 cannot lock its files (unable to lock file, errno = 11)" in found.found
     shared = tmp_path / "shared"
     shared.mkdir()
     shared.chmod(0o2775)
