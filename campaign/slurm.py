@@ -108,7 +108,7 @@ class Snakemake:
     def interrupt(self) -> None:
         """Ctrl-C."""
         self._process.send_signal(signal.SIGINT)
-        self.wait(60)
+        self.wait(90)
 
     def kill(self) -> None:
         """SIGKILL."""
@@ -149,7 +149,9 @@ class Trial:
         )
         self.python = sys.executable if real else warm_python()
         self.overlay = yaml.safe_load(yaml.safe_dump(place.overlay))
-        self.directory = fresh_folder(scratch)
+        # a name of its own: Slurm still lists the jobs of the trial before
+        self.directory = fresh_folder(scratch) / f"trial-{time.monotonic_ns()}"
+        self.directory.mkdir()
         self.target = place.run_done if self.training else place.shard_done
         self.output = self.directory / (Path(place.run_done).parent if self.training else place.labels)
         reference = place.reference
@@ -253,7 +255,7 @@ class Trial:
             kept = [path for path in (self.directory / ".snakemake" / name).rglob("*") if path.is_file()]
             require(not kept, f"left in .snakemake/{name}: {kept}")
         states = [job["JobState"] for job in self.jobs()]
-        further = _snakemake(self.directory, self.overlay, self.target, "-n").wait(60)
+        further = _snakemake(self.directory, self.overlay, self.target, "-n").wait(120)
         require("Nothing to be done" in further.said()[-600:], f"a further call would do: {further.said()[-1500:]}")
         return {"digest": found, "made": made, "jobs": states}
 
@@ -359,12 +361,12 @@ def main_killed(place: ClusterPlace, seed: int, scratch: Path) -> dict[str, Any]
     else:  # stands still, shorter than a lease takes to be stale, so that it is there when the second job comes
         os.kill(worker, signal.SIGSTOP)
     with _queue_closed() if when == 1 else contextlib.nullcontext():
-        refused = trial.start().wait(60)
+        refused = trial.start().wait(120)
         require(refused.code != 0 and "--unlock" in refused.said(), f"no word of the lock: {refused.said()[-800:]}")
-        unlocked = _snakemake(trial.directory, trial.overlay, "--unlock").wait(60)
+        unlocked = _snakemake(trial.directory, trial.overlay, "--unlock").wait(120)
         require(unlocked.code == 0, unlocked.said()[-800:])
         again = trial.start()
-        wait_until(lambda: len(trial.jobs()) == 2, f"no second job: {again.said()[-1500:]}")
+        wait_until(lambda: len(trial.jobs()) == 2, "no second job", 120)
         if when == 0:
             wait_until(lambda: trial.jobs()[1]["JobState"] == "RUNNING", "the second job does not run")
             time.sleep(trial.rng.uniform(0, 3))
