@@ -295,7 +295,10 @@ def out_of_memory(place: ClusterPlace, seed: int, scratch: Path) -> dict[str, An
     snakemake = trial.start().wait(300)
     require(snakemake.code == 0, snakemake.said()[-1500:])
     states = [job["JobState"] for job in trial.jobs()]
-    require(set(states[:-1]) == {"OUT_OF_MEMORY"} and states[-1] == "COMPLETED", f"jobs were {states}")
+    require(states[-1] == "COMPLETED", f"jobs were {states}")
+    # without cgroups slurmstepd ends the step, and the job's state is FAILED
+    require(set(states[:-1]) <= {"OUT_OF_MEMORY", "FAILED"} and len(states) > 1, f"jobs were {states}")
+    require("exceeded memory limit" in trial.job_output().lower(), f"no word of memory: {trial.job_output()[-800:]}")
     _require_growing_memory(trial, memory_mb)
     return {"did": f"{memory_mb} MB at the first attempt"} | trial.check_end()
 
@@ -312,6 +315,9 @@ def slurmd_killed(place: ClusterPlace, seed: int, scratch: Path) -> dict[str, An
         _kill_job(trial, job)
     time.sleep(down_s)
     _start_daemon("slurmd", *(["-b"] if node else []))  # -b: says that the node was started anew
+    if node:  # Slurm puts the job back into the queue, for two minutes
+        wait_until(lambda: trial.jobs()[0]["JobState"] == "PENDING", "the job is not put back into the queue", 120)
+        _scontrol("update", f"JobId={job['JobId']}", "StartTime=now")
     snakemake.wait()
     require(snakemake.code == 0, snakemake.said()[-1500:])
     what = "slurmd and the job's processes" if node else "slurmd"
