@@ -108,7 +108,7 @@ class Snakemake:
     def interrupt(self) -> None:
         """Ctrl-C."""
         self._process.send_signal(signal.SIGINT)
-        self.wait(60)
+        self.wait(90)
 
     def kill(self) -> None:
         """SIGKILL."""
@@ -149,7 +149,9 @@ class Trial:
         )
         self.python = sys.executable if real else warm_python()
         self.overlay = yaml.safe_load(yaml.safe_dump(place.overlay))
-        self.directory = fresh_folder(scratch)
+        # a name of its own: Slurm still lists the jobs of the trial before
+        self.directory = fresh_folder(scratch) / f"trial-{time.monotonic_ns()}"
+        self.directory.mkdir()
         self.target = place.run_done if self.training else place.shard_done
         self.output = self.directory / (Path(place.run_done).parent if self.training else place.labels)
         reference = place.reference
@@ -253,7 +255,7 @@ class Trial:
             kept = [path for path in (self.directory / ".snakemake" / name).rglob("*") if path.is_file()]
             require(not kept, f"left in .snakemake/{name}: {kept}")
         states = [job["JobState"] for job in self.jobs()]
-        further = _snakemake(self.directory, self.overlay, self.target, "-n").wait(60)
+        further = _snakemake(self.directory, self.overlay, self.target, "-n").wait(120)
         require("Nothing to be done" in further.said()[-600:], f"a further call would do: {further.said()[-1500:]}")
         return {"digest": found, "made": made, "jobs": states}
 
@@ -293,7 +295,10 @@ def out_of_memory(place: ClusterPlace, seed: int, scratch: Path) -> dict[str, An
     snakemake = trial.start().wait(300)
     require(snakemake.code == 0, snakemake.said()[-1500:])
     states = [job["JobState"] for job in trial.jobs()]
-    require(set(states[:-1]) == {"OUT_OF_MEMORY"} and states[-1] == "COMPLETED", f"jobs were {states}")
+    require(states[-1] == "COMPLETED", f"jobs were {states}")
+    # without cgroups slurmstepd ends the step, and the job's state is FAILED
+    require(set(states[:-1]) <= {"OUT_OF_MEMORY", "FAILED"} and len(states) > 1, f"jobs were {states}")
+    require("exceeded memory limit" in trial.job_output().lower(), f"no word of memory: {trial.job_output()[-800:]}")
     _require_growing_memory(trial, memory_mb)
     return {"did": f"{memory_mb} MB at the first attempt"} | trial.check_end()
 
@@ -310,6 +315,9 @@ def slurmd_killed(place: ClusterPlace, seed: int, scratch: Path) -> dict[str, An
         _kill_job(trial, job)
     time.sleep(down_s)
     _start_daemon("slurmd", *(["-b"] if node else []))  # -b: says that the node was started anew
+    if node:  # Slurm puts the job back into the queue, for two minutes
+        wait_until(lambda: trial.jobs()[0]["JobState"] == "PENDING", "the job is not put back into the queue", 120)
+        _scontrol("update", f"JobId={job['JobId']}", "StartTime=now")
     snakemake.wait()
     require(snakemake.code == 0, snakemake.said()[-1500:])
     what = "slurmd and the job's processes" if node else "slurmd"
@@ -359,12 +367,12 @@ def main_killed(place: ClusterPlace, seed: int, scratch: Path) -> dict[str, Any]
     else:  # stands still, shorter than a lease takes to be stale, so that it is there when the second job comes
         os.kill(worker, signal.SIGSTOP)
     with _queue_closed() if when == 1 else contextlib.nullcontext():
-        refused = trial.start().wait(60)
+        refused = trial.start().wait(120)
         require(refused.code != 0 and "--unlock" in refused.said(), f"no word of the lock: {refused.said()[-800:]}")
-        unlocked = _snakemake(trial.directory, trial.overlay, "--unlock").wait(60)
+        unlocked = _snakemake(trial.directory, trial.overlay, "--unlock").wait(120)
         require(unlocked.code == 0, unlocked.said()[-800:])
         again = trial.start()
-        wait_until(lambda: len(trial.jobs()) == 2, f"no second job: {again.said()[-1500:]}")
+        wait_until(lambda: len(trial.jobs()) == 2, "no second job", 120)
         if when == 0:
             wait_until(lambda: trial.jobs()[1]["JobState"] == "RUNNING", "the second job does not run")
             time.sleep(trial.rng.uniform(0, 3))

@@ -102,6 +102,23 @@ def test_every_kind_of_unreadable_photograph_is_recorded_and_listed(workplace: P
     assert marker["unreadable"] == len(expected)
 
 
+def test_a_marker_that_snakemake_removed_comes_back(workplace: Path) -> None:
+    assert annotate(workplace).returncode == 0
+    folder = workplace / "labels" / "lite0-00000000"
+    done, shard = folder / f"{STEM}.done", folder / f"{STEM}.h5"
+    said, made = done.read_bytes(), shard.stat().st_mtime_ns
+    done.unlink()
+    assert annotate(workplace).returncode == 0
+    assert (done.read_bytes(), shard.stat().st_mtime_ns) == (said, made)
+    done.unlink()
+    spoiled = bytearray(shard.read_bytes())
+    spoiled[len(spoiled) // 2] ^= 1
+    shard.write_bytes(spoiled)  # not the shard that the copy speaks of
+    assert annotate(workplace).returncode == 0
+    assert shard.read_bytes() != spoiled
+    assert read_json(done)["images"] == read_json(folder / f"{STEM}.done.kept")["images"]
+
+
 def test_too_many_unreadable_photographs_stop_the_job_in_one_line(workplace: Path) -> None:
     folder = sorted((workplace / "data" / "train").iterdir())[1]
     for number in range(12):
