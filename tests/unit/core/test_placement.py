@@ -58,7 +58,7 @@ def test_more_gpus_take_less_time(raw: Raw) -> None:
     [
         ({"nodes_of": {"lvvit_xl@448": 4}}, r"machine\.nodes_of.*lvvit_xl"),
         (
-            {"nodes_of": {"lvvit_l": 4}, "micro_batch": 64},
+            {"nodes_of": {"lvvit_l@448": 4}, "micro_batch": 64},
             r"32 processes \(machine\.processes on each of 4 nodes\).*machine\.micro_batch 16",
         ),
         ({"nodes": 0}, r"machine\.nodes: 0"),
