@@ -18,6 +18,7 @@ rule annotate_shard:
         mem_mb=lambda wildcards, attempt: SETTINGS.annotate_mem_mb * attempt,
         runtime=annotate_runtime,
         gpu=GPUS,
+        in_turn=1,  # so that a group of shards asks for the memory and GPU of one (docs/cluster-jobs.md)
     params:
         python=PYTHON,
         machine=MACHINE,

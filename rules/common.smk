@@ -10,7 +10,7 @@ from snakemake.exceptions import WorkflowError
 from snakemake_interface_executor_plugins.settings import DeploymentMethod, ExecMode
 
 from tokenlabel.core import plan_jobs
-from tokenlabel.core.cost import SMALLEST_MINUTES, limit_minutes, manifest_mem_mb
+from tokenlabel.core.cost import limit_minutes, manifest_mem_mb
 from tokenlabel.core.errors import TokenLabelError
 from tokenlabel.core.files import read_json, write_json_if_changed
 from tokenlabel.core.first_light import (
@@ -131,12 +131,12 @@ PYTHON = python_command()
 # for the jobs: the commit for their logs, and where envs/*.post-deploy.sh installs the package from
 os.environ.update(TOKENLABEL_COMMIT=git_commit(), TOKENLABEL_SOURCE=str(workflow.basedir))
 SETTINGS = STUDY.config.machine
-GPUS = 0 if SETTINGS.device == "cpu" else 1  # of a job with one process
-IN_SLURM_JOB = workflow.exec_mode == ExecMode.REMOTE and "SLURM_JOB_ID" in os.environ
 MANIFEST_MEM_MB = manifest_mem_mb(STUDY.config.dataset.train_images)
 RESULTS = {result.name: result for result in report_results(STUDY)}  # what the report may show
 CONTENTS_DOCUMENT = "results/tables/report.json"  # not in results/ itself, of which Snakemake remembers what was there
 ABOUT = f"Commit {git_commit()}, configuration {digest_of(config)}."  # for captions
+GPUS = 0 if SETTINGS.device == "cpu" else 1  # of a job with one process
+IN_SLURM_JOB = workflow.exec_mode == ExecMode.REMOTE and "SLURM_JOB_ID" in os.environ
 
 
 # read by `--sdm apptainer` alone; made from envs/apptainer.def
@@ -485,9 +485,9 @@ def gpus_of_run(wildcards):
     return GPUS * processes_of(SETTINGS, run_of(wildcards))
 
 
-def time_limit(seconds, attempt, smallest=SMALLEST_MINUTES):
+def time_limit(seconds, attempt, **smallest):
     """Minutes that a job on the GPU partition may take, by what it should take; no more than machine.max_job_hours."""
-    return limit_minutes(seconds, attempt, SETTINGS.max_job_hours, smallest)
+    return limit_minutes(seconds, attempt, SETTINGS.max_job_hours, **smallest)
 
 
 def annotate_runtime(wildcards, attempt):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 import subprocess
 import sys
 import threading
@@ -131,11 +132,12 @@ def run_unbroken(folder: Path, overlay: dict[str, Any], epochs: int) -> str:
 def test_a_training_beyond_the_time_limit_goes_on_in_further_jobs(
     cluster: None, overlay: dict[str, Any], tmp_path: Path
 ) -> None:
-    """One minute is what the partition allows; the run needs three, and its two legs were estimated too short."""
+    """One minute is what the partition allows; the run needs three jobs of it, and its two legs were estimated too short."""
     overlay["machine"].update(validate_every_epochs=0, tensorboard=False, micro_batch=24)
     measured, whole, limited = (tmp_path / name for name in ("measured", "whole", "limited"))
     marker = run_unbroken(measured, overlay, epochs=60)
-    epochs = round(180 / (read_json((measured / marker).with_name("summary.json"))["seconds"] / 60))
+    # of a job's minute half is starting and ending, so 80 s of training need three jobs
+    epochs = round(80 / (read_json((measured / marker).with_name("summary.json"))["seconds"] / 60))
     marker = run_unbroken(whole, overlay, epochs)
     limited.mkdir()
     overlay["machine"].update(max_job_hours=1 / 60, leg_epochs=epochs - 1)
@@ -154,3 +156,46 @@ def test_a_training_beyond_the_time_limit_goes_on_in_further_jobs(
     assert int(legs[0]["Restarts"]) == 0
     assert int(legs[1]["Restarts"]) >= 1
     assert planned_jobs(run_snakemake(limited, "-n", marker, overlay=overlay)) == {}
+
+
+GROUPED = [
+    "--groups", "annotate_shard=shards", "--group-components", "shards=2", "--resources", "in_turn=1",
+    "--set-resource-scopes", "in_turn=local",
+]  # fmt: skip
+
+
+@pytest.mark.campaign
+def test_a_group_of_shards_of_which_one_fails_repeats_no_finished_one(
+    cluster: None, overlay: dict[str, Any], tmp_path: Path
+) -> None:
+    overlay["labels"]["shards"] = 4
+    (folder,) = {
+        Path(word).parent
+        for word in run_snakemake(tmp_path, "-n", "labels", overlay=overlay).stdout.split()
+        if word.startswith("results/labels/") and word.endswith("00000-of-00004.done")
+    }
+    obstacles = [tmp_path / folder / f"train-{shard:05d}-of-00004.h5" for shard in range(4)]
+    for shard in (1, 2):  # a folder where the file shall lie, so that one member or two cannot finish
+        (obstacles[shard] / "in-the-way").mkdir(parents=True)
+    seen: dict[Path, int] = {}
+
+    def clear_the_way() -> None:
+        wait_until(lambda: [job for job in jobs_seen_by_slurm(tmp_path) if job["JobState"] == "FAILED"], "fail", 300)
+        seen.update({path: path.stat().st_mtime_ns for path in obstacles if path.is_file()})
+        for shard in (1, 2):
+            shutil.rmtree(obstacles[shard], ignore_errors=True)
+
+    helper = threading.Thread(target=clear_the_way)
+    helper.start()
+    finished = run_on_cluster(tmp_path, "labels", *GROUPED, overlay=overlay)
+    helper.join()
+    assert finished.returncode == 0, finished.stderr[-5000:]
+    _manifest, *groups = jobs_seen_by_slurm(tmp_path)
+    assert [job["JobState"] for job in groups].count("COMPLETED") == 2
+    assert "FAILED" in {job["JobState"] for job in groups}
+    assert seen  # a member had finished before another one failed
+    assert {path: path.stat().st_mtime_ns for path in seen} == seen
+    assert all(path.is_file() for path in obstacles)
+    first = groups[0]
+    assert (first["TresPerJob"], first["MinMemoryNode"], first["TimeLimit"]) == ("gres:gpu:1", "1500M", "00:40:00")
+    assert planned_jobs(run_snakemake(tmp_path, "-n", "labels", overlay=overlay)) == {}

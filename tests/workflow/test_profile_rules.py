@@ -62,7 +62,7 @@ def test_the_profile_sets_nothing_that_a_rule_decides(profile: dict[str, Any]) -
 
 def test_a_submitted_job_asks_for_what_its_rule_says(tmp_path: Path) -> None:
     overlay = {
-        "machine": {"processes": 8, "nodes_of": {"lvvit_s": 4}, "max_job_hours": 24, "micro_batch": 16},
+        "machine": {"processes": 8, "nodes": 4, "max_job_hours": 24, "micro_batch": 16},
         "plan": {"gpus": 32},
     }
     shown = run_snakemake(tmp_path, "-n", "--profile", "slurm", "results/ablation_participation.csv", overlay=overlay)

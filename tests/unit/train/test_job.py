@@ -20,6 +20,7 @@ from tokenlabel.core.errors import CheckpointError, ConfigError, LabelError, Out
 from tokenlabel.core.files import read_json, write_json
 from tokenlabel.engine.failures import TrainingError
 from tokenlabel.engine.reporting import TIMES, MetricsFile
+from tokenlabel.engine.stopping import Stop, StoppedError
 from tokenlabel.eval.evaluation import evaluate_run
 from tokenlabel.labels import SparseTargets
 from tokenlabel.models import load_model, read_metadata
@@ -191,6 +192,52 @@ def test_legs_leave_what_the_unbroken_run_leaves(spec: Spec, workplace: Workplac
     assert train(spec, workplace, folder, **leg)["epochs"] == 2  # of a finished run: nothing is trained again
     assert leg["done"].exists()
     require_equal_runs(folder, tmp_path / "whole")
+
+
+class Clock:
+    """Stands for the end of a job: time is up after so many steps."""
+
+    def __init__(self, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._left = steps
+        monkeypatch.setattr(Stop, "requested", self.is_up)
+
+    def is_up(self, reserve_s: float) -> bool:
+        self._left -= 1
+        return self._left < 0
+
+
+def test_a_leg_at_its_deadline_hands_over_to_the_next(
+    spec: Spec, workplace: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(spec, workplace, tmp_path / "whole")
+    folder = tmp_path / "legs"
+    leg: dict[str, Any] = {"done": folder / "leg-01-of-02.done", "until_epoch": 2, "legs": 2, "deadline_s": 3600}
+    with monkeypatch.context() as patched:
+        Clock(3, patched)  # of two steps an epoch, so in the second one
+        marker = train(spec, workplace, folder, **leg)
+    assert marker == read_json(leg["done"])
+    assert "stopped by the deadline; epoch 1, step 1" in marker["stopped"]
+    assert "epochs" not in marker
+    train(spec, workplace, folder, legs=2)
+    require_equal_runs(folder, tmp_path / "whole")
+
+
+@pytest.mark.parametrize(("steps", "asked"), [(4, 1), (0, 0)], ids=["came forward", "no step"])
+def test_the_last_job_of_a_run_goes_back_into_the_queue_if_it_came_forward(
+    spec: Spec, workplace: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int, asked: int
+) -> None:
+    """A stand-in for scontrol notes what it was asked for, and refuses, as a site may."""
+    noted = tmp_path / "noted"
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text(f'#!/bin/sh\necho "$@" >> {noted}\necho "not allowed" >&2\nexit 1\n')
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    Clock(steps, monkeypatch)
+    with pytest.raises(StoppedError, match="stopped by the deadline") as stopped:
+        train(spec, workplace, tmp_path / "run", deadline_s=3600, requeue=True)
+    assert stopped.value.exit_code == 75
+    assert (noted.read_text().splitlines() if asked else noted.exists()) == (["requeue 77"] if asked else False)
 
 
 def test_a_job_that_was_taken_over_while_it_was_suspended_writes_nothing_more(

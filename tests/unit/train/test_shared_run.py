@@ -76,6 +76,10 @@ def test_two_processes_run_as_one_does(spec: Spec, workplace: Workplace, alone: 
     finish(start(spec, workplace, tmp_path / "two", 2))
     assert_same_run(tmp_path / "two", alone)
     assert read_json(tmp_path / "two" / "done.json")["processes"] == 2
+    logs = {path.name: path.read_text() for path in (tmp_path / "two").glob("log*")}  # one for each process
+    assert logs.keys() == {"log", "log.rank1"}
+    assert all("done in" in text for text in logs.values())
+    assert "epoch 0" in logs["log"]
 
 
 def test_a_missing_manifest_is_one_line_of_one_process(spec: Spec, workplace: Workplace, tmp_path: Path) -> None:
