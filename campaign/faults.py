@@ -139,7 +139,7 @@ FAULTS = {
         "cluster",
     ),
     "slurm_out_of_memory": Fault(
-        "job over its memory", f"submitted again with more; {_FINISHED}", slurm.out_of_memory, 2, "cluster"
+        "job over its memory", f"submitted again with more; {_FINISHED}", slurm.out_of_memory, 1, "cluster"
     ),
     "slurm_time_limit": Fault(
         "job at Slurm's time limit",
