@@ -49,7 +49,6 @@ ELSEWHERE = {
     r"tokenlabel evaluate .*\.pth": "tests/unit/eval/test_evaluate_folder.py, with files that it makes",
     r"tokenlabel train --explain --spec": "tests/unit/train/test_explain.py",
     r"make (venv|demo|test|test-slurm|bench|campaign|lint|docs|site|lock)": "minutes, or this very suite",
-    r"python bench/": "minutes; make bench runs them all",
     r"python examples/custom_folder": "tests/workflow/test_own_photographs.py",
     r"python (examples/tinyimagenet20|docs/studies)": "tests/workflow/test_tinyimagenet20.py, tests/unit/test_studies.py",
     r"(torchrun|srun|sbatch|scancel) ": "needs a cluster; tests/slurm",
