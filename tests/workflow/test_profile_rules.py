@@ -11,7 +11,7 @@ import yaml
 
 from tests.workflow.conftest import REPOSITORY, run_snakemake
 
-ON_CPU = {"make_manifest", "draw_label_maps"}  # of the rules that are submitted
+ON_CPU = {"make_manifest", "draw_label_maps", "draw_light_maps"}  # of the rules that are submitted
 
 
 @pytest.fixture(scope="module")
