@@ -98,12 +98,12 @@ def longest_jobs(study: Study) -> dict[str, int]:
     jobs = JobList(study)
     list_targets(study, jobs)
     minutes: dict[str, int] = {}
+    longest_h = study.config.machine.max_job_hours
     for job in jobs.jobs.values():
         rule = rule_of(job.path)
         if rule is not None:
-            least = {"evaluate_run": 60, "make_manifest": 120}.get(rule, 0)
-            longest_h = None if rule == "make_manifest" else study.config.machine.max_job_hours
-            asked = limit_minutes(job.seconds, longest_h=longest_h, smallest=least or SMALLEST_MINUTES)
+            least = {"evaluate_run": 60, "make_manifest": 120}.get(rule, SMALLEST_MINUTES)
+            asked = limit_minutes(job.seconds, 1, longest_h if job.gpus else None, smallest=least)
             minutes[rule] = max(minutes.get(rule, 0), asked)
     return minutes
 

@@ -48,7 +48,7 @@ ELSEWHERE = {
     r"tokenlabel annotate import": "tests/unit/annotate/test_import.py",
     r"tokenlabel evaluate .*\.pth": "tests/unit/eval/test_evaluate_folder.py, with files that it makes",
     r"tokenlabel train --explain --spec": "tests/unit/train/test_explain.py",
-    r"make (demo|test|bench|campaign|lint|docs|site|lock)": "minutes, or this very suite",
+    r"make (venv|demo|test|test-slurm|bench|campaign|lint|docs|site|lock)": "minutes, or this very suite",
     r"python examples/custom_folder": "tests/workflow/test_own_photographs.py",
     r"python (examples/tinyimagenet20|docs/studies)": "tests/workflow/test_tinyimagenet20.py, tests/unit/test_studies.py",
     r"(torchrun|srun|sbatch|scancel) ": "needs a cluster; tests/slurm",
