@@ -51,7 +51,8 @@ def look_at_nodes(profile: Profile, study: Study, args: argparse.Namespace) -> I
             here = profile.rules_in(partition, rules)
             gpus = max((profile.gpus_of(rule, study.config.machine) for rule in here), default=0)
             answer = folder / f"{partition}.json"
-            said = ask(_command(partition, profile, min(gpus, 1), answer, args))
+            wanted = _options(profile, here[0] if here else "", min(gpus, 1))
+            said = ask(_command(partition, wanted, answer, gpus=min(gpus, 1), args=args))
             if said.code != 0:
                 yield Finding(
                     "fail",
@@ -70,7 +71,18 @@ def look_at_nodes(profile: Profile, study: Study, args: argparse.Namespace) -> I
             folder.parent.rmdir()
 
 
-def _command(partition: str, profile: Profile, gpus: int, answer: Path, args: argparse.Namespace) -> list[str]:
+def _options(profile: Profile, rule: str, gpus: int) -> list[str]:
+    """What sbatch is told of a job of the rule besides its partition, as the executor tells it."""
+    options = []
+    for option, key in (("--account", "slurm_account"), ("--qos", "qos"), ("--constraint", "constraint")):
+        value = profile.of_rule(rule, key) or (profile.qos if key == "qos" else None)
+        options += [option, str(value)] if value else []
+    if gpus:
+        options += ["--gpus", ":".join(str(part) for part in (profile.of_rule(rule, "gpu_model"), gpus) if part)]
+    return options
+
+
+def _command(partition: str, wanted: list[str], answer: Path, *, gpus: int, args: argparse.Namespace) -> list[str]:
     here = [
         sys.executable,
         "-m",
@@ -101,13 +113,7 @@ def _command(partition: str, profile: Profile, gpus: int, answer: Path, args: ar
         "--chdir",
         str(Path.cwd()),
     ]
-    if profile.accounts:
-        command += ["--account", profile.accounts[0]]
-    if profile.qos:
-        command += ["--qos", profile.qos]
-    if gpus:
-        command += ["--gres", f"gpu:{gpus}"]
-    return [*command, "--wrap", f"exec {shlex.join(here)}"]
+    return [*command, *wanted, "--wrap", f"exec {shlex.join(here)}"]
 
 
 def _answers(waiting: dict[str, tuple[str, Path]], timeout_s: float) -> Iterator[Finding]:

@@ -24,15 +24,13 @@ class Profile:
         path: of the file.
         defaults: default-resources.
         rules: rule -> its set-resources.
-        retries: resubmissions of a failed job.
         status_command: sacct or squeue; None where the profile leaves it to the executor.
-        qos: of every job, or None.
+        qos: of `slurm-qos`, which every job gets beside its own, or None.
     """
 
     path: Path
     defaults: dict[str, Any]
     rules: dict[str, dict[str, Any]]
-    retries: int
     status_command: str | None
     qos: str | None
 
@@ -65,8 +63,16 @@ class Profile:
     @property
     def accounts(self) -> list[str]:
         """Every account that is named."""
-        named = [self.defaults.get("slurm_account"), *(rule.get("slurm_account") for rule in self.rules.values())]
-        return list(dict.fromkeys(str(name) for name in named if name))
+        return self._named("slurm_account")
+
+    @property
+    def qos_names(self) -> list[str]:
+        """Every quality of service that is named."""
+        return list(dict.fromkeys([*self._named("qos"), *([self.qos] if self.qos else [])]))
+
+    def _named(self, key: str) -> list[str]:
+        found = [self.defaults.get(key), *(rule.get(key) for rule in self.rules.values())]
+        return list(dict.fromkeys(str(name) for name in found if name))
 
     def rules_in(self, partition: str, rules: list[str]) -> list[str]:
         """Those of some rules that go to a partition."""
@@ -96,7 +102,6 @@ def read_profile(name: str) -> Profile:
         path=path,
         defaults=_resources(content.get("default-resources")),
         rules=_set_resources(content.get("set-resources")),
-        retries=int(content.get("retries") or 0),
         status_command=content.get("slurm-status-command"),
         qos=content.get("slurm-qos"),
     )

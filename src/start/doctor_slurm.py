@@ -11,9 +11,9 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ..core.config import Machine
 from ..core.cost import SMALLEST_MINUTES, limit_minutes
 from ..core.first_light import rule_of
+from ..core.placement import nodes_of
 from ..core.plan import list_targets
 from ..core.plan_jobs import JobList
 from ..core.study import Study
@@ -22,6 +22,7 @@ from .doctor_profile import LONGEST_POLL_S, Profile
 
 COMMANDS = ("sbatch", "squeue", "sinfo", "scontrol", "scancel", "srun")
 AREA = "slurm"
+RETRIES = 2  # of the rules on the GPU partition
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,8 @@ class Partition:
         up: whether it takes and starts jobs.
         limit_minutes: longest job, infinite where none is set.
         nodes, nodes_usable: all of it, and those that are neither down nor drained.
-        gpus_per_node: most of one node.
+        gpus_per_node, cpus_per_node, mem_mb_per_node: most of one node.
+        gpu_models: types of its GPUs, as sinfo names them.
         features: of its nodes, for constraints.
     """
 
@@ -43,6 +45,9 @@ class Partition:
     nodes: int
     nodes_usable: int
     gpus_per_node: int
+    cpus_per_node: int
+    mem_mb_per_node: int
+    gpu_models: frozenset[str]
     features: frozenset[str]
 
 
@@ -83,7 +88,7 @@ def look_at_slurm(profile: Profile, study: Study | None) -> Iterator[Finding]:
             "Set slurm_partition under default-resources",
         )
     for name in profile.partitions:
-        yield from _look_at_partition(name, profile, longest, rules, study.config.machine if study else None)
+        yield from _look_at_partition(name, profile, longest, rules, study)
     yield from _look_at_account(profile, config)
     yield from _look_at_polling(profile, config)
 
@@ -109,7 +114,9 @@ def find_partition(name: str) -> Partition | None:
     keys = dict(re.findall(r"(\w+)=(\S+)", said.text))
     if said.code != 0 or keys.get("PartitionName") != name:
         return None
-    nodes = [line.split("|") for line in ask(["sinfo", "-h", "-N", "-p", name, "-o", "%T|%G|%f"]).text.splitlines()]
+    nodes = [
+        line.split("|") for line in ask(["sinfo", "-h", "-N", "-p", name, "-o", "%T|%G|%f|%c|%m"]).text.splitlines()
+    ]
     usable = [
         node
         for node in nodes
@@ -122,13 +129,17 @@ def find_partition(name: str) -> Partition | None:
         nodes=len(nodes),
         nodes_usable=len(usable),
         gpus_per_node=max((count_gpus(node[1]) for node in nodes), default=0),
+        cpus_per_node=max((_number(node[3]) for node in nodes), default=0),
+        mem_mb_per_node=max((_number(node[4]) for node in nodes), default=0),
+        gpu_models=frozenset(model for node in nodes for model in re.findall(r"(?:^|,)gpu:([^:,()]+):\d", node[1])),
         features=frozenset(word for node in nodes for word in re.split(r"[,&|]", node[2])),
     )
 
 
 def _look_at_partition(
-    name: str, profile: Profile, longest: dict[str, int], rules: list[str], machine: Machine | None
+    name: str, profile: Profile, longest: dict[str, int], rules: list[str], study: Study | None
 ) -> Iterator[Finding]:
+    machine = study.config.machine if study is not None else None
     found = find_partition(name)
     if found is None:
         there = sorted({line.strip("* ") for line in ask(["sinfo", "-h", "-o", "%R"]).text.splitlines()})
@@ -179,32 +190,81 @@ def _look_at_partition(
                 f"partition {name}: constraint {constraint!r} of {rule}: no node has the feature {lacking[0]}",
                 "sinfo -o '%P %f' lists features",
             )
-    yield from _look_at_limit(found, profile, {rule: longest[rule] for rule in here if rule in longest})
+        model = profile.of_rule(rule, "gpu_model")
+        if model and found.gpu_models and str(model) not in found.gpu_models:
+            yield Finding(
+                "fail",
+                AREA,
+                f"partition {name}: gpu_model {model} of {rule}: its nodes have {', '.join(sorted(found.gpu_models))}",
+                "sinfo -o '%P %G' shows the types",
+            )
+    if study is not None:
+        yield from _look_at_size(found, set(here), study)
+    max_job_hours = machine.max_job_hours if machine else None
+    yield from _look_at_limit(found, {rule: longest[rule] for rule in here if rule in longest}, max_job_hours)
 
 
-def _look_at_limit(partition: Partition, profile: Profile, longest: dict[str, int]) -> Iterator[Finding]:
+def _look_at_size(partition: Partition, here: set[str], study: Study) -> Iterator[Finding]:
+    """Whether processors, memory and nodes of the largest job are there: sbatch refuses what no node can ever run."""
+    machine = study.config.machine
+    training = bool(here & {"train_run", "train_leg"})
+    others = bool(here - {"train_run", "train_leg", "make_manifest"})
+    cpus = max(training * machine.threads * machine.processes, others * machine.threads)
+    mem_mb = max(training * machine.train_mem_mb * machine.processes, others * machine.annotate_mem_mb)
+    for wanted, there, what, keys in (
+        (cpus, partition.cpus_per_node, "processors", "machine.threads or machine.processes"),
+        (mem_mb, partition.mem_mb_per_node, "MB of memory", "machine.train_mem_mb or machine.annotate_mem_mb"),
+    ):
+        if wanted > there:
+            yield Finding(
+                "fail",
+                AREA,
+                f"partition {partition.name}: jobs ask for {wanted:,} {what} of a node, its largest has {there:,}",
+                f"Lower {keys}, or choose another partition",
+            )
+    chains = [run for run in study.selected_runs if training]
+    nodes = 0
+    while chains:
+        nodes = max(nodes, *(nodes_of(machine, run) for run in chains))
+        chains = [run.start for run in chains if run.start is not None]
+    if nodes > partition.nodes:
+        yield Finding(
+            "fail",
+            AREA,
+            f"partition {partition.name}: a training asks for {nodes} nodes, it has {partition.nodes}",
+            "Lower machine.nodes or machine.nodes_of, or choose another partition",
+        )
+
+
+def _number(text: str) -> int:
+    """Of sinfo's `64` or, where nodes differ, `64+`."""
+    found = re.match(r"\d+", text)
+    return int(found[0]) if found else 0
+
+
+def _look_at_limit(partition: Partition, longest: dict[str, int], max_job_hours: float | None) -> Iterator[Finding]:
     if not longest:
         return
     rule, minutes = max(longest.items(), key=lambda item: item[1])
     limit = partition.limit_minutes
     asked = f"the longest job, {rule}, asks for {_words(minutes)}"
     if minutes <= limit:
-        attempts = profile.retries + 1
         yield Finding("ok", AREA, f"partition {partition.name}: time limit {_words(limit)}, {asked}")
-        if minutes * attempts > limit:
+        attempts = RETRIES + 1
+        if minutes * attempts > limit and max_job_hours is None:
             yield Finding(
                 "warn",
                 AREA,
                 f"partition {partition.name}: attempt {attempts} of {rule} would ask for {_words(minutes * attempts)}, more "
-                "than the limit",
-                "It is submitted when two attempts failed; a shorter machine.leg_epochs keeps it below",
+                "than the limit, and never start",
+                f"Set machine.max_job_hours: {limit / 60:g}",
             )
         return
     remedy = "Choose a partition for long jobs"
     if rule in ("train_run", "train_leg"):
         remedy += (
-            f", give trainings more GPUs (machine.processes), or split them into legs: machine.leg_epochs at most "
-            f"1/{math.ceil(minutes / limit)} of their epochs"
+            f", or set machine.max_job_hours: {limit / 60:g}, which splits trainings into legs; machine.leg_epochs, where it "
+            f"is set, at most 1/{math.ceil(minutes / limit)} of their epochs"
         )
     elif rule == "annotate_shard":
         remedy += f", or raise labels.shards at least {math.ceil(minutes / limit)} times"
@@ -243,13 +303,14 @@ def _look_at_account(profile: Profile, config: dict[str, str]) -> Iterator[Findi
         else:
             yield Finding("ok", AREA, f"account {account}: {user} may use it")
     allowed = {name for line in lines if line[0] in (profile.accounts or accounts) for name in line[1].split(",")}
-    if profile.qos is not None and profile.qos not in allowed:
-        yield Finding(
-            "fail",
-            AREA,
-            f"qos {profile.qos}: not allowed; allowed are {', '.join(sorted(allowed)) or 'none'}",
-            f"Set slurm-qos in {profile.path}",
-        )
+    for qos in profile.qos_names:
+        if qos not in allowed:
+            yield Finding(
+                "fail",
+                AREA,
+                f"qos {qos}: not allowed; allowed are {', '.join(sorted(allowed)) or 'none'}",
+                f"Set qos in {profile.path}",
+            )
 
 
 def _look_at_polling(profile: Profile, config: dict[str, str]) -> Iterator[Finding]:

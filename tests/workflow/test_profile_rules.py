@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from tests.workflow.conftest import REPOSITORY, run_snakemake
+from tokenlabel.start.doctor_slurm import RETRIES
 
 ON_CPU = {"make_manifest", "draw_label_maps", "draw_light_maps"}  # of the rules that are submitted
 
@@ -51,6 +52,7 @@ def test_every_submitted_rule_says_its_processors_memory_time_and_retries() -> N
             r"^        runtime=(\w+_runtime|lambda wildcards, attempt: .*\battempt),", text, re.MULTILINE
         ), name
         assert re.search(r"^    retries: ", text, re.MULTILINE), name
+    assert max(int(found) for found in re.findall(r"retries\((\d+)\)", "".join(submitted().values()))) == RETRIES
 
 
 def test_the_profile_sets_nothing_that_a_rule_decides(profile: dict[str, Any]) -> None:

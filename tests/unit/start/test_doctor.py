@@ -15,12 +15,13 @@ import yaml
 
 from tokenlabel.cli import main
 from tokenlabel.core.errors import ConfigError
+from tokenlabel.core.study import Study
 from tokenlabel.start import doctor_files
 from tokenlabel.start.doctor_files import look_at_files, look_at_room
 from tokenlabel.start.doctor_findings import ask
 from tokenlabel.start.doctor_machine import look_at_gpus, look_at_python
 from tokenlabel.start.doctor_profile import read_profile
-from tokenlabel.start.doctor_slurm import count_gpus, longest_jobs, minutes_of
+from tokenlabel.start.doctor_slurm import count_gpus, longest_jobs, look_at_slurm, minutes_of
 
 Doctor = Callable[..., list[dict[str, str]]]
 
@@ -148,8 +149,6 @@ def test_disks_that_are_full_small_read_only_or_without_inodes(mount: Callable[[
 
 
 def test_room_for_the_study(mount: Callable[[str], Path], raw_config: dict[str, Any]) -> None:
-    from tokenlabel.core.study import Study
-
     few = mount("size=1m,nr_inodes=100")
     found = list(look_at_room(few, Study.plan(raw_config)))
     assert [finding.status for finding in found] == ["fail", "fail"]
@@ -261,11 +260,76 @@ def test_gpus_of_a_node(gres: str, count: int) -> None:
 def test_longest_jobs_and_silent_commands(
     raw_config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tokenlabel.core.study import Study
-
     minutes = longest_jobs(Study.plan(raw_config))
     assert minutes["train_run"] > 100 * minutes["annotate_shard"]
     (tmp_path / "sinfo").write_text("#!/bin/sh\nexec sleep 20\n")
     (tmp_path / "sinfo").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     assert ask(["sinfo"], timeout_s=0.2).error == "sinfo: no answer within 0.2 s"
+
+
+SITE = {
+    "scontrol": 'case "$*" in ping) echo is UP;; *partition*) echo "PartitionName=$4 State=UP MaxTime=1-00:00:00";; '
+    "*config) echo 'AccountingStorageType = accounting_storage/slurmdbd';; *) echo slurm 22.05;; esac",
+    "sinfo": 'case "$*" in *%T*) echo "idle|gpu:v100:4(S:0)|fast|32|90000+";; *) echo slurm 22.05;; esac',
+    "sacctmgr": "echo 'research|normal,high'",
+} | dict.fromkeys(("sbatch", "squeue", "scancel", "srun"), "echo slurm 22.05")
+
+
+@pytest.fixture
+def profile(tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Writes the repository's profile with changes for its GPU jobs, on a site whose Slurm are scripts; returns its folder."""
+    (tmp_path / "bin").mkdir()
+    for name, text in SITE.items():
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+
+    def write(**changes: Any) -> str:
+        content = yaml.safe_load((repository / "slurm" / "config.yaml").read_text())
+        for resources in content["set-resources"].values():
+            resources.update(changes)
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
+        return str(tmp_path)
+
+    return write
+
+
+def test_jobs_that_no_node_of_the_site_can_run(
+    profile: Callable[..., str], doctor: Doctor, demo: dict[str, Any]
+) -> None:
+    asked = profile(qos="gold", gpu_model="a100", constraint="slow")
+    machine = {"device": "cuda", "processes": 8, "threads": 8, "train_mem_mb": 16000, "micro_batch": 1, "nodes": 3}
+    overlay = demo | {"machine": demo["machine"] | machine, "plan": {"gpus": 24}}
+    said = failed(doctor(overlay, "--profile", asked), "slurm")
+    assert "qos gold: not allowed; allowed are high, normal -> Set qos in" in said
+    assert "gpu_model a100 of annotate_shard: its nodes have v100" in said
+    assert "no node has the feature slow" in said
+    assert "jobs ask for 8 GPUs of a node, its nodes have 4" in said
+    assert "jobs ask for 64 processors of a node, its largest has 32 -> Lower machine.threads or" in said
+    assert "jobs ask for 128,000 MB of memory of a node, its largest has 90,000 -> Lower machine.train_mem_mb" in said
+    assert "a training asks for 3 nodes, it has 1 -> Lower machine.nodes" in said
+
+
+@pytest.mark.parametrize(
+    ("hours", "status", "remedy"),
+    [
+        (None, "fail", "Choose a partition for long jobs, or set machine.max_job_hours: 24, which splits trainings"),
+        (24, "ok", ""),
+    ],
+)
+def test_the_partitions_limit_and_the_longest_job(
+    profile: Callable[..., str], raw_config: dict[str, Any], hours: float | None, status: str, remedy: str
+) -> None:
+    study = Study.plan(raw_config | {"machine": raw_config["machine"] | {"max_job_hours": hours}})
+    found = look_at_slurm(read_profile(profile()), study)
+    limit = next(finding for finding in found if "partition gpu: time limit 24.0 h" in finding.found)
+    assert (limit.status, limit.remedy[: len(remedy or " ")]) == (status, remedy)
+
+
+def test_a_retry_that_the_partition_would_never_start(
+    profile: Callable[..., str], doctor: Doctor, demo: dict[str, Any]
+) -> None:
+    found = doctor(demo | {"plan": {"job_start_s": 30_000}}, "--profile", profile())
+    (warned,) = (finding for finding in found if "would ask for" in finding["found"])
+    assert (warned["status"], warned["remedy"]) == ("warn", "Set machine.max_job_hours: 24")
