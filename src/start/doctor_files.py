@@ -157,7 +157,7 @@ def _look_at_hdf5(place: Path, probe: Path) -> Iterator[Finding]:
         yield Finding(
             "warn",
             AREA,
-            "HDF5_USE_FILE_LOCKING in the environment makes HDF5 lock every shard that it reads, and fail where locks are not to be had",
+            "HDF5_USE_FILE_LOCKING in the environment: HDF5 locks every shard that it reads, and fails where it cannot",
             "Unset it, or export HDF5_USE_FILE_LOCKING=FALSE, in the shell that starts snakemake",
         )
     done = subprocess.run(
