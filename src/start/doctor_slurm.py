@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ..core.config import Machine
-from ..core.cost import limit_minutes
+from ..core.cost import SMALLEST_MINUTES, limit_minutes
 from ..core.first_light import rule_of
 from ..core.plan import list_targets
 from ..core.plan_jobs import JobList
@@ -93,11 +93,13 @@ def longest_jobs(study: Study) -> dict[str, int]:
     jobs = JobList(study)
     list_targets(study, jobs)
     minutes: dict[str, int] = {}
+    longest_h = study.config.machine.max_job_hours
     for job in jobs.jobs.values():
         rule = rule_of(job.path)
         if rule is not None:
-            least = {"evaluate_run": 60, "make_manifest": 120}.get(rule, 0)
-            minutes[rule] = max(minutes.get(rule, 0), least, limit_minutes(job.seconds))
+            least = {"evaluate_run": 60, "make_manifest": 120}.get(rule, SMALLEST_MINUTES)
+            asked = limit_minutes(job.seconds, 1, longest_h if job.gpus else None, smallest=least)
+            minutes[rule] = max(minutes.get(rule, 0), asked)
     return minutes
 
 

@@ -35,9 +35,7 @@ def test_the_profile_runs_a_study_through_real_slurm(
     overlay = copy.deepcopy(small_study)
     overlay["machine"].update(annotate_mem_mb=1500, train_mem_mb=1500)
     overlay["labels"]["shards"] = 1
-    finished = run_on_cluster(
-        tmp_path, "results/ablation_annotators.csv", overlay=overlay, timeout_s=480, python=sys.executable
-    )
+    finished = run_on_cluster(tmp_path, "results/ablation_annotators.csv", overlay=overlay, timeout_s=480)
     logs = "\n".join(path.read_text(errors="replace") for path in tmp_path.rglob("*.log"))
     assert finished.returncode == 0, finished.stderr[-4000:] + logs[-4000:]
     table = (tmp_path / "results" / "ablation_annotators.csv").read_text()
