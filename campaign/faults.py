@@ -178,7 +178,7 @@ FAULTS = {
     ),
     "slurm_slurmctld_restarted": Fault(
         "slurmctld killed (-9) and started again",
-        f"the job runs on and Snakemake sees its end; {_FINISHED}",
+        f"the job runs on; Snakemake sees its end, or does after Ctrl-C and the same command; {_FINISHED}",
         slurm.slurmctld_restarted,
         3,
         "cluster",

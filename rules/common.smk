@@ -22,6 +22,7 @@ from tokenlabel.core.first_light import (
 )
 from tokenlabel.core.identity import digest_of
 from tokenlabel.core.log import git_commit
+from tokenlabel.core.markers import forget_begun
 from tokenlabel.core.placement import nodes_of, processes_of
 from tokenlabel.core.plan import plan_study as price_study
 from tokenlabel.core.report_contents import ABOUT_FOLDER, ABOUT_PAGES, as_rst, capped_words, report_results, whole
@@ -55,6 +56,7 @@ def write_document(path, document):
     documents = {path: document}
     if MACHINE not in WRITTEN:  # moving the data reruns nothing, yet the next job sees it
         documents |= {RESOLVED: config, MACHINE: STUDY.machine()}
+        forget_begun(Path(".snakemake/incomplete"), Path())  # before Snakemake looks there, which is after this
     try:
         for place in documents.keys() - WRITTEN:  # 64 shards share a spec: one look at the file system is enough
             write_json_if_changed(Path(place), documents[place])

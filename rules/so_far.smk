@@ -1,3 +1,4 @@
+# The plan is named by its input and not worked out again: evaluations that this very call makes would give another name.
 rule make_table_so_far:
     """One experiment's table, page and figure from the evaluations that exist; rows without one are `planned`."""
     input:
@@ -21,11 +22,10 @@ rule make_table_so_far:
         runtime=lambda wildcards, attempt: 20 * attempt,
     params:
         python=PYTHON,
-        plan=lambda wildcards: plan_so_far(STUDY.tables[wildcards.experiment])[0],
         question=lambda wildcards: STUDY.tables[wildcards.experiment].experiment.question,
         paper=lambda wildcards: STUDY.tables[wildcards.experiment].experiment.paper,
     shell:
-        "{params.python} -m tokenlabel table --so-far --spec {params.plan} --csv {output.csv} --markdown {output.markdown}"
+        "{params.python} -m tokenlabel table --so-far --spec {input} --csv {output.csv} --markdown {output.markdown}"
         " --figure {output.figure} --log {log}"
 
 
@@ -54,9 +54,8 @@ rule make_so_far_index:
         runtime=lambda wildcards, attempt: 20 * attempt,
     params:
         python=PYTHON,
-        plans=lambda wildcards: [plan_so_far(table)[0] for table in STUDY.tables.values()],
     shell:
-        "{params.python} -m tokenlabel table index --specs {params.plans} --csv {output.csv} --markdown {output.markdown}"
+        "{params.python} -m tokenlabel table index --specs {input} --csv {output.csv} --markdown {output.markdown}"
         " --log {log}"
 
 

@@ -6,9 +6,11 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 from . import __version__
 from .core.command import run_command
+from .core.errors import exit_on_user_error, missing_packages_named
 
 # verb -> (module with add_arguments and run, one line of help); modules are loaded only for the verb that is used
 VERBS = {
@@ -61,6 +63,10 @@ VERBS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parses the command line and runs one verb; returns its exit code."""
+    return exit_on_user_error(partial(_run, argv))
+
+
+def _run(argv: Sequence[str] | None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     for verb, option in (("annotate", "list"), ("train", "explain")):
         if arguments[:1] == [verb] and f"--{option}" in arguments:
@@ -75,7 +81,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for verb, (module_name, help_line) in VERBS.items():
         sub = verbs.add_parser(verb, help=help_line)
         if verb == chosen:
-            module = importlib.import_module(f".{module_name}", __package__)
+            with missing_packages_named():
+                module = importlib.import_module(f".{module_name}", __package__)
             sub.description = module.__doc__
             module.add_arguments(sub)
             sub.set_defaults(run=module.run)

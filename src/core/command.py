@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .errors import ConfigError, DataError, exit_on_user_error
+from .errors import ConfigError, DataError, exit_on_user_error, missing_packages_named
 from .files import read_json
 from .log import log_failure, set_up_logging
 
@@ -88,10 +88,15 @@ def read_machine(path: Path) -> dict[str, Any]:
 
 def run_stage(stage: str, argv: Sequence[str] | None = None) -> int:
     """Runs a stage's command as `python -m tokenlabel.<stage>`; returns the exit code."""
-    module = importlib.import_module(f"..{stage}.command", __package__)
-    parser = argparse.ArgumentParser(prog=f"python -m tokenlabel.{stage}", description=module.__doc__)
-    module.add_arguments(parser)
-    return run_command(module.run, parser.parse_args(argv))
+
+    def main() -> int:
+        with missing_packages_named():
+            module = importlib.import_module(f"..{stage}.command", __package__)
+        parser = argparse.ArgumentParser(prog=f"python -m tokenlabel.{stage}", description=module.__doc__)
+        module.add_arguments(parser)
+        return run_command(module.run, parser.parse_args(argv))
+
+    return exit_on_user_error(main)
 
 
 def run_command(run: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
@@ -100,7 +105,8 @@ def run_command(run: Callable[[argparse.Namespace], int], args: argparse.Namespa
     def main() -> int:
         set_up_logging(getattr(args, "log", None))
         try:
-            return run(args)
+            with missing_packages_named():
+                return run(args)
         except Exception as error:
             log_failure(error)
             raise

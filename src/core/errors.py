@@ -5,9 +5,10 @@ Raised everywhere, turned into one line and exit code 2 by `exit_on_user_error`.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 
 class TokenLabelError(Exception):
@@ -42,6 +43,25 @@ class CheckpointError(TokenLabelError):
 
 class OutputError(TokenLabelError):
     """A place that cannot be written."""
+
+
+class MissingPackageError(TokenLabelError):
+    """A package that the base install does not bring."""
+
+
+@contextlib.contextmanager
+def missing_packages_named() -> Iterator[None]:
+    """Turns an import that fails into a MissingPackageError; a module of our own that is missing stays a bug."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or "tokenlabel").partition(".")[0]
+        if package == "tokenlabel":
+            raise
+        raise MissingPackageError(
+            f"the Python module {package} is not installed; `pip install tokenlabel` alone brings what the library needs. Run "
+            "pip install 'tokenlabel[study]', or in a checkout make venv."
+        ) from error
 
 
 def unknown_name(kind: str, name: str, legal: Iterable[str], where: str = "") -> ConfigError:

@@ -2,11 +2,14 @@
 
 Snakemake removes the declared outputs of a job that it takes for failed, and of a job that it runs again, before the job's own
 code starts. So a node that dies just after a marker was written, or a second job for the same output, would cost a finished
-training. The kept copy brings the marker back. Called by the shard job and by trainings.
+training. The kept copy brings the marker back. Called by the shard job and by trainings;
+`forget_begun` by the rules.
 """
 
 from __future__ import annotations
 
+import base64
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -35,3 +38,26 @@ def read_kept(marker: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return document if isinstance(document, dict) else None
+
+
+def forget_begun(records: Path, study: Path) -> None:
+    """Removes Snakemake's record that a job was begun, where the job's marker is there: a marker is written last and whole.
+
+    A Snakemake that was killed leaves such records of jobs that went on and finished. It would run them again, and, because their
+    markers are `ancient` inputs, nothing of what still waits for them: the call would end well and have made no table.
+
+    Args:
+        records: `.snakemake/incomplete`; a record's name is its output's path in base64, long ones cut into folders `@...`.
+        study: folder that the outputs' paths are relative to.
+    """
+    for record in records.rglob("*"):
+        name = "".join(part.removeprefix("@") for part in record.relative_to(records).parts)
+        try:
+            output = base64.urlsafe_b64decode(name).decode()
+        except ValueError:  # a folder, or nothing of Snakemake's
+            continue
+        if output.startswith("results/") and output.endswith((".done", "/done.json")) and (study / output).is_file():
+            with contextlib.suppress(
+                OSError
+            ):  # of a user who is not in the group: Snakemake says what it makes of the record
+                record.unlink()

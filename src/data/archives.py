@@ -12,6 +12,7 @@ from ..core.files import parse_json
 from .listing import IMAGE_SUFFIXES, Entry, Listing
 
 LABEL_KEYS = ("label", "cls", "class", "target")  # of a WebDataset sample's .json
+_MAX_LABEL_BYTES = 2**20  # with captions and all; a hole in a sparse file would otherwise be read as gigabytes of zeros
 
 
 def list_tars(data_root: Path, location: str, inner: str) -> Listing:
@@ -80,6 +81,8 @@ def list_webdataset(data_root: Path, location: str) -> Listing:
                 if _is_image(name):
                     images[key] = (extension, size_bytes, offset)
                 elif extension in ("cls", "json"):
+                    if size_bytes > _MAX_LABEL_BYTES:
+                        raise DataError(f"{path}:{name}: {size_bytes:,} bytes, expected a label of at most 1 MB.")
                     file.seek(offset)
                     labels[key] = _label(f"{path}:{name}", extension, file.read(size_bytes))
         for key, (extension, size_bytes, offset) in images.items():

@@ -147,6 +147,19 @@ def _try_files(place: Path, probe: Path) -> Iterator[Finding]:
             f"{place}: fsync of 64 kB took {fsync_s:.1f} s",
             "Checkpoints will wait for it; ask for a faster file system",
         )
+    yield from _look_at_hdf5(place, probe)
+
+
+def _look_at_hdf5(place: Path, probe: Path) -> Iterator[Finding]:
+    """Yields whether HDF5 files open there; where jobs are made to lock them is said also of a file system with locks."""
+    forced = os.environ.get("HDF5_USE_FILE_LOCKING", "") in ("TRUE", "1")  # stronger than h5py's locking=False
+    if forced:
+        yield Finding(
+            "warn",
+            AREA,
+            "HDF5_USE_FILE_LOCKING in the environment: HDF5 locks every shard that it reads, and fails where it cannot",
+            "Unset it, or export HDF5_USE_FILE_LOCKING=FALSE, in the shell that starts snakemake",
+        )
     done = subprocess.run(
         [sys.executable, "-c", HDF5, str(probe / "probe.h5")],
         capture_output=True,
@@ -160,7 +173,7 @@ def _try_files(place: Path, probe: Path) -> Iterator[Finding]:
             "fail",
             AREA,
             f"{place}: HDF5 cannot write ({reason})",
-            "pip install -r requirements.lock, or another file system",
+            "Unset HDF5_USE_FILE_LOCKING" if forced else "pip install -r requirements.lock, or another file system",
         )
     elif done.stdout:
         yield Finding(

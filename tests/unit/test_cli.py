@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from tests.warm import warm_python
 from tokenlabel.cli import VERBS, main
+from tokenlabel.core.errors import missing_packages_named
 
 
 def run(*arguments: str, timeout_s: int = 120) -> subprocess.CompletedProcess[str]:
@@ -47,6 +49,23 @@ def test_help_and_version_are_quick_and_an_unknown_verb_is_refused() -> None:
     finished = run("anotate")
     assert finished.returncode == 2
     assert "invalid choice: 'anotate'" in finished.stderr
+
+
+@pytest.mark.parametrize("start", ["cli.main(['demo', 'here'])", "core.command.run_stage('demo', ['here'])"])
+def test_a_package_that_the_base_install_lacks_is_named(start: str, tmp_path: Path) -> None:
+    code = f"import sys; sys.modules['PIL'] = None; from tokenlabel import cli, core; sys.exit({start})"
+    finished = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert finished.returncode == 2
+    assert finished.stderr.startswith("error: the Python module PIL is not installed; ")
+    assert "pip install 'tokenlabel[study]'" in finished.stderr
+    assert finished.stderr.count("\n") == 1
+
+
+def test_a_module_of_our_own_that_is_missing_is_a_bug() -> None:
+    with pytest.raises(ModuleNotFoundError), missing_packages_named():
+        importlib.import_module("tokenlabel.core.not_there")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import json
 import os
@@ -306,6 +307,25 @@ def test_an_added_photograph_makes_one_shard_again_and_no_run(
     store = LabelStore(labels, "train", manifest_digests=load_manifest(data, "train").shard_digests)
     assert len(store) == 24
     assert planned_jobs(run_snakemake(copy, "-n", *targets, overlay=overlay)) == {}
+
+
+def test_jobs_that_finished_without_their_snakemake_are_not_run_again_and_the_rest_is_made(
+    finished_study: Path, overlay: Overlay, tmp_path: Path
+) -> None:
+    """Snakemake was killed, its jobs went on: it records them as begun and does not know that they ended."""
+    copy = tmp_path / "copy"
+    shutil.copytree(finished_study, copy)
+    records = copy / ".snakemake"
+    for marker in [*copy.glob("results/**/*.done"), *copy.glob("results/**/done.json")]:
+        name = base64.urlsafe_b64encode(str(marker.relative_to(copy)).encode()).decode()
+        (records / "metadata" / name).rename(records / "incomplete" / name)
+    (copy / "results" / "main.csv").unlink()
+    before = everything_under(copy / "results" / "runs") | everything_under(copy / "results" / "labels")
+    finished = run_snakemake(copy, "results/main.csv", "--cores", "2", "--rerun-incomplete", overlay=overlay)
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    assert (copy / "results" / "main.csv").exists(), finished.stderr[-3000:]
+    assert everything_under(copy / "results" / "runs") | everything_under(copy / "results" / "labels") == before
+    assert not [path for path in (records / "incomplete").rglob("*") if path.is_file()]
 
 
 @pytest.mark.campaign  # half a minute

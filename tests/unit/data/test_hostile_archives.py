@@ -125,6 +125,20 @@ def test_a_webdataset_label_that_misleads_is_refused(label: bytes, root: Path) -
         list_entries(root, "train-*.tar", "webdataset")
 
 
+def test_a_webdataset_label_of_gigabytes_is_not_read(root: Path) -> None:
+    path = root / "train-0.tar"
+    with tarfile.open(path, "w") as archive:
+        add(archive, "a.jpg")
+        label = tarfile.TarInfo("a.json")
+        label.size = 2**35
+    with path.open("r+b") as file:  # a sparse file: what it promises is there, and takes no room
+        file.seek(1024)
+        file.write(label.tobuf())
+        file.truncate(1536 + label.size + 1024)
+    with pytest.raises(DataError, match=r"a\.json: 34,359,738,368 bytes, expected a label"):
+        list_entries(root, "train-*.tar", "webdataset")
+
+
 @pytest.mark.parametrize(
     "records", [{"GNU.sparse.map": "a,b"}, {"GNU.sparse.major": "1", "GNU.sparse.minor": "0"},
         {"size": "-1"}, {"path": "../../x.jpg"}]

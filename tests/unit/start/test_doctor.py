@@ -184,6 +184,13 @@ def test_hdf5_that_cannot_open_and_groups(tmp_path: Path, monkeypatch: pytest.Mo
     )
     (found,) = [finding for finding in look_at_files(tmp_path) if finding.status == "warn"]
     assert "HDF5 cannot lock its files (unable to lock file, errno = 11)" in found.found
+    monkeypatch.setenv("HDF5_USE_FILE_LOCKING", "TRUE")  # which asks for locks also where locking=False is said
+    (tmp_path / "h5py.py").write_text("def File(*path, **options): raise OSError('unable to lock file, errno = 11')\n")
+    warned, refused = (finding for finding in look_at_files(tmp_path) if finding.status != "ok")
+    assert "HDF5_USE_FILE_LOCKING" in warned.found
+    assert (refused.status, refused.remedy) == ("fail", "Unset HDF5_USE_FILE_LOCKING")
+    monkeypatch.setenv("HDF5_USE_FILE_LOCKING", "FALSE")
+    assert "HDF5_USE_FILE_LOCKING" not in " ".join(finding.found for finding in look_at_files(tmp_path))
     shared = tmp_path / "shared"
     shared.mkdir()
     shared.chmod(0o2775)
