@@ -75,6 +75,12 @@ def python_command():
     return shlex.quote(sys.executable)
 
 
+def image():
+    """The container of the jobs, with `--sdm apptainer` only."""
+    used = DeploymentMethod.APPTAINER in workflow.deployment_settings.deployment_method
+    return f"{workflow.basedir}/envs/tokenlabel.sif" if used else None
+
+
 def retries(count):
     """How often a failed job is tried again: none inside a submitted job.
 
@@ -141,8 +147,8 @@ GPUS = 0 if SETTINGS.device == "cpu" else 1  # of a job with one process
 IN_SLURM_JOB = workflow.exec_mode == ExecMode.REMOTE and "SLURM_JOB_ID" in os.environ
 
 
-# read by `--sdm apptainer` alone; made from envs/apptainer.def
-container: f"{workflow.basedir}/envs/tokenlabel.sif"
+# made from envs/apptainer.def; Snakemake refuses a path with a space even where nothing uses it
+container: image()
 
 
 wildcard_constraints:

@@ -65,7 +65,7 @@ def test_the_image_is_made_of_the_lock() -> None:
     assert '"/opt/tokenlabel[study]"' in parts["post"]
     versions = {re.search(r"python=([\d.]+)", path.read_text())[1] for path in ENVIRONMENTS}  # type: ignore[index]
     assert {re.search(r"^From: python:([\d.]+)-", definition, flags=re.MULTILINE)[1]} == versions  # type: ignore[index]
-    assert 'container: f"{workflow.basedir}/envs/tokenlabel.sif"' in (REPOSITORY / "rules" / "common.smk").read_text()
+    assert 'f"{workflow.basedir}/envs/tokenlabel.sif"' in (REPOSITORY / "rules" / "common.smk").read_text()
 
 
 def test_a_further_index_brings_the_build_for_cpus_for_the_same_pin(tmp_path: Path) -> None:
