@@ -21,7 +21,7 @@ demo: $(VENV)/.installed
 	@echo "demo_run/results: tables, figures/, so_far/ (the rest, planned), plan.md, report.html. Twenty photographs check the machinery, not the accuracy."
 
 test: $(VENV)/.installed
-	python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # a real slurmctld and slurmd on this machine, started and wiped by the tests: as root, and only where no other Slurm is configured
 test-slurm: $(VENV)/.installed

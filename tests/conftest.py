@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 from filelock import FileLock
+from xdist.scheduler import LoadFileScheduling
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -95,16 +96,24 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made_once(tmp_path_factory, "photographs", write_crops)
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Starts the longest files first, so that no worker is left with one of them at the end.
-
-    A file's tests run in one worker, and all of tests/slurm in the same: they share the machine's one cluster.
-    """
+    """Starts the longest files first, so that no worker is left with one of them at the end."""
     slow = ("tests/workflow/test_study.py", "tests/slurm/", "tests/workflow/")
     items.sort(
         key=lambda item: next((rank for rank, start in enumerate(slow) if item.nodeid.startswith(start)), len(slow))
     )
-    for item in items:
-        group = "tests/slurm" if item.nodeid.startswith("tests/slurm/") else item.nodeid.split("::", 1)[0]
-        item.add_marker(pytest.mark.xdist_group(group))
+
+
+class FileScheduling(LoadFileScheduling):  # type: ignore[misc]  # xdist has no types
+    """A file's tests run in one worker, and all of tests/slurm in the same: they share the machine's one cluster.
+
+    xdist's own groups (`--dist loadgroup`) do nothing with pytest 9.2: it renames tests to tell their group, and no name changes.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "tests/slurm" if nodeid.startswith("tests/slurm/") else str(super()._split_scope(nodeid))
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> FileScheduling:
+    """Called by xdist where tests run in several workers."""
+    return FileScheduling(config, log)

@@ -29,9 +29,8 @@ def main():
     server = connect(path)
     held = set()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGQUIT):
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            held.add(number)
-            signal.signal(number, lambda number, _: server.send(bytes([number])))
+        held.add(number)
+        signal.signal(number, lambda number, _: server.send(bytes([number])))
     files = array.array("i", (0, 1, 2))
     server.sendmsg([len(request).to_bytes(8, "big")], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, files)])
     server.sendall(request)

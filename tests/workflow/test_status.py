@@ -73,6 +73,10 @@ def test_a_training_that_runs_is_suspended_killed_and_fails(small_study: dict[st
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+    until = time.monotonic() + DEADLINE_S
+    while Path(f"/proc/{job}").exists():  # the kernel takes a moment to end a large process
+        assert time.monotonic() < until
+        time.sleep(0.1)
     killed = training()
     assert killed.state == "interrupted"
     assert killed.epochs_done is not None

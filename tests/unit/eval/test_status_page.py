@@ -28,7 +28,7 @@ EXAMPLE = Status(
         JobStatus(f"{TOKEN} seed 2", "", "running", epochs_done=8, epochs=14, remaining_s=360),
         JobStatus(
             f"{RELABEL} seed 1", "", "failed",
-            "data_root /data/moved: no such folder on this machine. Set data_root to where the data set lies.",
+            "data_root /data/moved: no such folder on this machine (node17). Set data_root to where the data set lies.",
             f"logs/runs/{RELABEL}/seed1/train.log", 0, 14,
         ),
         JobStatus(
