@@ -27,24 +27,21 @@ from tokenlabel.core.files import read_json, write_json
 pytestmark = pytest.mark.slurm
 
 
-def test_the_profile_runs_a_study_through_real_slurm(
-    cluster: None,
-    small_study: dict[str, Any],  # noqa: F811
-    tmp_path: Path,
-) -> None:
+def run_study(small_study: dict[str, Any], directory: Path) -> None:  # noqa: F811
+    directory.mkdir()
     overlay = copy.deepcopy(small_study)
     overlay["machine"].update(annotate_mem_mb=1500, train_mem_mb=1500)
     overlay["labels"]["shards"] = 1
-    finished = run_on_cluster(tmp_path, "results/ablation_annotators.csv", overlay=overlay, timeout_s=480)
-    logs = "\n".join(path.read_text(errors="replace") for path in tmp_path.rglob("*.log"))
+    finished = run_on_cluster(directory, "results/ablation_annotators.csv", overlay=overlay, timeout_s=480)
+    logs = "\n".join(path.read_text(errors="replace") for path in directory.rglob("*.log"))
     assert finished.returncode == 0, finished.stderr[-4000:] + logs[-4000:]
-    table = (tmp_path / "results" / "ablation_annotators.csv").read_text()
+    table = (directory / "results" / "ablation_annotators.csv").read_text()
     assert table.count("\n") == 3  # header, hard labels, one annotator
-    jobs = jobs_seen_by_slurm(tmp_path)
+    jobs = jobs_seen_by_slurm(directory)
     assert len(jobs) == 6  # manifest, a shard, 2 runs, 2 evaluations; the table is made where Snakemake runs
     assert {job["JobState"] for job in jobs} == {"COMPLETED"}
     assert sorted(job["Partition"] for job in jobs) == ["cpu"] + ["gpu"] * 5
-    assert planned_jobs(run_snakemake(tmp_path, "-n", "results/ablation_annotators.csv", overlay=overlay)) == {}
+    assert planned_jobs(run_snakemake(directory, "-n", "results/ablation_annotators.csv", overlay=overlay)) == {}
 
 
 @dataclass(frozen=True)
@@ -67,6 +64,7 @@ def training(spec: dict[str, Any], workplace: Workplace, folder: Path, **changes
     return Training(folder, command)
 
 
+@pytest.mark.campaign  # test_profile has the same through the profile
 def test_srun_trains_in_two_processes_as_one_does(
     cluster: None,
     spec: dict[str, Any],  # noqa: F811
@@ -94,20 +92,24 @@ def test_srun_trains_in_two_processes_as_one_does(
         assert found == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_training_saves_its_state_before_slurms_time_limit(
+def test_a_study_runs_while_a_training_meets_slurms_time_limit(
     cluster: None,
     spec: dict[str, Any],  # noqa: F811
     workplace: Workplace,  # noqa: F811
+    small_study: dict[str, Any],  # noqa: F811
     tmp_path: Path,
 ) -> None:
+    """Both at once, because Slurm's shortest limit is a minute: the profile's jobs, and a state that is saved before the limit."""
     spec["recipe"]["epochs"] = 10_000
     job = training(spec, workplace, tmp_path / "run")
-    sent = subprocess.run(
+    waiting = subprocess.Popen(
         ["sbatch", "--parsable", "--wait", "--partition", "cpu", "--time", "1", "--mem", "3000", "--output",
             str(tmp_path / "out"), "--wrap", f"exec {shlex.join(job.command)}"],
-        capture_output=True, text=True, timeout=180, check=False, cwd=tmp_path,
+        stdout=subprocess.PIPE, text=True, cwd=tmp_path,
     )  # fmt: skip
-    shown = {seen["JobId"]: seen for seen in jobs_seen_by_slurm()}[sent.stdout.split()[0]]
+    run_study(small_study, tmp_path / "study")
+    sent, _ = waiting.communicate(timeout=180)
+    shown = {seen["JobId"]: seen for seen in jobs_seen_by_slurm()}[sent.split()[0]]
     said = (tmp_path / "out").read_text()
     assert (shown["JobState"], shown["ExitCode"]) == ("FAILED", "75:0"), said  # TIMEOUT would be Slurm's own end
     assert "stopped by the deadline" in said

@@ -181,6 +181,7 @@ def test_a_file_name_that_is_not_utf8_is_refused_in_one_line(place: Path, tmp_pa
     one_line(refused.value).encode("utf-8")  # can be printed
 
 
+@pytest.mark.campaign  # half a minute
 def test_the_overlay_of_init_survives_the_names(place: Path) -> None:
     shutil.copytree(place / PHOTOS / "train", place / "own $(touch pwned) it's {x}")
     shown = command(place, "init", "own $(touch pwned) it's {x}", "--minutes", "1", "--name", "own").stdout

@@ -102,6 +102,7 @@ def test_of_the_whole_view_the_label_is_what_the_annotator_says(
     assert found["measures"]["kl"]["mean"] == pytest.approx(0, abs=0.03)
 
 
+@pytest.mark.campaign  # 13 s
 def test_shares_of_own_classes_are_those_of_the_class_order_check(labels: Callable[[Spec], Path]) -> None:
     place = labels(SPEC)
     manifest, store = load_manifest(place / "manifest", "train"), LabelStore(place / "labels", "train")
@@ -126,6 +127,7 @@ def test_shares_of_own_classes_are_those_of_the_class_order_check(labels: Callab
         assert value["low"] <= value["mean"] <= value["high"]
 
 
+@pytest.mark.campaign  # 6 s
 def test_equal_seeds_measure_equal_samples_by_hand_too(labels: Callable[[Spec], Path], tmp_path: Path) -> None:
     place = labels(SPEC)
     arguments = ["annotate", "fidelity", place / "labels", "--machine", place / "machine.json"]
