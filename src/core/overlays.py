@@ -35,14 +35,27 @@ def read_configuration(files: Sequence[Path]) -> dict[str, Any]:
     """
     merged: dict[str, Any] = {}
     for path in files:
-        try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise ConfigError(f"{path}: cannot be read ({' '.join(str(error).split())}).") from None
-        if not isinstance(content, dict):
-            raise ConfigError(f"{path}: expected a dictionary of settings, found {type(content).__name__}.")
-        merged = _merged(merged, content)
+        merged = _merged(merged, read_yaml(path, "settings"))
     return merged
+
+
+def read_yaml(path: Path, of: str) -> dict[str, Any]:
+    """A YAML dictionary that a user wrote.
+
+    Args:
+        path: the file.
+        of: what it holds, for the error.
+
+    Raises:
+        ConfigError: the file is missing or no YAML dictionary.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: cannot be read ({' '.join(str(error).split())}).") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: expected a dictionary of {of}, found {type(content).__name__}.")
+    return content
 
 
 def _merged(base: dict[str, Any], overlay: dict[str, Any]) -> dict[str, Any]:

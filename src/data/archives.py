@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ..core.errors import DataError
 from ..core.files import parse_json
+from ..core.tars import TAR_ERRORS, forward_members
 from .listing import IMAGE_SUFFIXES, Entry, Listing
 
 LABEL_KEYS = ("label", "cls", "class", "target")  # of a WebDataset sample's .json
@@ -139,14 +140,7 @@ def _members(place: Path, inner: str) -> Iterator[tuple[str, int, int]]:
             end = archive.offset  # where the archive's closing block of zeros begins
         if end + tarfile.BLOCKSIZE > size_bytes:
             raise DataError(f"{place}: cut off, the archive has no end. Copy it again.")
-    except (
-        tarfile.TarError,
-        EOFError,
-        OSError,
-        ValueError,
-        OverflowError,
-        MemoryError,
-    ) as error:  # tarfile trusts its headers
+    except TAR_ERRORS as error:
         raise DataError(
             f"{place}: not an uncompressed tar file ({error}). Unpack it or repack it without gzip."
         ) from None
@@ -163,10 +157,7 @@ def _inner_members(
 
 
 def _forward(archive: tarfile.TarFile, place: Path) -> Iterator[tarfile.TarInfo]:
-    """The members of an archive, each behind the one before: a negative size would have them listed without end."""
-    behind = -1
-    for member in archive:
-        if member.size < 0 or member.offset <= behind:
-            raise DataError(f"{place}: damaged, {member.name!r} has {member.size} bytes. Copy it again.")
-        behind = member.offset
-        yield member
+    def damaged(member: tarfile.TarInfo) -> DataError:
+        return DataError(f"{place}: damaged, {member.name!r} has {member.size} bytes. Copy it again.")
+
+    return forward_members(archive, damaged)

@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 
 from ..core.errors import LabelError, OutputError
 from ..core.seeds import sample_id
+from ..core.tars import TAR_ERRORS, forward_members
 
 LARGEST_CLASS = 2048  # float16 holds whole numbers up to here
 LARGEST_FILE_BYTES = 1 << 24  # 2,000 times the published files; more is no label
@@ -204,31 +205,25 @@ class ReleasedTree:
         self._tar = os.open(path, os.O_RDONLY)
 
     def _list_tar(self) -> Iterator[tuple[str, int, int]]:
-        begun, behind = False, -1
+        begun = False
         try:
             with tarfile.open(self.path, "r:") as archive:
-                while (member := archive.next()) is not None:
+                for member in forward_members(archive, self._damaged):
                     begun = True
-                    if member.size < 0 or member.offset <= behind:  # it would go back and list members without end
-                        raise tarfile.ReadError(f"{member.name!r} has {member.size} bytes")
-                    behind = member.offset
                     if member.isfile():
                         yield member.name, member.offset_data, member.size
                     archive.members.clear()  # type: ignore[attr-defined]  # 1.28 million of them would take 2 GB
-        except (
-            tarfile.TarError,
-            EOFError,
-            OSError,
-            ValueError,
-            OverflowError,
-            MemoryError,
-        ) as error:  # tarfile trusts its headers
+        except TAR_ERRORS as error:
             if begun:
                 raise LabelError(f"released labels {self.path}: cut off ({error}). Copy it again.") from None
             raise LabelError(
                 f"released labels {self.path}: neither a folder nor a zip nor an uncompressed tar ({error}). "
                 "Unpack it, or take the compression off (gunzip)."
             ) from None
+
+    def _damaged(self, member: tarfile.TarInfo) -> LabelError:
+        found = f"{member.name!r} has {member.size} bytes"
+        return LabelError(f"released labels {self.path}: cut off ({found}). Copy it again.")
 
     def _index(self, members: Iterable[tuple[str, int, int]]) -> None:
         """Keeps the hash of each file's last two names with its place and size, in the order of the hashes."""

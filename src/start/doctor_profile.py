@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ..core.config import Machine
 from ..core.errors import ConfigError
-from ..core.overlays import CHECKOUT
+from ..core.overlays import CHECKOUT, read_yaml
 
 LONGEST_POLL_S = 180  # between two questions of the executor for its jobs
 
@@ -92,12 +90,7 @@ def read_profile(name: str) -> Profile:
             f"profile {name!r}: no config.yaml in {', '.join(map(str, places))}. Run this in the "
             "checkout, or give --profile FOLDER."
         )
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: cannot be read ({' '.join(str(error).split())}).") from None
-    if not isinstance(content, Mapping):
-        raise ConfigError(f"{path}: expected a dictionary of options, found {type(content).__name__}.")
+    content = read_yaml(path, "options")
     return Profile(
         path=path,
         defaults=_resources(content.get("default-resources")),
