@@ -10,7 +10,7 @@ from snakemake.exceptions import WorkflowError
 from snakemake_interface_executor_plugins.settings import DeploymentMethod, ExecMode
 
 from tokenlabel.core import plan_jobs
-from tokenlabel.core.cost import limit_minutes, manifest_mem_mb
+from tokenlabel.core.cost import EVALUATION_MINUTES, MANIFEST_MINUTES, limit_minutes, manifest_mem_mb
 from tokenlabel.core.errors import TokenLabelError
 from tokenlabel.core.files import read_json, write_json_if_changed
 from tokenlabel.core.first_light import (
@@ -515,12 +515,16 @@ def fidelity_runtime(wildcards, attempt):
 
 def evaluate_runtime(wildcards, attempt):
     """Minutes that an evaluation of a run may take; an hour at least, for decoding may be what takes long."""
-    return time_limit(plan_jobs.evaluation_seconds(study_of(wildcards), run_of(wildcards)), attempt, smallest=60)
+    return time_limit(
+        plan_jobs.evaluation_seconds(study_of(wildcards), run_of(wildcards)), attempt, smallest=EVALUATION_MINUTES
+    )
 
 
 def published_runtime(wildcards, attempt):
     """Minutes that the evaluation of a published checkpoint may take; an hour at least, as for a run."""
-    return time_limit(plan_jobs.published_seconds(STUDY, published_job_of(wildcards)), attempt, smallest=60)
+    return time_limit(
+        plan_jobs.published_seconds(STUDY, published_job_of(wildcards)), attempt, smallest=EVALUATION_MINUTES
+    )
 
 
 def train_runtime(wildcards, attempt):

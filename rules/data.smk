@@ -14,7 +14,7 @@ rule make_manifest:
     threads: 1
     resources:
         mem_mb=lambda wildcards, attempt: MANIFEST_MEM_MB * attempt,
-        runtime=lambda wildcards, attempt: 120 * attempt,
+        runtime=lambda wildcards, attempt: MANIFEST_MINUTES * attempt,
     params:
         python=PYTHON,
         machine=MACHINE,

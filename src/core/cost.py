@@ -13,6 +13,8 @@ FLOPS_PER_MULTIPLY_ADD = 2.0
 TRAINING_FACTOR = 3.0  # forward once, backward twice the forward
 MARGIN = 2.0
 SMALLEST_MINUTES = 20
+EVALUATION_MINUTES = 60  # at least, for decoding may be what takes long
+MANIFEST_MINUTES = 120  # listing is the file system's time, which no model of ours knows
 ANNOTATOR_PX = 576  # side at which the catalogue gives annotators' multiply-adds
 
 # Stored bytes of a map: `fast` holds 16-bit scores and class ids as they are, `compact` is what real maps came to

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ..core.cost import SMALLEST_MINUTES, limit_minutes
+from ..core.cost import EVALUATION_MINUTES, MANIFEST_MINUTES, SMALLEST_MINUTES, limit_minutes
 from ..core.first_light import rule_of
 from ..core.placement import nodes_of
 from ..core.plan import list_targets
@@ -102,7 +102,7 @@ def longest_jobs(study: Study) -> dict[str, int]:
     for job in jobs.jobs.values():
         rule = rule_of(job.path)
         if rule is not None:
-            least = {"evaluate_run": 60, "make_manifest": 120}.get(rule, SMALLEST_MINUTES)
+            least = {"evaluate_run": EVALUATION_MINUTES, "make_manifest": MANIFEST_MINUTES}.get(rule, SMALLEST_MINUTES)
             asked = limit_minutes(job.seconds, 1, longest_h if job.gpus else None, smallest=least)
             minutes[rule] = max(minutes.get(rule, 0), asked)
     return minutes
