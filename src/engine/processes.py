@@ -11,6 +11,7 @@ import logging
 import os
 import shutil
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -164,8 +165,25 @@ def join_processes(device_name: str) -> Iterator[Processes]:
     except Exception as error:  # noqa: BLE001 - said by one process, then all end
         _end(error, processes, link)
     finally:
+        _leave_group()
         heartbeat.leave()
         heartbeat.stop()
+
+
+def _leave_group() -> None:
+    """Ends the group's own threads; one that still frees a tensor when Python has ended aborts the process (SIGABRT).
+
+    A collective that another process will never join holds it up, so this one does not wait for ever.
+    """
+    if dist.is_initialized():
+        leaving = threading.Thread(target=_destroy_group, daemon=True, name="leave group")
+        leaving.start()
+        leaving.join(_PARTING_S)
+
+
+def _destroy_group() -> None:
+    with contextlib.suppress(RuntimeError):  # the connection is what was lost
+        dist.destroy_process_group()
 
 
 def _end(error: Exception, processes: Processes, link: _Link) -> None:

@@ -30,6 +30,8 @@ def run(args):
         processes.barrier()
         print(f"joined {processes.rank} pid {os.getpid()}", flush=True)
         if sys.argv[1] == "all_mistaken":
+            for _ in range(8):  # still under way, on threads of the group's own, when the error comes
+                torch.distributed.all_reduce(torch.ones(3_000_000), async_op=True)
             raise DataError("labels are missing. Give --labels.")
         if processes.rank == 1:
             if sys.argv[1] == "bug":
