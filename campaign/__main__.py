@@ -15,6 +15,7 @@ from pathlib import Path
 from bench.record import ResultLines, read_results
 from tokenlabel.demo.photographs import write_crops
 
+from .cluster import start_anew
 from .faults import FAULTS, Workplaces
 from .workplace import CannotRunError, DidNotHoldError
 
@@ -57,6 +58,8 @@ def run_fault(name: str, places: Workplaces, folder: Path, args: argparse.Namesp
             break
         except (DidNotHoldError, TimeoutError) as error:
             row = {"held": 0, "wrong": [str(error)]}
+            if fault.place == "cluster":
+                start_anew()  # what a failed trial leaves there would fail the trials after it
         row = {"count": 1, "held": row.get("count", 1), **row}
         results.add(fault=name, seed=seed, elapsed_s=round(time.monotonic() - started, 3), **row)
         print(

@@ -55,11 +55,21 @@ def running_cluster(wait_s: float = 900) -> Iterator[None]:
         if CONFIGURATION.exists() and "ClusterName=testcluster" not in CONFIGURATION.read_text(errors="replace"):
             raise CannotRunError(f"{CONFIGURATION}: this machine has a Slurm of its own, which is left alone")
         try:
-            # two processors also where nproc says one, because OMP_NUM_THREADS is 1
-            _script("setup.sh", SLURM_TEST_CPUS="2")
+            _start()
             yield
         finally:
             _script("stop.sh", "--wipe")
+
+
+def start_anew() -> None:
+    """A new cluster in place of the running one, after a trial that left it with a stuck job or a drained node."""
+    _script("stop.sh", "--wipe")
+    _start()
+
+
+def _start() -> None:
+    # two processors also where nproc says one, because OMP_NUM_THREADS is 1
+    _script("setup.sh", SLURM_TEST_CPUS="2")
 
 
 @contextlib.contextmanager

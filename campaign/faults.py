@@ -135,11 +135,11 @@ FAULTS = {
         "`scancel` of the running job",
         f"submitted again, goes on where it was; {_FINISHED}",
         slurm.scancel,
-        1,
+        3,
         "cluster",
     ),
     "slurm_out_of_memory": Fault(
-        "job over its memory", f"submitted again with more; {_FINISHED}", slurm.out_of_memory, 1, "cluster"
+        "job over its memory", f"submitted again with more; {_FINISHED}", slurm.out_of_memory, 3, "cluster"
     ),
     "slurm_time_limit": Fault(
         "job at Slurm's time limit",

@@ -316,12 +316,24 @@ def slurmd_killed(place: ClusterPlace, seed: int, scratch: Path) -> dict[str, An
     time.sleep(down_s)
     _start_daemon("slurmd", *(["-b"] if node else []))  # -b: says that the node was started anew
     if node:  # Slurm puts the job back into the queue, for two minutes
-        wait_until(lambda: trial.jobs()[0]["JobState"] == "PENDING", "the job is not put back into the queue", 120)
+        wait_until(lambda: _put_back(trial), "the job is not put back into the queue", 120)
         _scontrol("update", f"JobId={job['JobId']}", "StartTime=now")
     snakemake.wait()
     require(snakemake.code == 0, snakemake.said()[-1500:])
     what = "slurmd and the job's processes" if node else "slurmd"
     return {"did": f"{what} killed with {did}, back after {down_s:.1f} s"} | trial.check_end(again=node)
+
+
+def _put_back(trial: Trial) -> bool:
+    """Whether Slurm has put the trial's job back, after a request to its node to say what it runs.
+
+    Of itself the node says so every few minutes, and of a job that began less than ten seconds before, Slurm does not miss it.
+    """
+    if trial.jobs()[0]["JobState"] == "PENDING":
+        return True
+    time.sleep(5)
+    _scontrol("reconfigure")
+    return False
 
 
 def slurmctld_restarted(place: ClusterPlace, seed: int, scratch: Path) -> dict[str, Any]:

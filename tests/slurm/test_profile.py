@@ -124,7 +124,7 @@ def run_unbroken(folder: Path, overlay: dict[str, Any], epochs: int) -> str:
     folder.mkdir()
     overlay["recipes"]["demo"]["epochs"] = overlay["caps"]["epochs"] = epochs
     marker = hard_run(folder, overlay)
-    finished = run_snakemake(folder, marker, "--cores", "1", overlay=overlay)
+    finished = run_snakemake(folder, marker, "--cores", "1", overlay=overlay, timeout_s=1500)
     assert finished.returncode == 0, finished.stderr[-3000:]
     return marker
 
