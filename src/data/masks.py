@@ -72,25 +72,33 @@ class ClassIds:
 
     Attributes:
         count: number of classes.
-        first_id: of the first class; the others follow, but for the ignored one.
-        ignore_id: of pixels that do not count; None: all count.
+        first_id: of the first class; the others follow.
+        ignore_id: of pixels that do not count, no class's; None: all count.
+
+    Raises:
+        ConfigError: the ignored id is that of a class.
     """
 
     count: int
     first_id: int
     ignore_id: int | None
 
-    @cached_property
-    def ids(self) -> tuple[int, ...]:
+    def __post_init__(self) -> None:
+        if self.ignore_id in self.ids:
+            raise ConfigError(
+                f"segmentation.dataset.ignore_id {self.ignore_id} is the id of a class: {self.count} classes have ids "
+                f"{self.ids[0]} to {self.ids[-1]}. Give an id outside, or null."
+            )
+
+    @property
+    def ids(self) -> range:
         """Id of each class."""
-        return tuple(i for i in range(self.first_id, self.first_id + self.count + 1) if i != self.ignore_id)[
-            : self.count
-        ]
+        return range(self.first_id, self.first_id + self.count)
 
     @cached_property
     def _table(self) -> NDArray[np.int16]:
         table = np.full(_MAX_ID + 1, _NO_CLASS, np.int16)
-        table[list(self.ids)] = np.arange(self.count, dtype=np.int16)
+        table[self.first_id : self.first_id + self.count] = np.arange(self.count, dtype=np.int16)
         if self.ignore_id is not None:
             table[self.ignore_id] = IGNORED
         return table
@@ -122,7 +130,7 @@ class ClassIds:
 def read_class_names(path: Path | None, ids: ClassIds) -> tuple[str, ...]:
     """Names of the classes: a file with one name a line, the first one's id being first_id, or ADE20K's table.
 
-    A line for the ignored id may stand in its place or, where it would come last, be left out.
+    A line in the place of the ignored id is passed over.
 
     Args:
         path: of the file; None: classes are named by their ids.
@@ -150,7 +158,7 @@ def read_class_names(path: Path | None, ids: ClassIds) -> tuple[str, ...]:
             f"{where}: {len(names)} classes (without the ignored id {ids.ignore_id}), but segmentation.dataset.num_classes is "
             f"{ids.count}. Correct the one that is wrong."
         )
-    if tuple(names) != ids.ids:
+    if list(names) != list(ids.ids):
         wrong = next(found for found, expected in zip(names, ids.ids, strict=True) if found != expected)
         raise ConfigError(
             f"{where}: names the id {wrong}, but the {ids.count} classes have ids {ids.ids[0]} to {ids.ids[-1]}. Correct "
