@@ -34,7 +34,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--manifest", type=Path, required=True, help="folder of the scenes' manifest")
     parser.add_argument("--run", type=Path, required=True, dest="run_folder", help="seed folder of the run to measure")
     parser.add_argument(
-        "--out", type=Path, required=True, help="JSON file to write; .classes.csv and .png of the same stem lie beside it"
+        "--out",
+        type=Path,
+        required=True,
+        help="JSON file to write; .classes.csv and .png of the same stem lie beside it",
     )
 
 

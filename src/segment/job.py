@@ -24,7 +24,7 @@ from ..engine.run_job import Run, run_training
 from ..models.segmentation import SegmentationModel, save_segmenter
 from ..models.weights import WEIGHTS_FILE
 from .augment import SceneAugmentation
-from .batches import SceneBatches, TrainingScenes
+from .batches import SceneBatches, SceneTrainingSet
 from .losses import SceneLoss, memory_mb
 from .start import build_segmenter
 from .testing import Look, ResizedScenes, measure_scenes
@@ -58,7 +58,9 @@ def segment_run(
         StoppedError: a signal or the deadline came; the state is saved, its exit_code is for the process.
     """
     if machine["sharding"] != "none":
-        logger.info("machine.sharding %s: segmenters are not sharded; each process holds all weights", machine["sharding"])
+        logger.info(
+            "machine.sharding %s: segmenters are not sharded; each process holds all weights", machine["sharding"]
+        )
     # photographs differ in their number of windows, so processes that share weights would wait for each other in validations
     machine = machine | {"micro_batch": machine["segment_micro_batch"], "sharding": "none"}
     return run_training(
@@ -79,13 +81,13 @@ def _train(run: Run, manifests: dict[str, SceneManifest], start_folder: Path | N
     model = build_segmenter(spec, start_folder, run.seed, Path(machine["weights_root"]))
     if machine["grad_checkpointing"]:
         model.set_grad_checkpointing()
-    dataset = TrainingScenes(manifest, machine, SceneAugmentation(spec["recipe"], model.mean, model.std), run.seed)
+    dataset = SceneTrainingSet(manifest, machine, SceneAugmentation(spec["recipe"], model.mean, model.std), run.seed)
     batches = SceneBatches(
         dataset,
         batch_size=recipe.batch_size,
         micro_batch=machine["micro_batch"],
-        steps_per_epoch=recipe.interval_iterations,
         workers=machine["workers"],
+        interval_iterations=recipe.interval_iterations,
         processes=run.processes,
     )
     pixel_mb = memory_mb(model.num_classes, recipe.crop_px, batches.micro_batch)
@@ -110,7 +112,7 @@ def _train(run: Run, manifests: dict[str, SceneManifest], start_folder: Path | N
 
     task = Task(
         batches=batches,
-        steps_per_epoch=recipe.interval_iterations,
+        steps_per_epoch=batches.steps_per_epoch,
         loss=loss.loss,
         parts=loss.parts,
         validate=validate,

@@ -1,8 +1,8 @@
 """The loss of a training for segmentation: cross entropy of every pixel, of the head and of the auxiliary head.
 
 Called by the loop through `SceneLoss.loss`. Logits are resized to the mask, not the mask to them, in float32 whatever the
-precision. An image's loss is the sum over its labelled pixels divided by all its pixels, as mmsegmentation computes it by default: so
-a step's loss is the mean over its images however they are cut into micro-batches, and an image that is ignored throughout adds 0.
+precision. An image's loss is the sum over its labelled pixels divided by all its pixels, as mmsegmentation computes it by default:
+so a step's loss is the mean over its images however they are cut into micro-batches, and an image that is ignored throughout adds 0.
 """
 
 from __future__ import annotations

@@ -86,4 +86,5 @@ def _resized(mask: NDArray[np.int16], size: tuple[int, int]) -> NDArray[np.int16
     """A mask at another size, by nearest neighbour: between two ids lies no third class."""
     rows = ((np.arange(size[1]) + 0.5) * mask.shape[0] / size[1]).astype(int)
     columns = ((np.arange(size[0]) + 0.5) * mask.shape[1] / size[0]).astype(int)
-    return mask[rows[:, None], columns]
+    shown: NDArray[np.int16] = mask[rows[:, None], columns]
+    return shown

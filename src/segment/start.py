@@ -59,12 +59,13 @@ def _backbone(spec: dict[str, Any], start_folder: Path | None, weights_root: Pat
         if start_folder is None:
             raise CheckpointError("this run starts from a backbone's run; give --start, the seed folder of that run.")
         _check_run(start_folder, spec["start"])
-        load_checkpoint(backbone, start_folder)
+        load_checkpoint(backbone, start_folder, without_heads=True)
     elif source.get("weights") is not None:
         published = source | {"architecture": source["architecture"].removeprefix("timm/")}
         pretrained = load_pretrained(published, weights_root, averaged=True)
         logger.info("starting from %s, sha256 %s", source["weights"], pretrained.sha256)
-        load_checkpoint(backbone, Checkpoint(pretrained.origin, pretrained.state, averaged=pretrained.averaged))
+        checkpoint = Checkpoint(pretrained.origin, pretrained.state, averaged=pretrained.averaged)
+        load_checkpoint(backbone, checkpoint, without_heads=True)
     return backbone
 
 

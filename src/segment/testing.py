@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms.v2.functional import resize
 
 from ..core.errors import DataError, UnreadableImageError
 from ..core.log import logger
-from ..data.pixels import normalise, resize_tensor
+from ..data.pixels import normalise
 from ..data.scenes import Scene, SceneManifest
 from ..engine.device import autocast
 from ..engine.processes import ALONE, Processes
@@ -67,7 +68,7 @@ class Look:
             return image
         factor = self.short_side_px / min(height, width)
         size = [max(round(side * factor), 1) for side in (height, width)]
-        found: Tensor = resize_tensor(image, size, antialias=True)
+        found: Tensor = resize(image, size, antialias=True)
         return found
 
 
