@@ -74,7 +74,7 @@ def load_checkpoint(
     for name, value in expected.items():
         if name.endswith("num_batches_tracked"):
             state.setdefault(name, value)  # files written before PyTorch 0.4.1 lack these counters
-    _refuse_mismatch(found.where, state, expected)
+    refuse_mismatch(found.where, state, expected)
     for head in reset:
         model.get_submodule(head).apply(initialise_linear)
     taken = {name: value for name, value in state.items() if not _belongs(name, reset)}
@@ -147,7 +147,8 @@ def _other_classes(found: Tensor, expected: Tensor) -> bool:
     return found.shape[:1] != expected.shape[:1] and found.shape[1:] == expected.shape[1:]
 
 
-def _refuse_mismatch(where: str, state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+def refuse_mismatch(where: str, state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Refuses a state dict whose names or shapes are not those expected, with a CheckpointError that lists them."""
     kinds = {
         "missing": [name for name in expected if name not in state],
         "unexpected": [name for name in state if name not in expected],
