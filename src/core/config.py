@@ -10,7 +10,7 @@ import difflib
 import math
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 import pydantic
@@ -560,6 +560,7 @@ def _check_references(config: Config) -> None:
                 f"configuration key experiments.{name}: results/{name}.csv is another result of every study. Choose another name; "
                 f"taken: {', '.join(TAKEN)}"
             )
+    _check_segmentation(config, check)
     for position, name in enumerate(config.evaluation.test_sets):
         check("test set", name, config.test_sets, f"evaluation.test_sets[{position}]")
     if config.select.published != "all":
@@ -569,6 +570,21 @@ def _check_references(config: Config) -> None:
         check("annotator", name, config.annotators, f"select.annotators[{position}]")
     for position, name in enumerate(config.select.experiments):
         check("experiment", name, config.experiments, f"select.experiments[{position}]")
+
+
+def _check_segmentation(config: Config, check: Callable[[str, str, Mapping[str, Any], str], None]) -> None:
+    """The same of the section `segmentation`, whose tables lie beside those of experiments."""
+    section = config.segmentation
+    check("head", section.defaults.head, section.heads, "segmentation.defaults.head")
+    check("recipe of segmentation", section.defaults.recipe, section.recipes, "segmentation.defaults.recipe")
+    for name in section.experiments:
+        if name in TAKEN or name in config.experiments:
+            raise ConfigError(
+                f"configuration key segmentation.experiments.{name}: results/{name}.csv is another result. Choose another name; "
+                f"taken: {', '.join((*TAKEN, *config.experiments))}"
+            )
+    for position, name in enumerate(config.select.segmentation):
+        check("experiment of segmentation", name, section.experiments, f"select.segmentation[{position}]")
 
 
 def check_annotator_fits(config: Config, name: str, where: str) -> None:

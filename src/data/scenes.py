@@ -274,7 +274,7 @@ def _checked(
             "first_id or ignore_id of segmentation.dataset."
         )
     if without_class:
-        logger.warning("%s: %d scenes have ignored pixels only; nothing is learned from them", split, without_class)
+        logger.warning("%s: %d scene(s) of ignored pixels only; nothing is learned from them", split, without_class)
     return SceneManifest(
         split=split,
         sample_id=np.array([sample_id(image.path) for image, _ in kept], np.uint64),
