@@ -62,7 +62,7 @@ def plan_first_light(raw: Mapping[str, Any], study: Study) -> Study:
             "rows": rows,
         }
     }
-    changed["select"] = {**changed["select"], "annotators": names, "experiments": [EXPERIMENT]}
+    changed["select"] = {**changed["select"], "annotators": names, "experiments": [EXPERIMENT], "segmentation": []}
     return Study.plan(changed)
 
 
