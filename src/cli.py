@@ -15,6 +15,7 @@ from .core.errors import exit_on_user_error, missing_packages_named
 # verb -> (module with add_arguments and run, one line of help); modules are loaded only for the verb that is used
 VERBS = {
     "data": ("data.command", "list the photographs of a data set in a manifest"),
+    "data scenes": ("data.scenes_command", "pair, check and list photographs and masks for segmentation"),
     "refresh": ("data.refresh_command", "list a study's photographs again and redo the labels of what changed"),
     "annotate": ("annotate.command", "stage 1: write one label shard with a pretrained annotator"),
     "annotate adapt": ("annotate.adapt_command", "make an annotator for a data set's own classes"),

@@ -1,6 +1,6 @@
 """Which photographs make which micro-batch of which step, and which process reads it: the same ones whatever the number.
 
-Called by `batches`. A step's micro-batch number j belongs to process j % count, so each process has as many.
+Called by the stages' batches. A step's micro-batch number j belongs to process j % count, so each process has as many.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 
 from ..core.errors import DataError
 from ..core.recipes import check_shares
-from ..engine.processes import Processes
+from .processes import Processes
 
 Rows = np.ndarray[Any, np.dtype[np.int64]]
 
