@@ -48,7 +48,9 @@ def size_row(architecture: str, head: dict[str, Any], image_px: int, row: tuple[
     with torch.device("meta"):
         classifier = create_model(architecture, 1000, image_px)
         model = create_segmenter(create_model(architecture, 1000, image_px), head, CLASSES)
-    backbone_m, auxiliary_m = (count_parameters(part) / 1e6 if part else 0.0 for part in (model.backbone, model.auxiliary))
+    backbone_m, auxiliary_m = (
+        count_parameters(part) / 1e6 if part else 0.0 for part in (model.backbone, model.auxiliary)
+    )
     total_m = count_parameters(model) / 1e6
     printed = value(*row, "params_m")
     assert printed is not None
@@ -85,7 +87,9 @@ def step_row(head: dict[str, Any], batch: int, repeats: int, precision: torch.dt
         model.zero_grad(set_to_none=True)
         with autocast(device, precision):
             output = model(images)
-            loss = sum(F.cross_entropy(F.interpolate(found.float(), size=CROP_PX, mode="bilinear"), masks) for found in output)
+            loss = sum(
+                F.cross_entropy(F.interpolate(found.float(), size=CROP_PX, mode="bilinear"), masks) for found in output
+            )
         loss.backward()
 
     def backbone() -> None:

@@ -30,7 +30,7 @@ def processes_of(machine: Machine, run: Training) -> int:
     return nodes_of(machine, run) * machine.processes
 
 
-def unused_nodes_of(machine: Machine, runs: Iterable[Run]) -> dict[str, list[int]]:
+def unused_nodes_of(machine: Machine, runs: Iterable[Training]) -> dict[str, list[int]]:
     """Keys MODEL@PX of `machine.nodes_of` by which no planned run goes, and the pixels that runs of that model have.
 
     Not refused: a cap or a first light changes what is planned, and the same machine settings serve several studies.
