@@ -141,7 +141,7 @@ def read_class_names(path: Path | None, ids: ClassIds) -> tuple[str, ...]:
         ConfigError: the file is missing, not UTF-8, has another number of classes than `num_classes`, or a name or id twice.
     """
     if path is None:
-        return tuple(map(str, ids.ids))
+        return tuple(f"class_{number}" for number in ids.ids)
     where = f"segmentation.dataset.classes {path}"
     try:
         lines = [line for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
