@@ -3,9 +3,9 @@
 usage: python bench/segmentation_heads.py [--repeats 3] [--batch 1] [--precision float32] [--threads 1] [--record]
 
 The segmenters of Tables 5 and 6 as config.yaml plans them: its heads, crops of 512 px and ADE20K's 150 classes. Sizes are counted
-from the code. Times are LV-ViT-S's, a step being forward and backward of
-both losses on random pixels: the whole segmenter and its backbone alone take turns; the share, of head and losses, is the median of the pairs, in
-processor seconds. `positions` is the interpolation of the position embedding in a forward pass, as a share of it.
+from the code. Times are LV-ViT-S's, a step being forward and backward of both losses on random pixels. The whole segmenter and its
+backbone alone take turns; the share, of head and losses, is the median of the pairs, in processor seconds. `positions` is the
+interpolation of the position embedding, as a share of the backbone's forward pass.
 """
 
 from __future__ import annotations
