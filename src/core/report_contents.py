@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .planned import RESULTS, Run, Table
+from .planned import RESULTS, Table, Training
+from .segment_plan import SegmentationTable
 from .so_far import compared_row
 from .study import Study
 
@@ -122,10 +123,25 @@ def report_results(study: Study) -> tuple[Result, ...]:
         found.append(Result(table.name, *about, (table.csv, table.figure), table.csv, so_far, selected=chosen))
         if table.curves:
             found.append(Result(f"curves_{table.name}", *about, tuple(table.curves), "", "", selected=chosen))
+    for transfer in study.segmentation_tables.values():
+        about = (category_of(transfer), "", transfer.experiment.question, transfer.experiment.paper)
+        chosen = transfer.name in study.config.select.segmentation
+        # the report shows every evaluation's page of overlays, and Snakemake fails where one is missing
+        files = (transfer.csv, transfer.figure, *(run.overlays(seed) for run, seed in transfer.trainings))
+        found.append(Result(transfer.name, *about, files, transfer.csv, "", selected=chosen))
     return tuple(found)
 
 
-def category_of(table: Table) -> str:
+def overlays_place(study: Study, run: str, seed: str) -> tuple[str, str]:
+    """Folder of the menu and name of a page of overlays: those of the first table that has the run."""
+    for table in study.segmentation_tables.values():
+        for row in table.rows:
+            if row.run.name == run:
+                return category_of(table), f"{inert(row.label)}: overlays, seed {seed}"
+    return ABOUT_FOLDER, "Overlays"
+
+
+def category_of(table: Table | SegmentationTable) -> str:
     """Folder of a table in the report's menu: the paper's table or figure, and what it is about.
 
     Snakemake sorts folders by letters. The second blank before a single digit, of which a browser shows one, puts Table 2
@@ -140,9 +156,9 @@ def category_of(table: Table) -> str:
     return f"Not in the paper, {about}" if own else f"{paper[:1].upper()}{paper[1:]}, {about}"
 
 
-def capped_words(table: Table) -> str:
+def capped_words(table: Table | SegmentationTable) -> str:
     """What caps changed of a table's runs; "" where nothing."""
-    notes = {note for row in table.rows if isinstance(row.run, Run) for note in row.run.capped}
+    notes = {note for row in table.rows if isinstance(row.run, Training) for note in row.run.capped}
     return ", ".join(sorted(notes))
 
 

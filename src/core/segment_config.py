@@ -57,8 +57,9 @@ class SceneDataset(Frozen):
 class Levels(Frozen):
     """Which blocks of the transformer a head reads, and at what multiple of the token grid."""
 
-    blocks: Literal["even"] | tuple[Positive, ...]
+    blocks: Literal["late", "even"] | tuple[Positive, ...]
     scales: Annotated[tuple[float, ...], Field(min_length=1)]
+    deepest_channels: Positive | None = None
 
     @pydantic.model_validator(mode="after")
     def _one_block_a_level(self) -> Levels:
@@ -67,7 +68,7 @@ class Levels(Frozen):
             raise ValueError(
                 f"scales: {wrong[0]:g} is not legal. Legal: {', '.join(f'{scale:g}' for scale in RESCALINGS)}"
             )
-        if self.blocks == "even":
+        if isinstance(self.blocks, str):
             return self
         if len(self.blocks) != len(self.scales):
             raise ValueError(f"blocks {list(self.blocks)} and scales {list(self.scales)} must be of equal length")

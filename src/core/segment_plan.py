@@ -253,13 +253,11 @@ def check_run(config: Config, run: SegmentationRun) -> None:
             f"run {run.name}: crop_px {crop} must be a multiple of the backbone's token size, {token_px} px; nearest: "
             f"{nearest}. Change the recipe's crop_px or caps.segment_crop_px."
         )
-    depth, levels = settings.get("depth"), run.spec["head"]["levels"]
-    even = levels["blocks"] == "even"
-    last = len(levels["scales"]) if even else max(levels["blocks"])
-    if depth is not None and depth < last:
+    depth, blocks = settings.get("depth"), run.spec["head"]["levels"]["blocks"]
+    if depth is not None and not isinstance(blocks, str) and max(blocks) > depth:
         raise ConfigError(
-            f"run {run.name}: its head reads {f'{last} blocks' if even else f'block {last}'}, but the backbone has {depth} "
-            "(architecture.depth or caps.depth). Give the head other levels."
+            f"run {run.name}: its head reads block {max(blocks)}, but the backbone has {depth} (architecture.depth or caps.depth). "
+            "Give levels.blocks numbers that there are, or late or even."
         )
 
 
