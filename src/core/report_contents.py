@@ -137,7 +137,7 @@ def overlays_place(study: Study, run: str, seed: str) -> tuple[str, str]:
     for table in study.segmentation_tables.values():
         for row in table.rows:
             if row.run.name == run:
-                return category_of(table), f"{inert(row.label)}: overlays, seed {seed}"
+                return category_of(table), f"{row.name}: overlays, seed {seed}"
     return ABOUT_FOLDER, "Overlays"
 
 
