@@ -528,6 +528,50 @@ TABLES: dict[str, AnyTable] = {
         },
         lambda line: line["kind"] == "pair" and (line["field"] == "top1" or line["over"] == "hard"),
     ),
+    "camvid": Table(
+        "camvid",
+        {
+            "backbone": ("row", ""),
+            "runs": ("runs", ""),
+            "steps": ("iterations", ","),
+            "mIoU %": ("miou_mean", ".1f"),
+            "sd": ("miou_sd", ".1f"),
+            "pixel accuracy %": ("pixel_accuracy_mean", ".1f"),
+            "sd ": ("pixel_accuracy_sd", ".1f"),
+            "multi-scale: mIoU %": ("miou_multi_mean", ".1f"),
+            "sd  ": ("miou_multi_sd", ".1f"),
+            "pixel accuracy % ": ("pixel_accuracy_multi_mean", ".1f"),
+            "sd   ": ("pixel_accuracy_multi_sd", ".1f"),
+            "s of training": ("train_seconds", ",.0f"),
+        },
+        lambda line: line["kind"] == "arm",
+    ),
+    "camvid_pairs": Table(
+        "camvid",
+        {
+            "difference": ("pair", ""),
+            "of": ("measure", ""),
+            "seeds": ("runs", ""),
+            "mean": ("mean", "+.1f"),
+            "95 % over seeds from": ("low", "+.1f"),
+            "to": ("high", "+.1f"),
+            "seeds above 0": ("above", ""),
+        },
+        lambda line: line["kind"] == "pair",
+    ),
+    "camvid_classes": Table(
+        "camvid",
+        {
+            "class, IoU %": ("class", ""),
+            "random weights": ("random", ".1f"),
+            "own labels": ("hard", ".1f"),
+            "token labels": ("token", ".1f"),
+            "token - own labels": ("mean", "+.1f"),
+            "95 % over seeds from": ("low", "+.1f"),
+            "to": ("high", "+.1f"),
+        },
+        lambda line: line["kind"] == "class",
+    ),
 }
 
 

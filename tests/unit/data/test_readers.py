@@ -211,7 +211,7 @@ def test_a_file_without_permission_is_unreadable_and_one_that_is_gone_stops(
     with pytest.raises(UnreadableImageError, match="Input/output error"):
         manifest.read(source, rows["bee/1.png"])
     (odd_folder / "train" / "bee" / "2.png").unlink()
-    with pytest.raises(DataError, match=r"bee/2\.png: the photograph is gone.*tokenlabel refresh"):
+    with pytest.raises(DataError, match=r"bee/2\.png: the file is gone.*tokenlabel refresh"):
         manifest.read(source, rows["bee/2.png"])
 
 
