@@ -44,6 +44,10 @@ VERBS = {
     "table first_light": ("eval.first_light_command", "make the summary of a first light: seconds and bytes by rule"),
     "table comparison": ("eval.comparison_command", "make Table 12: LV-ViT-M at 384 px against CaiT"),
     "table published": ("eval.published_table_command", "make the CSV and figure of the published checkpoints"),
+    "table segmentation": (
+        "eval.segmentation_table_command",
+        "make the CSV, page and figure of an experiment of segmentation",
+    ),
     "table accuracy": ("eval.accuracy_command", "draw accuracy against parameters, Fig. 1, from what exists"),
     "table curves": ("eval.curves_command", "make the training curves of an experiment's runs"),
     "table fidelity": ("eval.fidelity_table_command", "make the CSV and figure of label fidelity"),

@@ -51,7 +51,9 @@ def read_yaml(path: Path, of: str) -> dict[str, Any]:
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}). Give the path of a YAML file.") from None
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: cannot be read ({' '.join(str(error).split())}).") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: expected a dictionary of {of}, found {type(content).__name__}.")

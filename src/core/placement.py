@@ -6,6 +6,8 @@ no model has and batches that so many processes cannot share, by the cost model 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from .config import Config, Machine
 from .errors import unknown_name
 from .planned import Training
@@ -26,6 +28,22 @@ def nodes_of(machine: Machine, run: Training) -> int:
 def processes_of(machine: Machine, run: Training) -> int:
     """Processes of a training job on all its nodes."""
     return nodes_of(machine, run) * machine.processes
+
+
+def unused_nodes_of(machine: Machine, runs: Iterable[Training]) -> dict[str, list[int]]:
+    """Keys MODEL@PX of `machine.nodes_of` by which no planned run goes, and the pixels that runs of that model have.
+
+    Not refused: a cap or a first light changes what is planned, and the same machine settings serve several studies.
+    """
+    pixels: dict[str, set[int]] = {}
+    for run in runs:
+        pixels.setdefault(run.name.split("-", 1)[0], set()).add(run.spec["image_px"])
+    unused = {}
+    for key in machine.nodes_of:
+        model, _, px = key.partition("@")
+        if px and int(px) not in pixels.get(model, ()):
+            unused[key] = sorted(pixels.get(model, ()))
+    return unused
 
 
 def check_nodes_of(config: Config) -> None:

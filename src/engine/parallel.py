@@ -124,7 +124,7 @@ class ParallelModel:
                     module.train()  # the others wait for its statistics; they see one black image more
             found = self.forward(torch.zeros(1, 3, side, side, device=device))
             logits = [found] if isinstance(found, torch.Tensor) else [one for one in found if one is not None]
-            (torch.stack([one.sum() for one in logits]).sum() * 0.0).backward()
+            (torch.stack([one.sum() for one in logits]).sum() * 0.0).backward()  # type: ignore[no-untyped-call]
         self._idle = False
 
     def clip(self, largest_norm: float) -> torch.Tensor:

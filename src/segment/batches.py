@@ -173,6 +173,7 @@ class SceneBatches:
         self._plan = BatchPlan(
             lambda interval: np.arange(interval * places, (interval + 1) * places),
             places, batch_size=batch_size, micro_batch=micro_batch, processes=processes,
+            key="machine.segment_micro_batch",
         )  # fmt: skip
         self.batch_size, self.micro_batch = self._plan.batch_size, self._plan.micro_batch
         self.steps_per_epoch = self._plan.steps_per_epoch

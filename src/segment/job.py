@@ -62,7 +62,7 @@ def segment_run(
             "machine.sharding %s: segmenters are not sharded; each process holds all weights", machine["sharding"]
         )
     # photographs differ in their number of windows, so processes that share weights would wait for each other in validations
-    machine = machine | {"micro_batch": machine["segment_micro_batch"], "sharding": "none"}
+    machine = machine | {"micro_batch": machine["segment_micro_batch"], "sharding": "none", "segments": True}
     return run_training(
         lambda run: _train(run, manifests, start_folder), spec, machine, seed=seed, done=done, **leg
     )  # fmt: skip

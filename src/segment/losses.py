@@ -2,7 +2,7 @@
 
 Called by the loop through `SceneLoss.loss`. Logits are resized to the mask, not the mask to them, in float32 whatever the
 precision. An image's loss is the sum over its labelled pixels divided by all its pixels, as mmsegmentation computes it by default:
-so a step's loss is the mean over its images however they are cut into micro-batches, and an image that is ignored throughout adds 0.
+so a step's loss is the mean over its images however they are cut into micro-batches, and an image ignored throughout adds 0.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from ..data.scenes import IGNORED, Scene, SceneManifest
 PANEL_PX = 360  # breadth of a panel
 TALLEST = 1.5  # height of a panel, of its breadth; a taller photograph is shown less broad
 NAMED_CLASSES = 24  # below the page
-COLUMNS = ("photograph", "mask", "segmentation")
+COLUMNS = ("photograph", "mask (grey: of no class)", "segmentation")
 
 
 class ScenePage:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ..core.errors import TokenLabelError, one_line
 from ..core.overlays import CHECKOUT, read_configuration, study_files
+from ..core.placement import unused_nodes_of
 from ..core.study import Study
 from .doctor_findings import Finding
 
@@ -74,6 +75,14 @@ def look_around(args: argparse.Namespace) -> Iterator[Finding]:
         yield Finding(
             "ok", "config", f"{len(study.selected_tables)} experiments, {len(study.selected_labels)} annotators"
         )
+        for key, pixels in unused_nodes_of(study.config.machine, study.runs.values()).items():
+            yield Finding(
+                "warn",
+                "config",
+                f"machine.nodes_of {key}: no run of this study has it; runs of that model are at "
+                f"{', '.join(map(str, pixels)) or 'none'} px",
+                "Correct the pixels, or leave it for another study",
+            )
     except TokenLabelError as error:
         yield Finding("fail", "config", one_line(error), "Correct it; snakemake -n says the same")
     yield from look_at_python(CHECKOUT / LOCK)

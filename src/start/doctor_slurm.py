@@ -72,7 +72,7 @@ def look_at_slurm(profile: Profile, study: Study | None) -> Iterator[Finding]:
         yield Finding(
             "fail",
             AREA,
-            f"slurmctld does not answer ({' '.join((said.text or said.error).split())})",
+            f"slurmctld does not answer ({'; '.join(dict.fromkeys(map(str.strip, (said.text or said.error).splitlines())))})",
             "Wait, or ask the site's administrators: without it no job starts",
         )
         return
@@ -200,6 +200,7 @@ def _look_at_partition(
             )
     if study is not None:
         yield from _look_at_size(found, set(here), study)
+        yield from _look_at_cut_jobs(name, set(here), study)
     max_job_hours = machine.max_job_hours if machine else None
     yield from _look_at_limit(found, {rule: longest[rule] for rule in here if rule in longest}, max_job_hours)
 
@@ -233,6 +234,30 @@ def _look_at_size(partition: Partition, here: set[str], study: Study) -> Iterato
             AREA,
             f"partition {partition.name}: a training asks for {nodes} nodes, it has {partition.nodes}",
             "Lower machine.nodes or machine.nodes_of, or choose another partition",
+        )
+
+
+def _look_at_cut_jobs(partition: str, here: set[str], study: Study) -> Iterator[Finding]:
+    """What machine.max_job_hours cannot split: a job without legs that should take longer gets that limit and meets it."""
+    longest_h = study.config.machine.max_job_hours
+    if longest_h is None:
+        return
+    jobs = JobList(study)
+    list_targets(study, jobs)
+    hours: dict[str, float] = {}
+    for job in jobs.jobs.values():
+        rule = rule_of(job.path)
+        if rule in here and job.gpus and job.seconds > 3600 * longest_h:
+            hours[rule] = max(hours.get(rule, 0.0), job.seconds / 3600)
+    for rule, estimate in hours.items():
+        yield Finding(
+            "warn",
+            AREA,
+            f"partition {partition}: {rule} should take {_words(60 * estimate)}, machine.max_job_hours gives a job "
+            f"{_words(60 * longest_h)}; the first attempts will be cut off",
+            "Raise labels.shards"
+            if rule == "annotate_shard"
+            else "Raise machine.max_job_hours, or lower machine.leg_epochs where it is set",
         )
 
 

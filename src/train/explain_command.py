@@ -144,6 +144,7 @@ def describe_schedule(recipe: Recipe, config: Config, images: int) -> list[str]:
     """What the recipe comes to: rate and its rule, epochs and steps, micro-batches of each process."""
     machine = config.machine
     schedule = Schedule.of(recipe, machine, images)
+    processes = machine.processes * machine.nodes
     recipe = with_batch(recipe, schedule.batch_size)
     rule = ", whatever the batch"
     if recipe.learning_rate_batch:
@@ -166,7 +167,12 @@ def describe_schedule(recipe: Recipe, config: Config, images: int) -> list[str]:
         f"  then           {course}, {recipe.cooldown_epochs} epochs of cool-down; {total:,} steps in all, "
         f"{schedule.steps_per_epoch:,} an epoch",
         f"  step           {schedule.batch_size:,} photographs = {schedule.micro_batches} micro-batches of at most "
-        f"{machine.micro_batch}, {schedule.micro_batches / machine.processes:g} for each of machine.processes {machine.processes}",
+        f"{machine.micro_batch}, {schedule.micro_batches / processes:g} for each of "
+        + (
+            f"{processes} processes on machine.nodes {machine.nodes}"
+            if machine.nodes > 1
+            else f"machine.processes {processes}"
+        ),
     ]
 
 

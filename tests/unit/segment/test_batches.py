@@ -125,7 +125,10 @@ def test_processes_share_what_one_reads(drawn: Path) -> None:
         together = sorted(flat(parts), key=lambda micro: micro.index)
         assert_equal([step], [together])
         assert len(parts[0]) == len(parts[1])
-    with pytest.raises(ConfigError, match=r"batch_size 6 in micro-batches of 2 .* makes 3 a step, which 2 processes"):
+    with pytest.raises(
+        ConfigError,
+        match=r"batch_size 6 in micro-batches of 2 \(machine\.segment_micro_batch\) makes 3 a step, which 2 processes",
+    ):
         stream(drawn, processes=Processes(0, 2))
 
 

@@ -340,3 +340,28 @@ def test_a_retry_that_the_partition_would_never_start(
     found = doctor(demo | {"plan": {"job_start_s": 30_000}}, "--profile", profile())
     (warned,) = (finding for finding in found if "would ask for" in finding["found"])
     assert (warned["status"], warned["remedy"]) == ("warn", "Set machine.max_job_hours: 24")
+
+
+def test_jobs_that_cannot_be_split_and_nodes_of_no_run(
+    profile: Callable[..., str], doctor: Doctor, demo: dict[str, Any]
+) -> None:
+    machine = demo["machine"] | {"max_job_hours": 6, "nodes_of": {"lvvit_small@484": 2}}
+    found = doctor(demo | {"plan": {"job_start_s": 30_000}, "machine": machine}, "--profile", profile())
+    said = [finding["found"] for finding in found if finding["status"] == "warn"]
+    assert any("annotate_shard should take 8.3 h, machine.max_job_hours gives a job 6.0 h" in words for words in said)
+    (nodes,) = (words for words in said if words.startswith("machine.nodes_of"))
+    assert (
+        nodes
+        == "machine.nodes_of lvvit_small@484: no run of this study has it; runs of that model are at 112, 144, 384 px"
+    )
+
+
+def test_a_controller_that_does_not_answer_is_said_once(
+    profile: Callable[..., str], doctor: Doctor, demo: dict[str, Any], tmp_path: Path
+) -> None:
+    folder = profile()
+    (tmp_path / "bin" / "scontrol").write_text(
+        "#!/bin/sh\n[ $1 = ping ] && for _ in 1 2 3; do echo 'Slurmctld(primary) at c1 is DOWN'; done || echo slurm 22.05\n"
+    )
+    said = failed(doctor(demo, "--profile", folder), "slurm")
+    assert said.startswith("slurmctld does not answer (Slurmctld(primary) at c1 is DOWN) ->")

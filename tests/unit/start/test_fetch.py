@@ -259,3 +259,9 @@ def test_a_name_alone_and_no_digest(server: str, tmp_path: Path, capsys: pytest.
     assert main(["fetch", "own", "--configfile", str(study)]) == 0
     assert "no sha256 is stated to check" in capsys.readouterr().out
     assert (tmp_path / "weights" / "x.pth").read_bytes() == CONTENT
+
+
+def test_an_overlay_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fetch", "--configfile", "nope.yaml"]) == 2
+    said = capsys.readouterr().err
+    assert said == "error: nope.yaml: cannot be read (No such file or directory). Give the path of a YAML file.\n"
