@@ -297,6 +297,21 @@ TABLES: dict[str, AnyTable] = {
         },
         where=lambda line: "part" in line,
     ),
+    "scene_loader": Table(
+        "scene_loader",
+        {
+            "way": ("way", ""),
+            "a second of a core": ("scenes_per_s", ",.1f"),
+            "of classification's rate": ("of_classification", ".2f"),
+            "time, of ours": ("time_of_ours", ".2f"),
+        },
+        where=lambda line: "way" in line,
+    ),
+    "scene_loader_parts": Table(
+        "scene_loader",
+        {"part of a scene": ("part", ""), "µs": ("microseconds", ",.0f")},
+        where=lambda line: "part" in line,
+    ),
     "train_step": Table(
         "train_step",
         {
@@ -422,6 +437,35 @@ TABLES: dict[str, AnyTable] = {
             "with its view, ms": ("wrapped_ms", ".2f"),
             "ratio": ("ratio", ".3f"),
         },
+    ),
+    "segmentation_heads": Table(
+        "segmentation_heads",
+        {
+            "backbone": ("model", ""),
+            "head": ("head", ""),
+            "channels": ("channels", ""),
+            "M parameters": ("total_m", ".2f"),
+            "paper": ("paper_m", ".0f"),
+            "backbone's": ("backbone_m", ".2f"),
+            "head's with rescaling": ("head_m", ".2f"),
+            "auxiliary head's": ("auxiliary_m", ".2f"),
+            "G multiply-adds at 512 px: backbone": ("backbone_gmacs", ".1f"),
+            "its head": ("head_gmacs", ".1f"),
+        },
+        lambda line: line["kind"] == "size",
+    ),
+    "segmentation_steps": Table(
+        "segmentation_heads",
+        {
+            "backbone": ("model", ""),
+            "head": ("head", ""),
+            "precision": ("precision", ""),
+            "step, processor s an image": ("step_s", ".1f"),
+            "backbone alone": ("backbone_s", ".1f"),
+            "share of head and losses": ("share", ".0%"),
+            "share of interpolated positions in a forward pass": ("positions_share", ".1%"),
+        },
+        lambda line: line["kind"] == "step",
     ),
     "models": Table(
         "models",

@@ -178,7 +178,7 @@ wildcard_constraints:
     leg=r"\d\d+",
     legs=r"\d\d+",
     experiment="|".join(STUDY.tables),
-    transfer="|".join(STUDY.segmentation_tables) or r"(?!)",  # a study may have none
+    transfer="|".join(STUDY.segmentation_tables) or r"(?!)",  # a study may have none; experiments of segmentation
 
 
 @functools.cache
@@ -430,7 +430,7 @@ def written_plan(plan):
 
 def plan_of_table_so_far(wildcards):
     """The plan of a table so far, which lists the evaluations that exist; none of them is an input (core/so_far.py)."""
-    return so_far_plans()[wildcards.experiment]
+    return so_far_plans()[wildcards.transfer if "transfer" in wildcards.keys() else wildcards.experiment]
 
 
 def plans_of_tables_so_far(wildcards):
@@ -441,7 +441,8 @@ def plans_of_tables_so_far(wildcards):
 @functools.cache
 def so_far_plans():
     """Table -> its plan's path, after writing all of them: Snakemake remembers what lay in a folder when it first looked."""
-    return {name: written_plan(plan_so_far(table)) for name, table in STUDY.tables.items()}
+    tables = [*STUDY.tables.values(), *STUDY.offered_segmentations]
+    return {table.name: written_plan(plan_so_far(table)) for table in tables}
 
 
 def comparison_plan():

@@ -131,9 +131,16 @@ class SegmentationTable:
         """Path of the document that the table job reads."""
         return str(RESULTS / "tables" / f"{self.name}-{digest_of(self.as_json())}.json")
 
+    @property
+    def so_far(self) -> list[str]:
+        """Paths of the table, its page and its figure from what exists already."""
+        folder, name = RESULTS / "so_far", self.name
+        return [str(folder / f"{name}.csv"), str(folder / f"{name}.md"), str(folder / f"figures/{name}.png")]
+
     def as_json(self) -> dict[str, Any]:
         """What the table job reads: rows, their evaluations, and the paper's numbers."""
         return {
+            "stage": "segment",  # tells it from a table of classifiers
             "name": self.name,
             "question": self.experiment.question,
             "paper": self.experiment.paper,

@@ -15,6 +15,7 @@ from tokenlabel.core.report_contents import (
     category_of,
     damage,
     inert,
+    overlays_place,
     report_results,
     whole,
 )
@@ -58,11 +59,16 @@ def test_every_table_of_the_paper_is_there_once_and_says_what_makes_it(raw_confi
 def test_two_results_of_a_folder_are_never_called_the_same(raw_config: dict[str, Any]) -> None:
     kinds = {".csv": "data (CSV)", ".png": "figure"}
     called = []
-    for result in report_results(Study.plan(raw_config)):
+    study = Study.plan(raw_config)
+    for result in report_results(study):
         if result.name.startswith("curves_"):
             called.append((result.category, result.shown_as("training curves")))
             continue
-        called += [(result.category, result.shown_as(kinds[Path(file).suffix])) for file in result.files]
+        for file in map(Path, result.files):
+            if file.parts[1] == "segmentation":  # a page of overlays
+                called.append(overlays_place(study, file.parts[2], file.parts[3].removeprefix("seed")))
+            else:
+                called.append((result.category, result.shown_as(kinds[file.suffix])))
         called += [(result.category, result.shown_as("table"))] if result.table else []
     assert len(set(called)) == len(called)
 

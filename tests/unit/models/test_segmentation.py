@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bench.counts import study
 from tokenlabel.core.errors import CheckpointError, ConfigError
 from tokenlabel.core.paper import value
 from tokenlabel.models import (
@@ -52,22 +53,19 @@ def randomised(model: SegmentationModel) -> SegmentationModel:
 
 
 @pytest.mark.parametrize(
-    ("architecture", "image_px", "head", "row"),
-    [
-        ("lvvit_s", 512, fcn(), ("5", "lvvit_s_fcn_token")),
-        ("lvvit_s", 512, upernet(), ("5", "lvvit_s_upernet_token")),
-        ("lvvit_m", 512, upernet(), ("6", "lvvit_m_upernet")),
-        ("lvvit_l", 448, upernet(512), ("6", "lvvit_l_upernet")),
-    ],
+    ("table", "name"),
+    [("5", "lvvit_s_fcn_token"), ("5", "lvvit_s_upernet_token"), ("6", "lvvit_m_upernet"), ("6", "lvvit_l_upernet")],
 )
-def test_parameters_are_the_papers(
-    architecture: str, image_px: int, head: dict[str, Any], row: tuple[str, str]
-) -> None:
-    """Rounded to millions, the auxiliary head counted: which the released configurations' widths give."""
-    printed = value(*row, "params_m")
+def test_parameters_are_the_papers(table: str, name: str) -> None:
+    """The segmenter of each row of the study, rounded to millions with the auxiliary head: what Tables 5 and 6 print."""
+    (spec,) = [row.run.spec for row in study().segmentation_tables["segmentation"].rows if row.name == name]
+    printed = value(table, name, "params_m")
     assert printed is not None
     with torch.device("meta"):
-        model = create_segmenter(create_model(architecture, 1000, image_px), head, 150)
+        backbone = create_model(spec["model"]["architecture"], 1, spec["image_px"], **spec["model"]["settings"])
+        model = create_segmenter(
+            backbone, spec["head"], spec["dataset"]["num_classes"], crop_px=spec["recipe"]["crop_px"]
+        )
     assert round(count_parameters(model) / 1e6) == printed.value
 
 
