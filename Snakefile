@@ -37,7 +37,7 @@ rule all:
 rule so_far:
     """Every table of the catalogue from what exists, the rest `planned`: results/so_far."""
     input:
-        [path for table in STUDY.tables.values() for path in table.so_far],
+        [path for table in [*STUDY.tables.values(), *STUDY.offered_segmentations] for path in table.so_far],
         "results/so_far/index.csv",
 
 

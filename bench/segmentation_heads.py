@@ -2,10 +2,10 @@
 
 usage: python bench/segmentation_heads.py [--repeats 3] [--batch 1] [--precision float32] [--threads 1] [--record]
 
-The segmenters of Tables 5 and 6 with the heads of config.yaml on crops of 512 px and ADE20K's 150 classes; sizes are counted from
-the code, at the size of images that the backbone's published weights have. Times are LV-ViT-S's, a step being forward and backward of
-both losses on random pixels: the whole segmenter and its backbone alone take turns; the share is the median of the pairs, in
-processor seconds. `positions` is the interpolation of the position embedding in a forward pass, as a share of it.
+The segmenters of Tables 5 and 6 as config.yaml plans them: its heads, crops of 512 px and ADE20K's 150 classes. Sizes are counted
+from the code. Times are LV-ViT-S's, a step being forward and backward of both losses on random pixels. The whole segmenter and its
+backbone alone take turns; the share, of head and losses, is the median of the pairs, in processor seconds. `positions` is the
+interpolation of the position embedding, as a share of the backbone's forward pass.
 """
 
 from __future__ import annotations
@@ -17,57 +17,59 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import yaml
-from record import ROOT, ResultLines
-from torch import nn
+from counts import study
+from record import ResultLines
 from torch.nn import functional as F
 
-from tokenlabel.core.config import load_config
 from tokenlabel.core.paper import value
 from tokenlabel.engine.device import autocast
-from tokenlabel.models import count_multiply_adds, count_parameters, create_model, create_segmenter
+from tokenlabel.models import (
+    SegmentationModel,
+    count_multiply_adds,
+    count_parameters,
+    create_model,
+    create_segmenter,
+)
 from tokenlabel.models.transformer import interpolate_position_embedding
 
-CLASSES, CROP_PX = 150, 512
-SEGMENTERS = (  # architecture, head of config.yaml, what the row changes, its own image px, row of the paper
-    ("lvvit_s", "fcn", {}, 512, ("5", "lvvit_s_fcn_token")),
-    ("lvvit_s", "upernet", {}, 512, ("5", "lvvit_s_upernet_token")),
-    ("lvvit_m", "upernet", {}, 512, ("6", "lvvit_m_upernet")),
-    ("lvvit_l", "upernet", {"channels": 512}, 448, ("6", "lvvit_l_upernet")),
-)
+ROWS = (
+    "lvvit_s_fcn_token",
+    "lvvit_s_upernet_token",
+    "lvvit_m_upernet",
+    "lvvit_l_upernet",
+)  # of the study's segmentation
 
 
-def heads() -> dict[str, dict[str, Any]]:
-    """The heads of config.yaml as a spec has them."""
-    config = load_config(yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8")))
-    return {name: head.as_spec() for name, head in config.segmentation.heads.items()}
+def specs() -> dict[str, dict[str, Any]]:
+    """The spec of each row."""
+    planned = {row.name: row.run.spec for row in study().segmentation_tables["segmentation"].rows}
+    return {name: planned[name] for name in ROWS}
 
 
-def size_row(architecture: str, head: dict[str, Any], image_px: int, row: tuple[str, str]) -> dict[str, Any]:
+def segmenter(spec: dict[str, Any]) -> SegmentationModel:
+    """The segmenter of a spec, as its training makes it."""
+    backbone = create_model(spec["model"]["architecture"], 1, spec["image_px"], **spec["model"]["settings"])
+    return create_segmenter(backbone, spec["head"], spec["dataset"]["num_classes"], crop_px=spec["recipe"]["crop_px"])
+
+
+def size_row(name: str, spec: dict[str, Any]) -> dict[str, Any]:
     """Parameters by part and multiply-adds of an image, in millions and 10^9."""
+    crop_px, head = spec["recipe"]["crop_px"], spec["head"]
     with torch.device("meta"):
-        classifier = create_model(architecture, 1000, image_px)
-        model = create_segmenter(create_model(architecture, 1000, image_px), head, CLASSES)
+        model = segmenter(spec)
+        classifier = create_model(spec["model"]["architecture"], 1, crop_px, **spec["model"]["settings"])
     backbone_m, auxiliary_m = (
         count_parameters(part) / 1e6 if part else 0.0 for part in (model.backbone, model.auxiliary)
     )
+    printed = [value(table, name, "params_m") for table in ("5", "6")]
     total_m = count_parameters(model) / 1e6
-    printed = value(*row, "params_m")
-    assert printed is not None
-    classifier.set_image_px(CROP_PX)
-    backbone_g = (count_multiply_adds(classifier, CROP_PX) - heads_of_classifier(classifier)) / 1e9
-    total_g = count_multiply_adds(model.eval(), CROP_PX) / 1e9
+    total_g, backbone_g = (count_multiply_adds(network.eval(), crop_px) / 1e9 for network in (model, classifier))
     return {
-        "model": architecture, "head": head["kind"], "channels": head["channels"], "image_px": image_px,
-        "total_m": total_m, "backbone_m": backbone_m, "auxiliary_m": auxiliary_m, "paper_m": printed.value,
-        "head_m": total_m - backbone_m - auxiliary_m, "backbone_gmacs": backbone_g, "head_gmacs": total_g - backbone_g,
+        "model": spec["model"]["architecture"], "head": head["kind"], "channels": head["channels"], "crop_px": crop_px,
+        "total_m": total_m, "backbone_m": backbone_m, "head_m": total_m - backbone_m - auxiliary_m,
+        "auxiliary_m": auxiliary_m, "paper_m": next(number.value for number in printed if number),
+        "backbone_gmacs": backbone_g, "head_gmacs": total_g - backbone_g,
     }  # fmt: skip
-
-
-def heads_of_classifier(model: nn.Module) -> int:
-    """Multiply-adds of the class head and the token head, which a segmenter has not."""
-    tokens, width = 1 + (CROP_PX // 16) ** 2, model.get_parameter("head.weight").shape[1]
-    return tokens * width * 1000
 
 
 def seconds_of(work: Callable[[], Any]) -> float:
@@ -76,11 +78,12 @@ def seconds_of(work: Callable[[], Any]) -> float:
     return time.process_time() - started
 
 
-def step_row(head: dict[str, Any], batch: int, repeats: int, precision: torch.dtype) -> dict[str, Any]:
-    """Seconds of a step of LV-ViT-S with a head and without."""
+def step_row(spec: dict[str, Any], batch: int, repeats: int, precision: torch.dtype) -> dict[str, Any]:
+    """Seconds of a step with the head and of the backbone alone."""
     torch.manual_seed(0)
-    model = create_segmenter(create_model("lvvit_s"), head, CLASSES, crop_px=CROP_PX)
-    images, masks = torch.randn(batch, 3, CROP_PX, CROP_PX), torch.randint(CLASSES, (batch, CROP_PX, CROP_PX))
+    model, crop_px = segmenter(spec), spec["recipe"]["crop_px"]
+    images = torch.randn(batch, 3, crop_px, crop_px)
+    masks = torch.randint(model.num_classes, (batch, crop_px, crop_px))
     device = torch.device("cpu")
 
     def whole() -> None:
@@ -88,7 +91,7 @@ def step_row(head: dict[str, Any], batch: int, repeats: int, precision: torch.dt
         with autocast(device, precision):
             output = model(images)
             loss = sum(
-                F.cross_entropy(F.interpolate(found.float(), size=CROP_PX, mode="bilinear"), masks) for found in output
+                F.cross_entropy(F.interpolate(found.float(), size=crop_px, mode="bilinear"), masks) for found in output
             )
         loss.backward()
 
@@ -111,7 +114,8 @@ def step_row(head: dict[str, Any], batch: int, repeats: int, precision: torch.dt
     pairs = pairs[1:]  # the first warms up
     positions = statistics.median(seconds_of(lambda: interpolate_position_embedding(state, (32, 32))) for _ in range(9))
     return {
-        "head": head["kind"], "batch": batch, "precision": str(precision).removeprefix("torch."),
+        "model": spec["model"]["architecture"], "head": spec["head"]["kind"], "batch": batch,
+        "precision": str(precision).removeprefix("torch."),
         "step_s": statistics.median(pair[0] for pair in pairs), "backbone_s": statistics.median(pair[1] for pair in pairs),
         "share": statistics.median(1 - part / all_ for all_, part in pairs),
         "positions_share": positions / seconds_of(forward),
@@ -128,14 +132,13 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     lines = ResultLines("segmentation_heads", fresh=True) if args.record else None
-    described = heads()
-    for architecture, head, changed, image_px, paper_row in SEGMENTERS:
-        row = size_row(architecture, described[head] | changed, image_px, paper_row)
+    for name, spec in specs().items():
+        row = size_row(name, spec)
         print("size", row)
         if lines:
             lines.add(kind="size", **row)
-    for head in described.values():
-        row = step_row(head, args.batch, args.repeats, getattr(torch, args.precision))
+    for name in ROWS[:2]:
+        row = step_row(specs()[name], args.batch, args.repeats, getattr(torch, args.precision))
         print("step", row)
         if lines:
             lines.add(kind="step", threads=args.threads, **row)

@@ -438,6 +438,35 @@ TABLES: dict[str, AnyTable] = {
             "ratio": ("ratio", ".3f"),
         },
     ),
+    "segmentation_heads": Table(
+        "segmentation_heads",
+        {
+            "backbone": ("model", ""),
+            "head": ("head", ""),
+            "channels": ("channels", ""),
+            "M parameters": ("total_m", ".2f"),
+            "paper": ("paper_m", ".0f"),
+            "backbone's": ("backbone_m", ".2f"),
+            "head's with rescaling": ("head_m", ".2f"),
+            "auxiliary head's": ("auxiliary_m", ".2f"),
+            "G multiply-adds at 512 px: backbone": ("backbone_gmacs", ".1f"),
+            "its head": ("head_gmacs", ".1f"),
+        },
+        lambda line: line["kind"] == "size",
+    ),
+    "segmentation_steps": Table(
+        "segmentation_heads",
+        {
+            "backbone": ("model", ""),
+            "head": ("head", ""),
+            "precision": ("precision", ""),
+            "step, processor s an image": ("step_s", ".1f"),
+            "backbone alone": ("backbone_s", ".1f"),
+            "share of head and losses": ("share", ".0%"),
+            "share of interpolated positions in a forward pass": ("positions_share", ".1%"),
+        },
+        lambda line: line["kind"] == "step",
+    ),
     "models": Table(
         "models",
         {

@@ -178,7 +178,7 @@ wildcard_constraints:
     leg=r"\d\d+",
     legs=r"\d\d+",
     experiment="|".join(STUDY.tables),
-    transfer="|".join(STUDY.segmentation_tables) or r"(?!)",  # a study may have none
+    transfer="|".join(STUDY.segmentation_tables) or r"(?!)",  # a study may have none; experiments of segmentation
 
 
 @functools.cache
@@ -430,7 +430,7 @@ def written_plan(plan):
 
 def plan_of_table_so_far(wildcards):
     """The plan of a table so far, which lists the evaluations that exist; none of them is an input (core/so_far.py)."""
-    return so_far_plans()[wildcards.experiment]
+    return so_far_plans()[wildcards.transfer if "transfer" in wildcards.keys() else wildcards.experiment]
 
 
 def plans_of_tables_so_far(wildcards):
@@ -441,7 +441,8 @@ def plans_of_tables_so_far(wildcards):
 @functools.cache
 def so_far_plans():
     """Table -> its plan's path, after writing all of them: Snakemake remembers what lay in a folder when it first looked."""
-    return {name: written_plan(plan_so_far(table)) for name, table in STUDY.tables.items()}
+    tables = [*STUDY.tables.values(), *STUDY.offered_segmentations]
+    return {table.name: written_plan(plan_so_far(table)) for table in tables}
 
 
 def comparison_plan():
@@ -715,6 +716,41 @@ def category_of_overlays(wildcards):
 def labels_of_overlays(wildcards):
     """Which segmenter's it is."""
     return {"result": overlays_place(STUDY, wildcards.segmentation, wildcards.seed)[1]}
+
+
+def place_of_views():
+    """Arguments of `report` for the page of a segmenter beside its classifier."""
+
+    def result(wildcards):
+        return RESULTS[f"views_{wildcards.transfer}"]
+
+    return {
+        "category": lambda wildcards: result(wildcards).category,
+        "labels": lambda wildcards: {"result": result(wildcards).shown_as("figure")},
+    }
+
+
+def viewed_run(wildcards):
+    """The segmenter on an experiment's page of views, and its seed."""
+    table = STUDY.segmentation_tables[wildcards.transfer]
+    if table.viewed is None:
+        raise WorkflowError(
+            f"{table.views}: no row of {table.name} has a backbone that is trained, so none has tokens to show."
+        )
+    return table.viewed, table.seeds[0]
+
+
+def inputs_of_views(wildcards):
+    """Markers of the segmenter, of its backbone's run and of the scenes on a page of views."""
+    run, seed = viewed_run(wildcards)
+    return [ancient(marker) for marker in (run.done(seed), run.start.done(seed), run.scenes.marker)]
+
+
+def arguments_of_views(wildcards):
+    """Their folders, as command line arguments."""
+    run, seed = viewed_run(wildcards)
+    folders = [Path(found.done(seed)).parent for found in (run, run.start)]
+    return shlex.join([str(folders[0]), run.scenes.folder, "--tokens", str(folders[1])])
 
 
 def said_of_table(wildcards):

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from .benchmarks import job_seconds, run_processes, run_seconds
-from .paper import DATASET
 from .plan_jobs import STAGES, Job, JobList
 from .schedule import Task, least_seconds, longest_chain, schedule_seconds
 from .study import Study
@@ -155,10 +154,8 @@ def plan_study(study: Study, base: Path, light: Study | None = None) -> Plan:
 
 
 def _unselected(study: Study, base: Path, corrections: Mapping[str, Correction], paid: set[str]) -> Iterable[PlanRow]:
-    """Rows of tables of segmentation that nobody selected; none for a study of other photographs, which inherits them."""
-    if study.config.dataset.name != DATASET:
-        return
-    for table in study.segmentation_tables.values():
+    """Rows of tables of segmentation that nobody selected."""
+    for table in study.offered_segmentations:
         if table.name not in study.config.select.segmentation:
             jobs = JobList(study)
             jobs.add_segmentation(table)
@@ -189,6 +186,10 @@ def list_targets(study: Study, jobs: JobList) -> dict[tuple[str, str], list[str]
     if study.drawn_labels:
         shards = [path for labels in study.drawn_labels for path in jobs.add_labels(labels)]
         pages.append(jobs.add_other("results/figures/label_maps.png", shards))
+    for segmentation in study.selected_segmentations:
+        if segmentation.viewed:
+            trained = jobs.add_run(segmentation.viewed, segmentation.seeds[0])
+            pages.append(jobs.add_other(segmentation.views, [trained]))
     for table in study.selected_tables:
         if table.name == "main":  # what the figure of accuracy against parameters shows
             pages.append(jobs.add_other("results/figures/accuracy_parameters.png", list(jobs.jobs[table.csv].after)))

@@ -23,6 +23,7 @@ ABOUT_PAGES = {  # pages that are no result's -> what they are
     "about_missing": "What is not made yet",
     "about_versions": "Versions",
 }
+VIEWS = "Side by side"  # label of a segmenter's page beside its classifier
 PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
 
 # results that are no experiment's: name -> (folder of the menu, what it is, files of the job that makes it)
@@ -123,12 +124,15 @@ def report_results(study: Study) -> tuple[Result, ...]:
         found.append(Result(table.name, *about, (table.csv, table.figure), table.csv, so_far, selected=chosen))
         if table.curves:
             found.append(Result(f"curves_{table.name}", *about, tuple(table.curves), "", "", selected=chosen))
-    for transfer in study.segmentation_tables.values():
+    for transfer in study.offered_segmentations:
         about = (category_of(transfer), "", transfer.experiment.question, transfer.experiment.paper)
         chosen = transfer.name in study.config.select.segmentation
         # the report shows every evaluation's page of overlays, and Snakemake fails where one is missing
         files = (transfer.csv, transfer.figure, *(run.overlays(seed) for run, seed in transfer.trainings))
-        found.append(Result(transfer.name, *about, files, transfer.csv, "", selected=chosen))
+        found.append(Result(transfer.name, *about, files, transfer.csv, transfer.so_far[0], selected=chosen))
+        if transfer.viewed:
+            about = (about[0], VIEWS, "Do tokens, segmentation and relevance lie where the things are?", about[3])
+            found.append(Result(f"views_{transfer.name}", *about, (transfer.views,), "", "", selected=chosen))
     return tuple(found)
 
 
@@ -137,7 +141,7 @@ def overlays_place(study: Study, run: str, seed: str) -> tuple[str, str]:
     for table in study.segmentation_tables.values():
         for row in table.rows:
             if row.run.name == run:
-                return category_of(table), f"{inert(row.label)}: overlays, seed {seed}"
+                return category_of(table), f"{row.name}: overlays, seed {seed}"
     return ABOUT_FOLDER, "Overlays"
 
 

@@ -115,13 +115,32 @@ class SegmentationTable:
         return list(dict.fromkeys(row.run.overlays(self.seeds[0]) for row in self.rows))
 
     @property
+    def views(self) -> str:
+        """Path of the page that shows segmentation, tokens and relevance side by side."""
+        return str(RESULTS / "figures" / f"{self.name}_views.png")
+
+    @property
+    def viewed(self) -> SegmentationRun | None:
+        """The segmenter on that page: the first whose backbone learned from token labels, else from others; None without."""
+        trained = [row.run for row in self.rows if row.run.start is not None]
+        token = [run for run in trained if run.start and run.start.spec["recipe"]["supervision"] == "token"]
+        return next(iter(token + trained), None)
+
+    @property
     def plan(self) -> str:
         """Path of the document that the table job reads."""
         return str(RESULTS / "tables" / f"{self.name}-{digest_of(self.as_json())}.json")
 
+    @property
+    def so_far(self) -> list[str]:
+        """Paths of the table, its page and its figure from what exists already."""
+        folder, name = RESULTS / "so_far", self.name
+        return [str(folder / f"{name}.csv"), str(folder / f"{name}.md"), str(folder / f"figures/{name}.png")]
+
     def as_json(self) -> dict[str, Any]:
         """What the table job reads: rows, their evaluations, and the paper's numbers."""
         return {
+            "stage": "segment",  # tells it from a table of classifiers
             "name": self.name,
             "question": self.experiment.question,
             "paper": self.experiment.paper,

@@ -14,6 +14,7 @@ from typing import Any
 from .config import Annotator, Config, Experiment, Model, Recipe, check_annotator_fits, load_config
 from .errors import AnnotatorMisfitError, ConfigError, unknown_name
 from .identity import STAGE_VERSIONS, digest_of
+from .paper import DATASET
 from .placement import check_nodes_of, nodes_of
 from .planned import RESULTS, AnnotatorJob, DataJob, LabelJob, Planned, Run, Table, TableRow, Training
 from .published import PublishedJob, PublishedTable, plan_published
@@ -116,6 +117,13 @@ class Study:
     def selected_segmentations(self) -> list[SegmentationTable]:
         """Tables of `select.segmentation`, in that order."""
         return [self.segmentation_tables[name] for name in self.config.select.segmentation]
+
+    @property
+    def offered_segmentations(self) -> list[SegmentationTable]:
+        """The selected ones, and for a study of the paper's photographs all: overlays for others inherit the catalogue."""
+        if self.config.dataset.name == DATASET:
+            return list(self.segmentation_tables.values())
+        return self.selected_segmentations
 
     @property
     def selected_labels(self) -> list[LabelJob]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bench.counts import study
 from tokenlabel.core.errors import CheckpointError, ConfigError
 from tokenlabel.core.paper import value
 from tokenlabel.models import (
@@ -52,22 +53,19 @@ def randomised(model: SegmentationModel) -> SegmentationModel:
 
 
 @pytest.mark.parametrize(
-    ("architecture", "image_px", "head", "row"),
-    [
-        ("lvvit_s", 512, fcn(), ("5", "lvvit_s_fcn_token")),
-        ("lvvit_s", 512, upernet(), ("5", "lvvit_s_upernet_token")),
-        ("lvvit_m", 512, upernet(), ("6", "lvvit_m_upernet")),
-        ("lvvit_l", 448, upernet(512), ("6", "lvvit_l_upernet")),
-    ],
+    ("table", "name"),
+    [("5", "lvvit_s_fcn_token"), ("5", "lvvit_s_upernet_token"), ("6", "lvvit_m_upernet"), ("6", "lvvit_l_upernet")],
 )
-def test_parameters_are_the_papers(
-    architecture: str, image_px: int, head: dict[str, Any], row: tuple[str, str]
-) -> None:
-    """Rounded to millions, the auxiliary head counted: which the released configurations' widths give."""
-    printed = value(*row, "params_m")
+def test_parameters_are_the_papers(table: str, name: str) -> None:
+    """The segmenter of each row of the study, rounded to millions with the auxiliary head: what Tables 5 and 6 print."""
+    (spec,) = [row.run.spec for row in study().segmentation_tables["segmentation"].rows if row.name == name]
+    printed = value(table, name, "params_m")
     assert printed is not None
     with torch.device("meta"):
-        model = create_segmenter(create_model(architecture, 1000, image_px), head, 150)
+        backbone = create_model(spec["model"]["architecture"], 1, spec["image_px"], **spec["model"]["settings"])
+        model = create_segmenter(
+            backbone, spec["head"], spec["dataset"]["num_classes"], crop_px=spec["recipe"]["crop_px"]
+        )
     assert round(count_parameters(model) / 1e6) == printed.value
 
 
@@ -133,6 +131,18 @@ def test_positions_of_the_crops_are_learnt_where_asked(tiny: Make) -> None:
     assert model.backbone.state_dict()["pos_embed"].shape == (1, 37, 24)
     with pytest.raises(ConfigError, match="image_px is 100; it must be a multiple of the token size 16"):
         create_segmenter(tiny(), fcn(8), 3, crop_px=100)
+
+
+@pytest.mark.parametrize(
+    ("name", "learnt_px"), [("timm/swin_tiny_patch4_window7_224", 224), ("timm/vit_tiny_patch16_224", 96)]
+)
+def test_crops_of_timm_networks(name: str, learnt_px: int) -> None:
+    """Swin has no positions to interpolate, and takes crops that set_image_px would refuse."""
+    model = create_segmenter(create_model(name, 5, 224), fcn(8), 3, crop_px=96)
+    assert model.image_px == learnt_px
+    assert model(torch.randn(2, 3, 96, 96)).logits.shape[:2] == (2, 3)
+    with pytest.raises(ConfigError, match=r"image_px is 90; it must be a multiple of the token size"):
+        create_segmenter(create_model(name, 5, 224), fcn(8), 3, crop_px=90)
 
 
 def test_grad_checkpointing_and_weight_decay_reach_the_backbone(tiny: Make) -> None:
@@ -224,6 +234,8 @@ def test_a_classifier_is_no_segmenter_and_the_other_way_round(tiny: Make, tmp_pa
     [
         ({"num_classes": 4}, r"3 classes are named, num_classes is 4"),
         ({"image_px": "large"}, r"config\.json: image_px: .*valid integer"),
+        ({"head": {"kind": "fcn"}}, r"config\.json: head\.channels: Field required"),
+        ({"head": {**fcn(8), "levels": 5}}, r"config\.json: head\.levels: "),
         ({"std": [0, 1, 1]}, r"config\.json: std\.0: .*greater than 0"),
         ({"head": fcn(9)}, r"is of another model\. .*wrong shape: .*head\.convolutions"),
         ({"settings": {"depth": 2, "width": 25, "heads": 2}}, "width 25 cannot be divided among heads 2"),
