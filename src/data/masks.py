@@ -76,7 +76,7 @@ class ClassIds:
         ignore_id: of pixels that do not count, no class's; None: all count.
 
     Raises:
-        ConfigError: the ignored id is that of a class.
+        ConfigError: the ignored id is that of a class, or the last id is beyond 16 bits.
     """
 
     count: int
@@ -88,6 +88,12 @@ class ClassIds:
             raise ConfigError(
                 f"segmentation.dataset.ignore_id {self.ignore_id} is the id of a class: {self.count} classes have ids "
                 f"{self.ids[0]} to {self.ids[-1]}. Give an id outside, or null."
+            )
+
+        if self.ids[-1] > _MAX_ID:
+            raise ConfigError(
+                f"segmentation.dataset: {self.count} classes from first_id {self.first_id} end at id {self.ids[-1]}, but a mask "
+                f"has 16 bits, ids up to {_MAX_ID}. Correct num_classes or first_id."
             )
 
     @property

@@ -8,7 +8,7 @@ folders; tar files, of which stage 1 reads photographs, are not read. Source: th
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -258,17 +258,22 @@ def _checked(
         return (scene.mask.shape[0], scene.mask.shape[1]), counts
 
     with ThreadPoolExecutor(machine["threads"]) as pool:
-        for number, (pair, seen) in enumerate(zip(pairs, _looked_at(pool, look, pairs), strict=True), start=1):
-            if number % _LOGGED_SCENES == 0:
-                logger.info("%s: %d of %d scenes looked at", split, number, len(pairs))
-            if isinstance(seen, str):
-                unreadable.append((pair[0].path, seen))
-                _check_unreadable(split, unreadable, len(pairs), machine["scenes"])
-                continue
-            kept.append(pair)
-            sizes.append(seen[0])
-            pixels += seen[1]
-            without_class += not seen[1][1:].any()
+        futures = [pool.submit(look, pair) for pair in pairs]
+        try:
+            for number, (pair, future) in enumerate(zip(pairs, futures, strict=True), start=1):
+                if number % _LOGGED_SCENES == 0:
+                    logger.info("%s: %d of %d scenes looked at", split, number, len(pairs))
+                seen = future.result()
+                if isinstance(seen, str):
+                    unreadable.append((pair[0].path, seen))
+                    _check_unreadable(split, unreadable, len(pairs), machine["scenes"])
+                    continue
+                kept.append(pair)
+                sizes.append(seen[0])
+                pixels += seen[1]
+                without_class += not seen[1][1:].any()
+        finally:
+            pool.shutdown(cancel_futures=True)  # the first mistake is told without looking at what is left
     if not pixels[1:].any():
         raise DataError(
             f"split {split}: none of {len(kept):,} masks has a pixel of a class, all are ignored (id {ids.ignore_id}). Correct "
@@ -290,16 +295,6 @@ def _checked(
         class_pixels=pixels[1:],
         unreadable=tuple(unreadable),
     )
-
-
-def _looked_at(pool: ThreadPoolExecutor, look: Any, pairs: Sequence[tuple[Entry, Entry]]) -> Iterator[Any]:
-    """Results in order; a failure ends what has not begun, so that the first mistake is told at once."""
-    futures = [pool.submit(look, pair) for pair in pairs]
-    try:
-        for future in futures:
-            yield future.result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _check_unreadable(split: str, found: Sequence[tuple[str, str]], scenes: int, places: Mapping[str, Any]) -> None:

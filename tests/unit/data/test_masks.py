@@ -99,6 +99,8 @@ def test_ids_of_no_class_are_named() -> None:
         ClassIds(2, 0, None).class_indices(ids)
     with pytest.raises(ConfigError, match=r"ignore_id 1 is the id of a class: 2 classes have ids 0 to 1"):
         ClassIds(2, 0, 1)
+    with pytest.raises(ConfigError, match=r"9 classes from first_id 65530 end at id 65538"):
+        ClassIds(9, 65530, 0)
 
 
 ADE = "Idx\tRatio\tTrain\tVal\tName\n2\t0.1\t1\t1\tsky\n1\t0.2\t1\t1\twall, panel   \n"

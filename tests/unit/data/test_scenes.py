@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from tests.scenes import CLASSES, scene_machine, scene_spec, write_scene_manifes
 from tokenlabel.cli import main
 from tokenlabel.core.errors import DataError, UnreadableImageError
 from tokenlabel.core.files import write_json
+from tokenlabel.data import scenes
 from tokenlabel.data.scenes import IGNORED, build_scene_manifests, load_scene_manifest
 
 
@@ -196,6 +198,23 @@ def test_scenes_that_do_not_fit_are_refused_in_one_line(
     with pytest.raises(DataError, match=message) as raised:
         build_scene_manifests(scene_spec(), scene_machine(root, threads=2))
     assert "\n" not in str(raised.value)
+
+
+def test_the_first_mistake_is_told_before_the_rest_is_looked_at(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[str] = []
+    decode = scenes.decode_upright
+
+    def noted(encoded: bytes) -> torch.Tensor:
+        looked.append("")
+        time.sleep(0.3)
+        return decode(encoded)
+
+    monkeypatch.setattr(scenes, "decode_upright", noted)
+    colours_of_first = mask(root, 0)
+    Image.open(colours_of_first).convert("RGB").save(colours_of_first)
+    with pytest.raises(DataError, match=r"scene_000\.png: the mask has colours"):
+        build_scene_manifests(scene_spec(), scene_machine(root))
+    assert len(looked) < 8  # one or two but for a very busy machine
 
 
 def test_unreadable_scenes_are_left_out_and_recorded(
