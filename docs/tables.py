@@ -297,6 +297,21 @@ TABLES: dict[str, AnyTable] = {
         },
         where=lambda line: "part" in line,
     ),
+    "scene_loader": Table(
+        "scene_loader",
+        {
+            "way": ("way", ""),
+            "a second of a core": ("scenes_per_s", ",.1f"),
+            "of classification's rate": ("of_classification", ".2f"),
+            "time, of ours": ("time_of_ours", ".2f"),
+        },
+        where=lambda line: "way" in line,
+    ),
+    "scene_loader_parts": Table(
+        "scene_loader",
+        {"part of a scene": ("part", ""), "µs": ("microseconds", ",.0f")},
+        where=lambda line: "part" in line,
+    ),
     "train_step": Table(
         "train_step",
         {

@@ -718,6 +718,41 @@ def labels_of_overlays(wildcards):
     return {"result": overlays_place(STUDY, wildcards.segmentation, wildcards.seed)[1]}
 
 
+def place_of_views():
+    """Arguments of `report` for the page of a segmenter beside its classifier."""
+
+    def result(wildcards):
+        return RESULTS[f"views_{wildcards.transfer}"]
+
+    return {
+        "category": lambda wildcards: result(wildcards).category,
+        "labels": lambda wildcards: {"result": result(wildcards).shown_as("figure")},
+    }
+
+
+def viewed_run(wildcards):
+    """The segmenter on an experiment's page of views, and its seed."""
+    table = STUDY.segmentation_tables[wildcards.transfer]
+    if table.viewed is None:
+        raise WorkflowError(
+            f"{table.views}: no row of {table.name} has a backbone that is trained, so none has tokens to show."
+        )
+    return table.viewed, table.seeds[0]
+
+
+def inputs_of_views(wildcards):
+    """Markers of the segmenter, of its backbone's run and of the scenes on a page of views."""
+    run, seed = viewed_run(wildcards)
+    return [ancient(marker) for marker in (run.done(seed), run.start.done(seed), run.scenes.marker)]
+
+
+def arguments_of_views(wildcards):
+    """Their folders, as command line arguments."""
+    run, seed = viewed_run(wildcards)
+    folders = [Path(found.done(seed)).parent for found in (run, run.start)]
+    return shlex.join([str(folders[0]), run.scenes.folder, "--tokens", str(folders[1])])
+
+
 def said_of_table(wildcards):
     """What captions say of an experiment: its question, the paper's table, and what caps changed."""
     table = STUDY.tables[wildcards.experiment]

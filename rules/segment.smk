@@ -136,3 +136,35 @@ rule make_segmentation_table:
     shell:
         "{params.python} -m tokenlabel table segmentation --spec {params.plan} --csv {output.csv}"
         " --markdown {output.markdown} --figure {output.figure} --log {log}"
+
+
+rule draw_segmentation_views:
+    """Photograph, tokens, segmentation and relevance side by side, of one segmenter and the run that its backbone comes from."""
+    input:
+        inputs_of_views,
+    output:
+        figure=report(
+            "results/figures/{transfer}_views.png",
+            caption="captions/segmentation_views.rst",
+            **place_of_views(),
+        ),
+    log:
+        "logs/figures/{transfer}_views.log",
+    benchmark:
+        "benchmarks/figures/{transfer}_views.tsv"
+    retries: 1
+    conda:
+        "../envs/eval.yaml"
+    threads: SETTINGS.threads
+    resources:
+        mem_mb=lambda wildcards, attempt: 8000 * attempt,
+        runtime=lambda wildcards, attempt: 30 * attempt,
+    params:
+        python=PYTHON,
+        machine=MACHINE,
+        arguments=arguments_of_views,
+        said=said_of_transfer,
+        about=ABOUT,
+    shell:
+        "{params.python} -m tokenlabel visualise {params.arguments} --machine {params.machine} --device cpu --count 4 --classes 1"
+        " --out {output.figure} --log {log}"

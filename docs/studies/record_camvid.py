@@ -45,14 +45,13 @@ def collect_runs(folder: Path) -> Iterator[Row]:
         if not (folder / row.run.result(seed)).exists():
             continue
         measured = read_json(folder / row.run.result(seed))
-        summary = read_json((folder / row.run.done(seed)).with_name("summary.json"))
         yield {
             "arm": row.name, "label": row.label, "seed": seed, "iterations": row.run.spec["recipe"]["iterations"],
             **{name: round(measured["single"][name], 3) for name in ("miou", "pixel_accuracy")},
             **{f"{name}_multi": round(measured["multi"][name], 3) for name in ("miou", "pixel_accuracy")},
             **{CLASS + found["name"]: "" if found["iou"] is None else round(found["iou"], 3) for found in measured["classes"]},
             "images": measured["images"], "parameters_k": round(1000 * measured["parameters_m"]),
-            "train_seconds": round(summary["seconds"]), "evaluation_seconds": round(measured["seconds"]),
+            "train_seconds": round(measured["train_seconds"]), "evaluation_seconds": round(measured["seconds"]),
         }  # fmt: skip
 
 

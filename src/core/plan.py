@@ -186,6 +186,10 @@ def list_targets(study: Study, jobs: JobList) -> dict[tuple[str, str], list[str]
     if study.drawn_labels:
         shards = [path for labels in study.drawn_labels for path in jobs.add_labels(labels)]
         pages.append(jobs.add_other("results/figures/label_maps.png", shards))
+    for segmentation in study.selected_segmentations:
+        if segmentation.viewed:
+            trained = jobs.add_run(segmentation.viewed, segmentation.seeds[0])
+            pages.append(jobs.add_other(segmentation.views, [trained]))
     for table in study.selected_tables:
         if table.name == "main":  # what the figure of accuracy against parameters shows
             pages.append(jobs.add_other("results/figures/accuracy_parameters.png", list(jobs.jobs[table.csv].after)))

@@ -23,6 +23,7 @@ ABOUT_PAGES = {  # pages that are no result's -> what they are
     "about_missing": "What is not made yet",
     "about_versions": "Versions",
 }
+VIEWS = "Side by side"  # label of a segmenter's page beside its classifier
 PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
 
 # results that are no experiment's: name -> (folder of the menu, what it is, files of the job that makes it)
@@ -129,6 +130,9 @@ def report_results(study: Study) -> tuple[Result, ...]:
         # the report shows every evaluation's page of overlays, and Snakemake fails where one is missing
         files = (transfer.csv, transfer.figure, *(run.overlays(seed) for run, seed in transfer.trainings))
         found.append(Result(transfer.name, *about, files, transfer.csv, transfer.so_far[0], selected=chosen))
+        if transfer.viewed:
+            about = (about[0], VIEWS, "Do tokens, segmentation and relevance lie where the things are?", about[3])
+            found.append(Result(f"views_{transfer.name}", *about, (transfer.views,), "", "", selected=chosen))
     return tuple(found)
 
 

@@ -115,6 +115,18 @@ class SegmentationTable:
         return list(dict.fromkeys(row.run.overlays(self.seeds[0]) for row in self.rows))
 
     @property
+    def views(self) -> str:
+        """Path of the page that shows segmentation, tokens and relevance side by side."""
+        return str(RESULTS / "figures" / f"{self.name}_views.png")
+
+    @property
+    def viewed(self) -> SegmentationRun | None:
+        """The segmenter on that page: the first whose backbone learned from token labels, else from others; None without."""
+        trained = [row.run for row in self.rows if row.run.start is not None]
+        token = [run for run in trained if run.start and run.start.spec["recipe"]["supervision"] == "token"]
+        return next(iter(token + trained), None)
+
+    @property
     def plan(self) -> str:
         """Path of the document that the table job reads."""
         return str(RESULTS / "tables" / f"{self.name}-{digest_of(self.as_json())}.json")

@@ -200,7 +200,7 @@ def build_scene_manifests(spec: Mapping[str, Any], machine: Mapping[str, Any]) -
 
 
 def pair_scenes(images: ByteSource, masks: ByteSource) -> list[tuple[Entry, Entry]]:
-    """Pairs photographs and masks by their path without the suffix.
+    """Pairs photographs and masks by their path without the suffix; in a folder of both, the PNGs are the masks.
 
     Returns:
         photograph and mask of each scene, sorted by the photograph's path.
@@ -208,7 +208,8 @@ def pair_scenes(images: ByteSource, masks: ByteSource) -> list[tuple[Entry, Entr
     Raises:
         DataError: a folder is missing or has no photograph, two photographs share a name, or one has no mask or a mask none.
     """
-    photographs = _by_stem(images.place, list_files(images.place, IMAGE_SUFFIXES))
+    suffixes = IMAGE_SUFFIXES - _MASK_SUFFIXES if images.place == masks.place else IMAGE_SUFFIXES
+    photographs = _by_stem(images.place, list_files(images.place, suffixes))
     drawn = _by_stem(masks.place, list_files(masks.place, _MASK_SUFFIXES))
     if not photographs:
         raise DataError(f"{images.place}: no photograph. Expected image files, each with a mask of the same name.")

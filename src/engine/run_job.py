@@ -73,7 +73,7 @@ class Run:
 
     def train(
         self, model: nn.Module, task: Task, optimisation: Optimisation, *, device: torch.device, precision: torch.dtype,
-        micro_batch: int, save: Callable[[FitResult], str], unreadable: int = 0, summary: Mapping[str, Any],
+        micro_batch: int, save: Callable[[FitResult], str], unreadable: int, missed_each_epoch: int, summary: Mapping[str, Any],
     ) -> dict[str, Any]:  # fmt: skip
         """Trains a model or continues, reports, and has the results of the whole run saved.
 
@@ -84,7 +84,8 @@ class Run:
             device, precision: as `set_up_device` gave them.
             micro_batch: photographs of a forward pass.
             save: writes what the run is for and returns the SHA-256 of WEIGHTS_FILE; the main process calls it, at the run's end.
-            unreadable: photographs that are known to be unreadable and take no part.
+            unreadable: photographs that were known to be unreadable and take no part.
+            missed_each_epoch: how many of those an epoch would have read.
             summary: what summary.json says besides.
 
         Returns:
@@ -113,7 +114,7 @@ class Run:
                 "micro_batch": micro_batch,
                 "processes": self.processes.count,
                 "images": result.images,
-                "skipped": result.skipped + unreadable * result.epochs,
+                "skipped": result.skipped + missed_each_epoch * result.epochs,
                 "unreadable": unreadable,
                 **({"changed": result.changed} if result.changed else {}),
             }

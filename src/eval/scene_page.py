@@ -179,8 +179,8 @@ def _draw_line(
     if view.relevance is not None and view.prediction is not None:
         for axis, index, values in zip(rest, view.classes, view.relevance, strict=False):
             axis.imshow(put_in_place(view.photograph, view.prediction.box, partial(lay_heat, values=values)))
-            name = shorten(token_class(int(index)), 30, placeholder="...")
-            _title(axis, f"{name} {view.prediction.probability[index]:.0%}")
+            name = shorten(token_class(int(index)), 24, placeholder="...")
+            _title(axis, f"relevance: {name} {view.prediction.probability[index]:.0%}")
 
 
 def _shrunk(view: SceneView) -> SceneView:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..core.command import read_machine
 from ..core.errors import DataError
 from ..core.files import read_json
 from ..core.log import logger
@@ -40,6 +41,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="where the first checkpoint is a classifier's: a segmenter to show beside it, a run's seed folder",
     )
     parser.add_argument("photographs", type=Path, nargs="+", metavar="PHOTO", help="photographs, or folders of them")
+    parser.add_argument(
+        "--machine",
+        type=Path,
+        default=None,
+        help="a study's machine.json; PHOTO is the folder of its scene manifest, whose validation photographs are shown",
+    )
     parser.add_argument("--out", type=Path, required=True, help="PNG file to write")
     parser.add_argument(
         "--classes", type=int, default=2, help="best classes to explain, one column each (default: %(default)s)"
@@ -47,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--count", type=int, default=6, help="photographs taken from each folder, evenly spread (default: %(default)s)"
     )
+    parser.add_argument("--log", type=Path, default=None, help="log file (default: the terminal)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -60,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     if args.out.suffix.lower() != ".png":
         raise DataError(f"--out {args.out}: must end in .png.")
     classifier, segmenter = _checkpoints(args)
-    paths = _chosen(args.photographs, args.count)
+    paths = _chosen(args.photographs, args.count) if args.machine is None else _of_study(args)
     sights = _sights(args, classifier, paths) if classifier else None
     if segmenter:
         _draw_scenes(args, segmenter, paths, sights)
@@ -154,6 +162,20 @@ def _draw_scenes(args: argparse.Namespace, checkpoint: Path, paths: Sequence[Pat
         token_title=sights.map_title if sights else "",
         scene_classes=loaded.classes,
     )
+
+
+def _of_study(args: argparse.Namespace) -> list[Path]:
+    """Photographs of a study's validation scenes, evenly spread; those that cannot be decoded are not in its manifest."""
+    from ..data.scenes import load_scene_manifest
+    from .drawing import spread_evenly
+
+    machine, chosen = read_machine(args.machine), []
+    for place in args.photographs:
+        manifest = load_scene_manifest(place, "val")
+        manifest.open(machine)  # says what is missing
+        folder = Path(machine["segmentation_root"]) / machine["scenes"]["val"]["images"]
+        chosen += [folder / manifest.image_paths[row] for row in spread_evenly(args.count, len(manifest))]
+    return chosen
 
 
 def _chosen(places: Sequence[Path], count: int) -> list[Path]:

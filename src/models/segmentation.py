@@ -19,12 +19,14 @@ from torch.nn import functional as F
 
 from ..core.errors import CheckpointError, ConfigError
 from ..core.files import read_json, write_json
+from ..core.segment_config import Head
 from .checkpoints import refuse_mismatch
 from .feature_levels import choose_blocks, measure_levels
 from .model_config import CONFIG_FILE, SEGMENTATION_TASK, three
 from .registry import create_model
-from .segmentation_heads import Rescaling, check_head, create_auxiliary, create_head, levels_read
+from .segmentation_heads import Rescaling, create_auxiliary, create_head, levels_read, read_head
 from .tokens import TokenModel
+from .transformer import tokens_per_side
 from .weights import AVERAGED_FILE, WEIGHTS_FILE, checkpoint_file, read_checkpoint, save_weights
 
 _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -47,7 +49,7 @@ class SegmentationModel(nn.Module):
 
     Args:
         backbone: with its classifier heads; they are dropped.
-        head: description of the head, see `segmentation_heads.check_head`.
+        head: its description.
         num_classes: classes of a pixel.
 
     Attributes:
@@ -61,25 +63,23 @@ class SegmentationModel(nn.Module):
         head_settings: what `head` was.
 
     Raises:
-        ConfigError: a head that there is not, or a backbone that gives no feature maps for it.
+        ConfigError: a backbone that gives no feature maps for the head.
     """
 
-    def __init__(self, backbone: TokenModel, head: Mapping[str, Any], num_classes: int) -> None:
-        check_head(head)
+    def __init__(self, backbone: TokenModel, head: Head, num_classes: int) -> None:
         if num_classes < 2:
             raise ConfigError(f"num_classes is {num_classes}; a segmenter tells at least 2 classes apart")
         super().__init__()
-        settings = head["levels"]
-        blocks = choose_blocks(settings["blocks"], backbone.level_count, len(settings["scales"]))
+        blocks = choose_blocks(head.levels.blocks, backbone.level_count, len(head.levels.scales))
         backbone.keep_levels(blocks[-1])
         self.backbone = backbone
         self.levels = measure_levels(backbone, blocks)
-        self.num_classes, self.head_settings = num_classes, dict(head)
+        self.num_classes, self.head_settings = num_classes, head
         self.token_px = backbone.image_px // backbone.grid[0]
         self.mean, self.std = backbone.mean, backbone.std
-        widths = [*self.levels.widths[:-1], settings["deepest_channels"] or self.levels.widths[-1]]
+        widths = [*self.levels.widths[:-1], head.levels.deepest_channels or self.levels.widths[-1]]
         # a pyramid of its own keeps its resolutions: scales are meant for the one grid of a plain transformer
-        scales = [1.0] * len(blocks) if self.levels.is_pyramid else settings["scales"]
+        scales = [1.0] * len(blocks) if self.levels.is_pyramid else head.levels.scales
         self.rescalings = nn.ModuleDict(
             {
                 str(level): Rescaling(self.levels.widths[level], widths[level], scales[level])
@@ -126,9 +126,9 @@ class SegmentationModel(nn.Module):
         return logits[..., :height, :width]
 
     def _auxiliary_logits(self, maps: list[Tensor]) -> Tensor | None:
-        if self.auxiliary is None:
+        if self.auxiliary is None or self.head_settings.auxiliary is None:
             return None
-        logits: Tensor = self.auxiliary([maps[self.head_settings["auxiliary"]["level"]]])
+        logits: Tensor = self.auxiliary([maps[self.head_settings.auxiliary.level]])
         return logits
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
@@ -145,13 +145,13 @@ class SegmentationModel(nn.Module):
 
 
 def create_segmenter(
-    backbone: TokenModel, head: Mapping[str, Any], num_classes: int, *, crop_px: int | None = None
+    backbone: TokenModel, head: Mapping[str, Any] | Head, num_classes: int, *, crop_px: int | None = None
 ) -> SegmentationModel:
     """Makes a segmenter in training mode: the backbone in the weights it has, the heads in random ones.
 
     Args:
         backbone: of `create_model` or `load_model`; it is taken over, and its classifier heads are dropped.
-        head: description of the head, see `segmentation_heads.check_head`.
+        head: its description, as config.yaml's `segmentation.heads` and a spec's `head` have it.
         num_classes: classes of a pixel.
         crop_px: side of the crops of a training: positions are interpolated to their grid once, and learnt there. None
             leaves them on the backbone's own grid, interpolated in each pass.
@@ -160,9 +160,12 @@ def create_segmenter(
         ConfigError: a head that there is not, a backbone that gives no feature maps for it, or a crop that its tokens do not
             divide.
     """
+    described = read_head(head)
     if crop_px is not None:
-        backbone.set_image_px(crop_px)
-    return SegmentationModel(backbone, head, num_classes).train()
+        tokens_per_side(crop_px, backbone.image_px // backbone.grid[0])
+        if backbone.position_name in backbone.state_dict():  # Swin and CNNs have none, and Swin's windows would change
+            backbone.set_image_px(crop_px)
+    return SegmentationModel(backbone, described, num_classes).train()
 
 
 @dataclass(frozen=True)
@@ -186,7 +189,7 @@ class SegmenterConfig:
     image_px: Annotated[int, Field(ge=1)]
     num_classes: Annotated[int, Field(ge=2)]
     classes: tuple[str, ...]
-    head: dict[str, Any]
+    head: Head
     mean: tuple[float, float, float]
     std: tuple[_Positive, _Positive, _Positive]
     short_side_px: Annotated[int, Field(ge=1)] | None

@@ -11,15 +11,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..core.errors import ConfigError, unknown_name
+from ..core.errors import ConfigError
+from ..core.segment_config import Head
 
 CLASSIFIER_STD = 0.01  # of the last layer's first weights: all classes start nearly equal
-SHARED_KEYS = ("kind", "channels", "dropout", "levels", "auxiliary")
-OWN_KEYS = {"fcn": ("convolutions", "concatenate_input"), "upernet": ("pool_sizes",)}
-RESCALINGS = (4.0, 2.0, 1.0, 0.5)  # of a map of tokens
 
 
 class PooledBatchNorm(nn.BatchNorm2d):
@@ -46,7 +45,7 @@ class Rescaling(nn.Sequential):
     Args:
         source: channels in.
         channels: channels out.
-        scale: one of `RESCALINGS`.
+        scale: 4, 2, 1 or 0.5.
     """
 
     def __init__(self, source: int, channels: int, scale: float) -> None:
@@ -160,66 +159,60 @@ class UPerNetHead(nn.Module):
         return out
 
 
-def check_head(head: Mapping[str, Any]) -> None:
-    """Refuses a description of a head that `create_head` and `segmentation` cannot follow.
+def read_head(head: Mapping[str, Any] | Head) -> Head:
+    """The description of a head as typed data.
 
     Args:
-        head: kind, channels, dropout, levels {blocks, scales, deepest_channels}, auxiliary {level, channels, convolutions,
-            dropout} or None; with `fcn` convolutions and concatenate_input, with `upernet` pool_sizes.
+        head: as config.yaml's `segmentation.heads` and a spec's `head` have it.
 
     Raises:
-        ConfigError: an unknown kind or key, a missing one, or a level that there is not.
+        ConfigError: a key or value that is not legal, with its place.
     """
-    kind = head.get("kind")
-    if kind not in OWN_KEYS:
-        raise unknown_name("kind", str(kind), OWN_KEYS, where="head")
-    keys = (*SHARED_KEYS, *OWN_KEYS[kind])
-    for key in head:
-        if key not in keys:
-            raise unknown_name("key", key, keys, where=f"head {kind}")
-    missing = [key for key in keys if key not in head]
-    if missing:
-        raise ConfigError(f"head {kind}: {missing[0]} is missing; expected are {', '.join(keys)}")
-    scales = head["levels"]["scales"]
-    for scale in scales:
-        if scale not in RESCALINGS:
-            legal = ", ".join(f"{known:g}" for known in RESCALINGS)
-            raise ConfigError(f"head {kind}: levels.scales has {scale}; legal are {legal}")
-    auxiliary = head["auxiliary"]
-    if auxiliary is not None and not 0 <= auxiliary["level"] < len(scales):
-        raise ConfigError(
-            f"head {kind}: auxiliary.level is {auxiliary['level']}; levels.scales has {len(scales)}, so 0 to {len(scales) - 1}"
-        )
+    try:
+        return Head.model_validate(head)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(["head", *map(str, first["loc"])])
+        found = "" if first["type"] == "missing" or isinstance(first["input"], Mapping) else f" is {first['input']!r}"
+        raise ConfigError(f"{where}{found}: {first['msg'].removeprefix('Value error, ')}") from None
 
 
-def levels_read(head: Mapping[str, Any]) -> list[int]:
+def levels_read(head: Head) -> list[int]:
     """Numbers of the levels, from 0, that head or auxiliary head reads: FCN the last one only."""
-    last = len(head["levels"]["scales"]) - 1
-    read = set(range(last + 1)) if head["kind"] == "upernet" else {last}
-    return sorted(read if head["auxiliary"] is None else read | {head["auxiliary"]["level"]})
+    last = len(head.levels.scales) - 1
+    read = set(range(last + 1)) if head.kind == "upernet" else {last}
+    return sorted(read if head.auxiliary is None else read | {head.auxiliary.level})
 
 
-def create_head(head: Mapping[str, Any], sources: Sequence[int], num_classes: int) -> FCNHead | UPerNetHead:
-    """The head of a description that `check_head` accepts, in random weights.
+def create_head(head: Head, sources: Sequence[int], num_classes: int) -> FCNHead | UPerNetHead:
+    """The head of a description, in random weights.
 
     Args:
-        head: see `check_head`.
-        sources: channels of the rescaled levels, finest first.
+        head: the description.
+        sources: channels of the rescaled levels.
         num_classes: channels out.
     """
-    own = {key: head[key] for key in ("channels", "dropout", *OWN_KEYS[head["kind"]])}
-    if head["kind"] == "fcn":
-        return FCNHead(sources[-1], num_classes, **own)
-    return UPerNetHead(sources, num_classes, **own)
+    if head.kind == "upernet":
+        assert head.pool_sizes is not None
+        return UPerNetHead(
+            sources, num_classes, channels=head.channels, pool_sizes=head.pool_sizes, dropout=head.dropout
+        )
+    assert head.convolutions is not None
+    return FCNHead(
+        sources[-1], num_classes, channels=head.channels, convolutions=head.convolutions,
+        concatenate_input=bool(head.concatenate_input), dropout=head.dropout,
+    )  # fmt: skip
 
 
-def create_auxiliary(head: Mapping[str, Any], sources: Sequence[int], num_classes: int) -> FCNHead | None:
+def create_auxiliary(head: Head, sources: Sequence[int], num_classes: int) -> FCNHead | None:
     """The second, small head of a description, which gives a loss in training only; None where it has none."""
-    auxiliary = head["auxiliary"]
-    if auxiliary is None:
+    small = head.auxiliary
+    if small is None:
         return None
-    own = {key: auxiliary[key] for key in ("channels", "convolutions", "dropout")}
-    return FCNHead(sources[auxiliary["level"]], num_classes, concatenate_input=False, **own)
+    return FCNHead(
+        sources[small.level], num_classes, channels=small.channels, convolutions=small.convolutions,
+        concatenate_input=False, dropout=small.dropout,
+    )  # fmt: skip
 
 
 def convolution(source: int, channels: int, kernel: int, norm: type[nn.Module] = nn.BatchNorm2d) -> nn.Module:
@@ -242,4 +235,6 @@ def make_classifier(channels: int, num_classes: int) -> nn.Conv2d:
 
 def resize(found: Tensor, like: Tensor) -> Tensor:
     """Bilinear, to the rows and columns of another map."""
+    if found.shape[-2:] == like.shape[-2:]:
+        return found
     return F.interpolate(found, size=like.shape[-2:], mode="bilinear", align_corners=False)

@@ -103,8 +103,8 @@ def _measure(
     loaded = load_segmenter(run_folder, use_ema=spec["use_ema"])
     if loaded.classes != manifest.classes:
         raise CheckpointError(
-            f"{run_folder}: its {len(loaded.classes)} classes are not those of the scenes ({len(manifest.classes)}, manifest "
-            f"{manifest.split}). Give the manifest that it was trained with."
+            f"{run_folder}: its {_few(loaded.classes)} are not the scenes' {_few(manifest.classes)}. Give --manifest, "
+            "the folder of the manifest that it was trained with."
         )
     device = choose_device(machine["device"])
     precision = choose_precision(machine["precision"], device)
@@ -132,6 +132,11 @@ def _measure(
             )
         ],
     }  # fmt: skip
+
+
+def _few(classes: tuple[str, ...]) -> str:
+    """How many classes, and the first of them."""
+    return f"{len(classes)} classes ({', '.join(classes[:3])}{', ...' if len(classes) > 3 else ''})"
 
 
 def _summary(confusion: Confusion) -> dict[str, float | None]:

@@ -129,7 +129,8 @@ def _train(run: Run, manifests: dict[str, SceneManifest], start_folder: Path | N
         precision=precision,
         micro_batch=batches.micro_batch,
         save=lambda result: _save_results(result, run, manifest.classes),
-        unreadable=0,
+        unreadable=len(manifest.unreadable),
+        missed_each_epoch=0,  # an interval is no pass over the scenes
         summary={"batch_size": batches.batch_size, "learning_rate": recipe.learning_rate},
     )
 

@@ -114,6 +114,7 @@ def _train(job: _Job, run: Run) -> dict[str, Any]:
         micro_batch=batches.micro_batch,
         save=lambda result: _save_results(result, job, run, model),
         unreadable=dataset.unreadable,
+        missed_each_epoch=dataset.unreadable,
         summary={
             "batch_size": batches.batch_size,
             "learning_rate": optimisation.learning_rate,

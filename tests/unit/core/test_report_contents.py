@@ -126,3 +126,17 @@ def test_table_12_is_no_part_of_a_study_without_its_row(raw_config: dict[str, An
             if row.get("paper_row") == "4/lvvit_m_384":
                 del row["paper_row"]
     assert "comparison_cait" not in {result.name for result in report_results(Study.plan(raw_config))}
+
+
+def test_a_table_of_segmentation_has_a_page_of_views_of_its_first_row_with_token_labels(
+    raw_config: dict[str, Any],
+) -> None:
+    tables = Study.plan(raw_config).segmentation_tables
+    results = {result.name: result for result in report_results(Study.plan(raw_config))}
+    viewed = tables["segmentation"].viewed
+    assert viewed is not None
+    assert viewed.name == next(row.run.name for row in tables["segmentation"].rows if row.name == "lvvit_s_fcn_token")
+    assert results["views_segmentation"].files == ("results/figures/segmentation_views.png",)
+    assert results["views_segmentation"].category == results["segmentation"].category
+    assert tables["segmentation_published"].viewed is None  # no run of a classifier: nothing to show beside it
+    assert "views_segmentation_published" not in results

@@ -150,4 +150,4 @@ def test_class_files_that_are_wrong(content: bytes | None, message: str, tmp_pat
 
 
 def test_without_a_class_file_the_ids_are_names() -> None:
-    assert read_class_names(None, ClassIds(2, 1, 0)) == ("1", "2")
+    assert read_class_names(None, ClassIds(2, 1, 0)) == ("class_1", "class_2")

@@ -105,6 +105,17 @@ def test_any_folder_with_a_class_file_and_an_ignored_id_of_its_own(root: Path) -
     assert torch.equal(read.mask, expected["val"].open(scene_machine(root)).read(1).mask)
 
 
+def test_photographs_and_masks_may_share_a_folder(root: Path) -> None:
+    machine = scene_machine(root)
+    for split, folder in (("train", "training"), ("val", "validation")):
+        for path in sorted((root / "images" / folder).iterdir()):
+            Image.open(path).save(root / "annotations" / folder / f"{path.stem}.jpg")
+        machine["scenes"][split] = {"images": f"annotations/{folder}", "masks": f"annotations/{folder}"}
+    manifest = build_scene_manifests(scene_spec(), machine)["train"]
+    assert (manifest.image_paths[2], manifest.mask_paths[2]) == ("scene_002.jpg", "scene_002.png")
+    assert len(manifest) == 8
+
+
 def other_size(root: Path) -> None:
     Image.open(mask(root)).resize((28, 20), Image.Resampling.NEAREST).save(mask(root))
 

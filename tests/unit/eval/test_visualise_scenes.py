@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 
 from tokenlabel.cli import main
 from tokenlabel.data.scene_pictures import class_colours
+from tokenlabel.data.scenes import build_scene_manifests, save_scene_manifests
 from tokenlabel.eval import visualise_command
 from tokenlabel.eval.scene_page import SceneView
 from tokenlabel.eval.visualisation import segment_photographs
@@ -118,6 +120,36 @@ def test_a_segmenter_alone_is_drawn(
     code, lines = draw(capfd, segmenter, street, "--out", tmp_path / "page.png")
     assert code == 0, lines
     assert [(view.title, view.prediction, len(view.classes)) for view in drawn] == [("street.png", None, 0)]
+
+
+def test_a_studys_photographs_are_those_of_its_manifest(
+    segmenter: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for split in ("train", "val"):
+        for kind in ("images", "masks"):
+            (tmp_path / kind / split).mkdir(parents=True)
+            for name in "abcd":
+                picture = Image.new("RGB" if kind == "images" else "L", (48, 32))
+                picture.save(tmp_path / kind / split / f"{name}.png")
+    places = {split: {"images": f"images/{split}", "masks": f"masks/{split}"} for split in ("train", "val")}
+    scenes = {**places, "classes": None, "on_unreadable": "record", "max_unreadable_fraction": 0.5}
+    spec = {"num_classes": 2, "first_id": 0, "ignore_id": None, "classes": None, "images": None}
+    machine = {"segmentation_root": str(tmp_path), "scenes": scenes, "threads": 1}
+    (tmp_path / "images" / "val" / "d.png").write_bytes(b"damaged")  # recorded, so it is not among those to draw
+    folder = tmp_path / "scenes"
+    folder.mkdir()
+    (folder / "manifest.done").write_text(
+        json.dumps(save_scene_manifests(folder, build_scene_manifests(spec, machine)))
+    )
+    (tmp_path / "machine.json").write_text(json.dumps(machine))
+    drawn: list[SceneView] = []
+    monkeypatch.setattr("tokenlabel.eval.scene_page.draw_scene_page", lambda views, *_, **__: drawn.extend(views))
+    machine_file = tmp_path / "machine.json"
+    code, lines = draw(
+        capfd, segmenter, folder, "--machine", machine_file, "--count", 9, "--out", tmp_path / "page.png"
+    )
+    assert code == 0, lines
+    assert [view.title for view in drawn] == ["a.png", "b.png", "c.png"]
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 
-from tokenlabel.core.segment_config import Levels
+from tokenlabel.core.segment_config import Head, Levels
 from tokenlabel.models.lvvit import LVVIT_PRESETS
-from tokenlabel.models.segmentation_heads import OWN_KEYS, SHARED_KEYS
 from tokenlabel.models.t2t import T2T_PRESETS
 from tokenlabel.models.timm_backbones import TIMM_SETTINGS
 
@@ -39,7 +38,7 @@ def test_code_gives_what_its_comments_say(
 def test_keys_of_heads_are_those_that_there_are() -> None:
     (table,) = re.findall(r"\| key \| meaning \|.*?\n\n", PAGE, re.DOTALL)
     told = set(re.findall(r"`([\w.]+)`", " ".join(re.findall(r"^\| (`.*?) \|", table, re.MULTILINE))))
-    keys = {"kind", *SHARED_KEYS, *(key for own in OWN_KEYS.values() for key in own)}
+    keys = set(Head.model_fields)
     levels = {f"levels.{key}" for key in Levels.model_fields}
     assert told == keys - {"kind", "levels"} | levels
 

@@ -133,6 +133,18 @@ def test_positions_of_the_crops_are_learnt_where_asked(tiny: Make) -> None:
         create_segmenter(tiny(), fcn(8), 3, crop_px=100)
 
 
+@pytest.mark.parametrize(
+    ("name", "learnt_px"), [("timm/swin_tiny_patch4_window7_224", 224), ("timm/vit_tiny_patch16_224", 96)]
+)
+def test_crops_of_timm_networks(name: str, learnt_px: int) -> None:
+    """Swin has no positions to interpolate, and takes crops that set_image_px would refuse."""
+    model = create_segmenter(create_model(name, 5, 224), fcn(8), 3, crop_px=96)
+    assert model.image_px == learnt_px
+    assert model(torch.randn(2, 3, 96, 96)).logits.shape[:2] == (2, 3)
+    with pytest.raises(ConfigError, match=r"image_px is 90; it must be a multiple of the token size"):
+        create_segmenter(create_model(name, 5, 224), fcn(8), 3, crop_px=90)
+
+
 def test_grad_checkpointing_and_weight_decay_reach_the_backbone(tiny: Make) -> None:
     model = create_segmenter(tiny(), fcn(8), 3)
     model.set_grad_checkpointing()
@@ -222,6 +234,8 @@ def test_a_classifier_is_no_segmenter_and_the_other_way_round(tiny: Make, tmp_pa
     [
         ({"num_classes": 4}, r"3 classes are named, num_classes is 4"),
         ({"image_px": "large"}, r"config\.json: image_px: .*valid integer"),
+        ({"head": {"kind": "fcn"}}, r"config\.json: head\.channels: Field required"),
+        ({"head": {**fcn(8), "levels": 5}}, r"config\.json: head\.levels: "),
         ({"std": [0, 1, 1]}, r"config\.json: std\.0: .*greater than 0"),
         ({"head": fcn(9)}, r"is of another model\. .*wrong shape: .*head\.convolutions"),
         ({"settings": {"depth": 2, "width": 25, "heads": 2}}, "width 25 cannot be divided among heads 2"),

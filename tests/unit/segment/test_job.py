@@ -199,6 +199,57 @@ def test_a_finished_run_is_not_trained_again(
         train(spec, workplace, folder)
 
 
+def without_norms(module: torch.nn.Module) -> None:
+    """Makes what a photograph gives independent of those beside it, in place."""
+    for name, child in module.named_children():
+        if isinstance(child, torch.nn.BatchNorm2d):
+            setattr(module, name, torch.nn.Identity())
+        without_norms(child)
+
+
+def test_gradients_add_up_to_the_batch(
+    spec: Spec, workplace: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Norms, stochastic depth and dropout look at a micro-batch; without them its size is nothing but rounding."""
+    real = job.build_segmenter
+    spec["model"]["stochastic_depth"] = spec["head"]["dropout"] = spec["head"]["auxiliary"]["dropout"] = 0.0
+    spec["recipe"]["iterations"] = spec["recipe"]["interval_iterations"] = 4
+
+    def build(*arguments: Any) -> Any:
+        model = real(*arguments)
+        without_norms(model)
+        return model
+
+    monkeypatch.setattr(job, "build_segmenter", build)
+    monkeypatch.setattr(job, "_save_results", lambda *_: "")
+    found = []
+    for micro_batch in (4, 2, 1, 3):
+        folder = tmp_path / str(micro_batch)
+        train(spec, workplace, folder, {"segment_micro_batch": micro_batch, "log_every_steps": 1})
+        found.append(lines(folder))
+    for others in found[1:]:
+        for line, expected in zip(others, found[0], strict=True):
+            assert line == pytest.approx(expected, rel=2e-4)
+
+
+@pytest.mark.parametrize("micro_batch", [1, 4])
+def test_upernet_trains_with_recomputed_blocks_and_single_photographs(
+    spec: Spec, workplace: Workplace, tmp_path: Path, micro_batch: int
+) -> None:
+    """Pooling to one cell leaves one value of a single photograph, of which there is no variance."""
+    spec["head"] = {
+        "kind": "upernet", "channels": 16, "pool_sizes": [1, 2], "dropout": 0.1,
+        "levels": {"blocks": "even", "scales": [2, 1], "deepest_channels": None},
+        "auxiliary": {"level": 0, "channels": 16, "convolutions": 1, "dropout": 0.1},
+    }  # fmt: skip
+    spec["recipe"] |= {"iterations": 6, "interval_iterations": 6}
+    machine = {"segment_micro_batch": micro_batch, "grad_checkpointing": True, "channels_last": True}
+    marker = train(spec, workplace, tmp_path, machine | {"validate_every_epochs": 1})
+    assert (marker["images"], marker["micro_batch"]) == (24, micro_batch)
+    assert lines(tmp_path)[-1]["miou"] > 0
+    assert load_segmenter(tmp_path).config.head["kind"] == "upernet"
+
+
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from timm.optim import create_optimizer_v2
 
 from tokenlabel.core.errors import CheckpointError, ConfigError
 from tokenlabel.core.files import sha256_of, write_json
@@ -95,3 +96,13 @@ def test_a_start_that_is_missing_or_another_is_one_line(spec: Spec, run_folder: 
         build_segmenter(spec, None, 0)
     with pytest.raises(CheckpointError, match="of run 1a2b3c4d, the spec starts from run ffffffff"):
         build_segmenter(spec, run_folder, 0)
+
+
+def test_positions_norms_and_biases_do_not_decay(spec: Spec) -> None:
+    model = build_segmenter(spec, None, 0)
+    groups = create_optimizer_v2(model, opt="adamw", lr=1e-3, weight_decay=0.01).param_groups
+    free = {id(weight) for group in groups if not group["weight_decay"] for weight in group["params"]}
+    names = {name for name, weight in model.named_parameters() if id(weight) in free}
+    assert {"backbone.pos_embed", "backbone.cls_token"} & dict(model.named_parameters()).keys() <= names
+    assert names >= {name for name, weight in model.named_parameters() if weight.ndim == 1}
+    assert "head.classifier.weight" not in names
