@@ -129,7 +129,7 @@ class TokenTransformer(TokenModel):
     def forward_levels(self, images: Tensor, blocks: Sequence[int]) -> list[Tensor]:
         """See `TokenModel.forward_levels`; the class token takes part in the attention and is left out of the maps."""
         grid = images.shape[-2] // self.token_px, images.shape[-1] // self.token_px
-        # Anew in each pass: 0.5 % of one on a CPU, nothing at its own size; a kept copy would outlive the weights it is of.
+        # Anew in each pass: below 1 % of one on a CPU, nothing at its own size; a kept copy would outlive the weights it is of.
         positions = interpolate_position_embedding({"pos_embed": self.pos_embed}, grid)["pos_embed"]
         tokens, maps = self._start(images, None, positions), {}
         for number, block in enumerate(self.blocks[: max(blocks)], start=1):
