@@ -152,7 +152,7 @@ class PlanTable:
         """Heading -> cell of each target."""
         files = [ROOT / "config.yaml", *([self.overlay] if self.overlay else [])]
         plan = plan_study(Study.plan(read_configuration(files)), ROOT / "no such folder")
-        heading, cells = row_cells(plan.rows, plan.settings["currency"])
+        heading, cells = row_cells((*plan.rows, *plan.unselected), plan.settings["currency"])
         lines = [dict(zip(heading, row, strict=True)) for row in cells]
         return [line for line in lines if not self.targets or line["target"] in self.targets]
 
