@@ -157,39 +157,11 @@ def draw_colours(rng: random.Random) -> tuple[tuple[str, float], ...]:
     return tuple((name, rng.uniform(*between)) for name, between in limits if rng.random() < DISTORTION_PROBABILITY)
 
 
-def turn_hue(pixels: Tensor, turns: float) -> Tensor:
-    """Turns the hue of every pixel in HSV: torchvision's adjust_hue to one grey level, in a third of its time.
-
-    Args:
-        pixels: uint8 (3, height, width).
-        turns: of the circle of hues, in [-0.5, 0.5].
-
-    Returns:
-        uint8 of the same shape.
-    """
-    red, green, blue = pixels.to(torch.float32)
-    high = torch.maximum(torch.maximum(red, green), blue)
-    chroma = high - torch.minimum(torch.minimum(red, green), blue)
-    is_red, is_green = high == red, high == green
-    # in sixths of the circle from red on; grey has none, and whatever it gets changes nothing
-    hue = torch.where(is_red, green - blue, torch.where(is_green, blue - red, red - green)).div_(chroma.clamp(min=1))
-    hue.add_(torch.where(is_red, 0.0, torch.where(is_green, 2.0, 4.0))).add_(6 * turns)
-    hue = torch.where(hue < 0, hue + 6, hue)
-    hue = torch.where(hue >= 6, hue - 6, hue)
-    # how far each channel lies below the highest one, as a share of the chroma
-    below = ((hue - 3).abs_().neg_().add_(2), (hue - 2).abs_().sub_(1), (hue - 4).abs_().sub_(1))
-    turned = torch.empty_like(pixels)
-    high.add_(0.5)  # rounds
-    for channel, share in zip(turned, below, strict=True):
-        channel.copy_(torch.addcmul(high, share.clamp_(0, 1), chroma, value=-1))
-    return turned
-
-
 _RECOLOURING = {
     "brightness": torchvision_functional.adjust_brightness,
     "contrast": torchvision_functional.adjust_contrast,
     "saturation": torchvision_functional.adjust_saturation,
-    "hue": turn_hue,
+    "hue": torchvision_functional.adjust_hue,
 }
 
 

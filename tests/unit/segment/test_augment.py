@@ -12,7 +12,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torchvision.transforms.v2 import functional
 
 from tokenlabel.data.scenes import IGNORED, Scene
 from tokenlabel.segment.augment import (
@@ -23,7 +22,6 @@ from tokenlabel.segment.augment import (
     SceneAugmentation,
     SceneDraw,
     draw_colours,
-    turn_hue,
 )
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -172,17 +170,6 @@ def test_colours_change_inside_the_scene_only(colours: tuple[tuple[str, float], 
     for row, col in ((0, 0), (9, 11), (4, 7)):
         shares = expected(*(image[:, row, col] / 255).tolist())
         assert np.abs(changed[:, row, col].numpy() - 255 * np.array(shares)).max() <= 1.5
-
-
-@pytest.mark.parametrize("turns", [-0.5, -0.05, -0.011, 0.0, 0.03, 0.05, 0.37])
-def test_hues_turn_as_torchvision_turns_them(turns: float) -> None:
-    """All colours of a coarse cube, greys and pure ones too, and some at random."""
-    levels = torch.tensor([0, 1, 2, 60, 127, 128, 200, 254, 255], dtype=torch.uint8)
-    cube = torch.stack(torch.meshgrid(levels, levels, levels, indexing="ij")).reshape(3, 27, 27)
-    noise = torch.randint(0, 256, (3, 27, 200), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
-    pixels = torch.cat([cube, noise], 2)
-    judged = functional.adjust_hue(pixels, turns)
-    assert (turn_hue(pixels, turns).int() - judged.int()).abs().max() <= 1
 
 
 def _turned(hsv: tuple[float, float, float], turns: float) -> tuple[float, float, float]:
