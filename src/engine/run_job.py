@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from ..core.errors import CheckpointError, OutputError
-from ..core.files import Lease, read_json, remove_leftovers_in, sha256_of, write_json
+from ..core.files import Lease, read_json, remove_leftovers_in, sha256_of, write_json, write_json_if_changed
 from ..core.identity import digest_of
 from ..core.log import logger
 from ..core.markers import read_kept, write_marker
@@ -189,8 +189,7 @@ def run_training(
             logger.info("%s: the run is finished; nothing is left to do. To train it again, delete that folder", folder)
             if until_epoch is None:
                 if processes.is_main:
-                    if not done.exists():
-                        write_json(done, finished)  # Snakemake removed it
+                    write_json_if_changed(done, finished)  # Snakemake removed it, or it was damaged
                     Checkpoints(folder, "", {}, processes).remove()  # a kill may have come between marker and removal
                 return finished
             marker |= {"epochs": until_epoch}
@@ -268,9 +267,10 @@ def _finished(done: Path, marker: dict[str, Any], allow_changed: bool) -> dict[s
         CheckpointError: the folder holds another finished run, whose weights would be written over.
     """
     weights = done.parent / WEIGHTS_FILE
-    try:
+    said = None
+    with contextlib.suppress(OSError, ValueError):
         said = read_json(done)
-    except FileNotFoundError:
+    if not isinstance(said, dict):  # Snakemake removed it, or it is damaged: its copy says the same
         kept = read_kept(done)
         if (
             kept
@@ -280,9 +280,7 @@ def _finished(done: Path, marker: dict[str, Any], allow_changed: bool) -> dict[s
         ):
             return kept
         return None
-    except (OSError, ValueError):
-        return None
-    if not isinstance(said, dict) or not weights.is_file():
+    if not weights.is_file():
         return None
     if marker.items() <= said.items():
         return said
