@@ -9,7 +9,7 @@ import torch
 
 from tokenlabel.core.config import load_config
 from tokenlabel.core.segment_size import count_passes, count_windows, head_multiply_adds, head_parameters
-from tokenlabel.models.segmentation_heads import Rescaling, create_auxiliary, create_head, levels_read
+from tokenlabel.models.segmentation_heads import Rescaling, create_auxiliary, create_head, levels_read, read_head
 
 TESTING = {"mode": "slide", "window_px": 512, "stride_px": 341, "short_side_px": 512, "scales": [1.0], "flip": False}
 
@@ -20,8 +20,9 @@ def test_parameters_are_those_of_the_heads_in_torch(raw_config: dict[str, Any], 
     scales, width = head["levels"]["scales"], 24
     widths = [*[width] * (len(scales) - 1), head["levels"]["deepest_channels"] or width]
     with torch.device("meta"):
-        parts: list[Any] = [Rescaling(width, widths[level], scales[level]) for level in levels_read(head)]
-        parts += [create_head(head, widths, 7), create_auxiliary(head, widths, 7)]
+        built = read_head(head)
+        parts: list[Any] = [Rescaling(width, widths[level], scales[level]) for level in levels_read(built)]
+        parts += [create_head(built, widths, 7), create_auxiliary(built, widths, 7)]
     in_torch = sum(value.numel() for part in parts for value in part.parameters())
     assert head_parameters(head, width, 7) == pytest.approx(in_torch / 1e6, rel=1e-12)
 
