@@ -16,6 +16,7 @@ include: "rules/data.smk"
 include: "rules/annotate.smk"
 include: "rules/train.smk"
 include: "rules/eval.smk"
+include: "rules/segment.smk"
 include: "rules/published.smk"
 include: "rules/ablate.smk"
 include: "rules/so_far.smk"
@@ -28,7 +29,7 @@ rule all:
     """Everything that `select:` names: labels, runs, tables, figures, the report."""
     default_target: True
     input:
-        [table.csv for table in STUDY.selected_tables],
+        [table.csv for table in STUDY.selected_tables + STUDY.selected_segmentations],
         results_about_labels(),
         "results/report.html",
 
@@ -36,7 +37,7 @@ rule all:
 rule so_far:
     """Every table of the catalogue from what exists, the rest `planned`: results/so_far."""
     input:
-        [path for table in STUDY.tables.values() for path in table.so_far],
+        [path for table in [*STUDY.tables.values(), *STUDY.offered_segmentations] for path in table.so_far],
         "results/so_far/index.csv",
 
 

@@ -122,8 +122,8 @@ def loaded_manifest(times: int, folder: Path) -> tuple[int, Work]:
 
 
 def shuffled_order(times: int, folder: Path, read_order: str = "shuffled") -> tuple[int, Work]:
+    from tokenlabel.engine.batch_plan import BatchPlan
     from tokenlabel.engine.processes import ALONE
-    from tokenlabel.train.batch_plan import BatchPlan
     from tokenlabel.train.reading_order import ReadingOrder
 
     count = PHOTOGRAPHS * times

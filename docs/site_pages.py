@@ -28,6 +28,7 @@ BROUGHT = {
     "changelog.md": "CHANGELOG.md",
     "security-policy.md": "SECURITY.md",
     "examples/custom_folder.md": "examples/custom_folder/README.md",
+    "examples/camvid.md": "examples/camvid/README.md",
     "examples/tinyimagenet20.md": "examples/tinyimagenet20/README.md",
 }
 PLACES = {file: page for page, file in BROUGHT.items()}

@@ -152,7 +152,7 @@ class PlanTable:
         """Heading -> cell of each target."""
         files = [ROOT / "config.yaml", *([self.overlay] if self.overlay else [])]
         plan = plan_study(Study.plan(read_configuration(files)), ROOT / "no such folder")
-        heading, cells = row_cells(plan.rows, plan.settings["currency"])
+        heading, cells = row_cells((*plan.rows, *plan.unselected), plan.settings["currency"])
         lines = [dict(zip(heading, row, strict=True)) for row in cells]
         return [line for line in lines if not self.targets or line["target"] in self.targets]
 
@@ -297,6 +297,21 @@ TABLES: dict[str, AnyTable] = {
         },
         where=lambda line: "part" in line,
     ),
+    "scene_loader": Table(
+        "scene_loader",
+        {
+            "way": ("way", ""),
+            "a second of a core": ("scenes_per_s", ",.1f"),
+            "of classification's rate": ("of_classification", ".2f"),
+            "time, of ours": ("time_of_ours", ".2f"),
+        },
+        where=lambda line: "way" in line,
+    ),
+    "scene_loader_parts": Table(
+        "scene_loader",
+        {"part of a scene": ("part", ""), "µs": ("microseconds", ",.0f")},
+        where=lambda line: "part" in line,
+    ),
     "train_step": Table(
         "train_step",
         {
@@ -423,6 +438,35 @@ TABLES: dict[str, AnyTable] = {
             "ratio": ("ratio", ".3f"),
         },
     ),
+    "segmentation_heads": Table(
+        "segmentation_heads",
+        {
+            "backbone": ("model", ""),
+            "head": ("head", ""),
+            "channels": ("channels", ""),
+            "M parameters": ("total_m", ".2f"),
+            "paper": ("paper_m", ".0f"),
+            "backbone's": ("backbone_m", ".2f"),
+            "head's with rescaling": ("head_m", ".2f"),
+            "auxiliary head's": ("auxiliary_m", ".2f"),
+            "G multiply-adds at 512 px: backbone": ("backbone_gmacs", ".1f"),
+            "its head": ("head_gmacs", ".1f"),
+        },
+        lambda line: line["kind"] == "size",
+    ),
+    "segmentation_steps": Table(
+        "segmentation_heads",
+        {
+            "backbone": ("model", ""),
+            "head": ("head", ""),
+            "precision": ("precision", ""),
+            "step, processor s an image": ("step_s", ".1f"),
+            "backbone alone": ("backbone_s", ".1f"),
+            "share of head and losses": ("share", ".0%"),
+            "share of interpolated positions in a forward pass": ("positions_share", ".1%"),
+        },
+        lambda line: line["kind"] == "step",
+    ),
     "models": Table(
         "models",
         {
@@ -527,6 +571,50 @@ TABLES: dict[str, AnyTable] = {
             "to ": ("photographs_high", "+.1f"),
         },
         lambda line: line["kind"] == "pair" and (line["field"] == "top1" or line["over"] == "hard"),
+    ),
+    "camvid": Table(
+        "camvid",
+        {
+            "backbone": ("row", ""),
+            "runs": ("runs", ""),
+            "steps": ("iterations", ","),
+            "mIoU %": ("miou_mean", ".1f"),
+            "sd": ("miou_sd", ".1f"),
+            "pixel accuracy %": ("pixel_accuracy_mean", ".1f"),
+            "sd ": ("pixel_accuracy_sd", ".1f"),
+            "multi-scale: mIoU %": ("miou_multi_mean", ".1f"),
+            "sd  ": ("miou_multi_sd", ".1f"),
+            "pixel accuracy % ": ("pixel_accuracy_multi_mean", ".1f"),
+            "sd   ": ("pixel_accuracy_multi_sd", ".1f"),
+            "s of training": ("train_seconds", ",.0f"),
+        },
+        lambda line: line["kind"] == "arm",
+    ),
+    "camvid_pairs": Table(
+        "camvid",
+        {
+            "difference": ("pair", ""),
+            "of": ("measure", ""),
+            "seeds": ("runs", ""),
+            "mean": ("mean", "+.1f"),
+            "95 % over seeds from": ("low", "+.1f"),
+            "to": ("high", "+.1f"),
+            "seeds above 0": ("above", ""),
+        },
+        lambda line: line["kind"] == "pair",
+    ),
+    "camvid_classes": Table(
+        "camvid",
+        {
+            "class, IoU %": ("class", ""),
+            "random weights": ("random", ".1f"),
+            "own labels": ("hard", ".1f"),
+            "token labels": ("token", ".1f"),
+            "token - own labels": ("mean", "+.1f"),
+            "95 % over seeds from": ("low", "+.1f"),
+            "to": ("high", "+.1f"),
+        },
+        lambda line: line["kind"] == "class",
     ),
 }
 

@@ -25,7 +25,15 @@ from tokenlabel.core.log import git_commit
 from tokenlabel.core.markers import forget_begun
 from tokenlabel.core.placement import nodes_of, processes_of
 from tokenlabel.core.plan import plan_study as price_study
-from tokenlabel.core.report_contents import ABOUT_FOLDER, ABOUT_PAGES, as_rst, capped_words, report_results, whole
+from tokenlabel.core.report_contents import (
+    ABOUT_FOLDER,
+    ABOUT_PAGES,
+    as_rst,
+    capped_words,
+    overlays_place,
+    report_results,
+    whole,
+)
 from tokenlabel.core.so_far import plan_comparison, plan_so_far
 from tokenlabel.core.staleness import stale_shards
 from tokenlabel.core.study import Study
@@ -92,12 +100,13 @@ def retries(count):
 def training_command(wildcards):
     """How a training job starts: one process, or as many as machine.processes says, on as many nodes as it is to have."""
     nodes, processes = nodes_of_run(wildcards), SETTINGS.processes
+    stage = "segment" if "segmentation" in wildcards.keys() else "train"
     if nodes * processes == 1:
-        return f"{PYTHON} -m tokenlabel.train"
+        return f"{PYTHON} -m tokenlabel.{stage}"
     launch = f"--processes {processes}"
     if nodes > 1 or IN_SLURM_JOB:
         launch = f"--nodes {nodes} {launch} --srun --threads {SETTINGS.threads}"
-    return f"{PYTHON} -m tokenlabel.engine.launch {launch} tokenlabel.train"
+    return f"{PYTHON} -m tokenlabel.engine.launch {launch} tokenlabel.{stage}"
 
 
 def find_stale_shards():
@@ -140,6 +149,7 @@ PYTHON = python_command()
 os.environ.update(TOKENLABEL_COMMIT=git_commit(), TOKENLABEL_SOURCE=str(workflow.basedir))
 SETTINGS = STUDY.config.machine
 MANIFEST_MEM_MB = manifest_mem_mb(STUDY.config.dataset.train_images)
+SCENE_MANIFEST_MEM_MB = manifest_mem_mb(STUDY.config.segmentation.dataset.train_images)
 RESULTS = {result.name: result for result in report_results(STUDY)}  # what the report may show
 CONTENTS_DOCUMENT = "results/tables/report.json"  # not in results/ itself, of which Snakemake remembers what was there
 ABOUT = f"Commit {git_commit()}, configuration {digest_of(config)}."  # for captions
@@ -157,6 +167,8 @@ wildcard_constraints:
     annotator=r"[A-Za-z0-9_]+-[0-9a-f]{8}",
     published=r"[A-Za-z0-9_]+-[0-9a-f]{8}",
     run=r"[A-Za-z0-9_]+(-[A-Za-z0-9_]+)*-[0-9a-f]{8}",
+    segmentation=r"[A-Za-z0-9_]+(-[A-Za-z0-9_]+)*-[0-9a-f]{8}",
+    scenes=r"[A-Za-z0-9_]+-[0-9a-f]{8}",
     seed=r"\d+",
     split=r"train|val",
     shard=r"\d{5}",
@@ -166,6 +178,7 @@ wildcard_constraints:
     leg=r"\d\d+",
     legs=r"\d\d+",
     experiment="|".join(STUDY.tables),
+    transfer="|".join(STUDY.segmentation_tables) or r"(?!)",  # a study may have none; experiments of segmentation
 
 
 @functools.cache
@@ -194,8 +207,10 @@ def manifest_folder(wildcards):
 
 
 def run_of(wildcards):
-    """The planned run of a path."""
+    """The planned run of a path: a classifier's, or one for segmentation."""
     try:
+        if "segmentation" in wildcards.keys():
+            return STUDY.segmentation(wildcards.segmentation)
         return study_of(wildcards).run(wildcards.run)
     except TokenLabelError as error:
         raise WorkflowError(str(error))
@@ -292,20 +307,44 @@ def manifest_of_shard(wildcards):
 
 
 def data_root_after_spec(wildcards):
-    """Input function of the first job: nothing to wait for; a data root that is missing here is said before any job.
+    """Input function of the first job: nothing to wait for; a data root that is missing here is said before any job."""
+    return root_after_spec(study_of(wildcards).data, "data_root", "the data set")
 
-    On a cluster only the compute nodes need the data, so there the job itself looks.
-    """
-    job = study_of(wildcards).data
+
+def segmentation_root_after_spec(wildcards):
+    """The same for the scenes of segmentation."""
+    return root_after_spec(STUDY.scene_job(wildcards.scenes), "segmentation_root", "the scenes")
+
+
+def root_after_spec(job, key, held):
+    """Writes a manifest's spec and looks for the folder that it lists; on a cluster only the compute nodes need that."""
     write_document(*job.document)
     if workflow.exec_mode == ExecMode.DEFAULT and workflow.local_exec and not workflow.dryrun:
-        root = Path(STUDY.config.data_root)
-        if not Path(job.marker).exists() and not root.is_dir():
+        root = getattr(STUDY.config, key)
+        if not Path(job.marker).exists() and not Path(root).is_dir():
             stop(
-                f"configuration key data_root: {str(root)!r}: no such folder on this machine. Set it to the folder that holds "
-                "the data set, in an overlay or with --config data_root=/path."
+                f"configuration key {key}: {root!r}: no such folder on this machine. Set it to the folder that holds "
+                f"{held}, in an overlay or with --config {key}=/path."
             )
     return []
+
+
+def scenes_after_spec(wildcards):
+    """Input function: the scene manifest's marker, after writing the spec of a training for segmentation."""
+    run = run_of(wildcards)
+    write_document(*run.document)
+    return ancient(run.scenes.marker)
+
+
+def scenes_after_evaluation(wildcards):
+    """The same after writing the spec of its evaluation."""
+    write_document(*evaluation_of(wildcards))
+    return ancient(run_of(wildcards).scenes.marker)
+
+
+def scene_folder(wildcards):
+    """Folder of the scene manifest of a training for segmentation."""
+    return run_of(wildcards).scenes.folder
 
 
 def labels_of_run(wildcards):
@@ -347,6 +386,12 @@ def results_of_table(wildcards):
     return table.inputs + plan_of_table(table)
 
 
+def results_of_transfer(wildcards):
+    """The same for an experiment of segmentation."""
+    table = STUDY.segmentation_tables[wildcards.transfer]
+    return table.inputs + plan_of_table(table)
+
+
 def trainings_of_table(wildcards):
     """Markers of all runs and seeds of an experiment, and the plan that names them."""
     table = STUDY.tables[wildcards.experiment]
@@ -385,7 +430,7 @@ def written_plan(plan):
 
 def plan_of_table_so_far(wildcards):
     """The plan of a table so far, which lists the evaluations that exist; none of them is an input (core/so_far.py)."""
-    return so_far_plans()[wildcards.experiment]
+    return so_far_plans()[wildcards.transfer if "transfer" in wildcards.keys() else wildcards.experiment]
 
 
 def plans_of_tables_so_far(wildcards):
@@ -396,7 +441,8 @@ def plans_of_tables_so_far(wildcards):
 @functools.cache
 def so_far_plans():
     """Table -> its plan's path, after writing all of them: Snakemake remembers what lay in a folder when it first looked."""
-    return {name: written_plan(plan_so_far(table)) for name, table in STUDY.tables.items()}
+    tables = [*STUDY.tables.values(), *STUDY.offered_segmentations]
+    return {table.name: written_plan(plan_so_far(table)) for table in tables}
 
 
 def comparison_plan():
@@ -448,9 +494,11 @@ def seed_folder(wildcards):
 def run_arguments(wildcards):
     """Folders that a run reads, and what its config.json is to say of evaluation, as command line arguments."""
     run = run_of(wildcards)
-    arguments = ["--eval-crop", str(study_of(wildcards).model_of(run).eval_crop)]
-    if run.labels:
-        arguments += ["--labels", run.labels.folder]
+    arguments = []
+    if "segmentation" not in wildcards.keys():
+        arguments += ["--eval-crop", str(study_of(wildcards).model_of(run).eval_crop)]
+        if run.labels:
+            arguments += ["--labels", run.labels.folder]
     if run.start:
         arguments += ["--start", str(Path(run.start.done(wildcards.seed)).parent)]
     legs = legs_of_job(wildcards)
@@ -518,6 +566,12 @@ def evaluate_runtime(wildcards, attempt):
     return time_limit(
         plan_jobs.evaluation_seconds(study_of(wildcards), run_of(wildcards)), attempt, smallest=EVALUATION_MINUTES
     )
+
+
+def segmentation_runtime(wildcards, attempt):
+    """Minutes that the evaluation of a segmenter may take; an hour at least, as for a run."""
+    seconds = plan_jobs.segmentation_evaluation_seconds(STUDY, run_of(wildcards))
+    return time_limit(seconds, attempt, smallest=EVALUATION_MINUTES)
 
 
 def published_runtime(wildcards, attempt):
@@ -633,7 +687,7 @@ def in_report(kind, name=None):
     """
 
     def result(wildcards):
-        return RESULTS[name or wildcards.experiment]
+        return RESULTS[name or (wildcards.transfer if "transfer" in wildcards.keys() else wildcards.experiment)]
 
     return {
         "category": lambda wildcards: result(wildcards).category,
@@ -654,11 +708,67 @@ def labels_of_page(wildcards):
     return {"result": RESULTS[page].shown_as(RESULTS[page].state_of_table)}
 
 
+def category_of_overlays(wildcards):
+    """Folder of the menu that a segmenter's page of overlays lies in."""
+    return overlays_place(STUDY, wildcards.segmentation, wildcards.seed)[0]
+
+
+def labels_of_overlays(wildcards):
+    """Which segmenter's it is."""
+    return {"result": overlays_place(STUDY, wildcards.segmentation, wildcards.seed)[1]}
+
+
+def place_of_views():
+    """Arguments of `report` for the page of a segmenter beside its classifier."""
+
+    def result(wildcards):
+        return RESULTS[f"views_{wildcards.transfer}"]
+
+    return {
+        "category": lambda wildcards: result(wildcards).category,
+        "labels": lambda wildcards: {"result": result(wildcards).shown_as("figure")},
+    }
+
+
+def viewed_run(wildcards):
+    """The segmenter on an experiment's page of views, and its seed."""
+    table = STUDY.segmentation_tables[wildcards.transfer]
+    if table.viewed is None:
+        raise WorkflowError(
+            f"{table.views}: no row of {table.name} has a backbone that is trained, so none has tokens to show."
+        )
+    return table.viewed, table.seeds[0]
+
+
+def inputs_of_views(wildcards):
+    """Markers of the segmenter, of its backbone's run and of the scenes on a page of views."""
+    run, seed = viewed_run(wildcards)
+    return [ancient(marker) for marker in (run.done(seed), run.start.done(seed), run.scenes.marker)]
+
+
+def arguments_of_views(wildcards):
+    """Their folders, as command line arguments."""
+    run, seed = viewed_run(wildcards)
+    folders = [Path(found.done(seed)).parent for found in (run, run.start)]
+    return shlex.join([str(folders[0]), run.scenes.folder, "--tokens", str(folders[1])])
+
+
 def said_of_table(wildcards):
     """What captions say of an experiment: its question, the paper's table, and what caps changed."""
     table = STUDY.tables[wildcards.experiment]
+    return said_of(table, capped_words(table))
+
+
+def said_of_transfer(wildcards):
+    """The same of an experiment of segmentation."""
+    table = STUDY.segmentation_tables[wildcards.transfer]
+    return said_of(table, capped_words(table))
+
+
+def said_of(table, capped):
+    """The words that captions take."""
     return {
         "question": as_rst(table.experiment.question),
         "paper": as_rst(table.experiment.paper),
-        "capped": as_rst(capped_words(table)),
+        "capped": as_rst(capped),
     }

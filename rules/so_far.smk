@@ -29,6 +29,36 @@ rule make_table_so_far:
         " --figure {output.figure} --log {log}"
 
 
+rule make_segmentation_so_far:
+    """The same of one experiment of segmentation."""
+    input:
+        plan_of_table_so_far,
+    output:
+        csv="results/so_far/{transfer}.csv",
+        markdown="results/so_far/{transfer}.md",
+        figure="results/so_far/figures/{transfer}.png",
+        data="results/so_far/figures/{transfer}.csv",
+    log:
+        "logs/so_far/{transfer}.log",
+    benchmark:
+        "benchmarks/so_far/{transfer}.tsv"
+    retries: 1
+    localrule: True
+    conda:
+        "../envs/eval.yaml"
+    threads: 1
+    resources:
+        mem_mb=lambda wildcards, attempt: 2000 * attempt,
+        runtime=lambda wildcards, attempt: 20 * attempt,
+    params:
+        python=PYTHON,
+        question=lambda wildcards: STUDY.segmentation_tables[wildcards.transfer].experiment.question,
+        paper=lambda wildcards: STUDY.segmentation_tables[wildcards.transfer].experiment.paper,
+    shell:
+        "{params.python} -m tokenlabel table segmentation --so-far --spec {input} --csv {output.csv}"
+        " --markdown {output.markdown} --figure {output.figure} --log {log}"
+
+
 rule make_so_far_index:
     """One line per table of the catalogue: how many of its rows and seeds are done."""
     input:

@@ -15,6 +15,7 @@ from .core.errors import exit_on_user_error, missing_packages_named
 # verb -> (module with add_arguments and run, one line of help); modules are loaded only for the verb that is used
 VERBS = {
     "data": ("data.command", "list the photographs of a data set in a manifest"),
+    "data scenes": ("data.scenes_command", "pair, check and list photographs and masks for segmentation"),
     "refresh": ("data.refresh_command", "list a study's photographs again and redo the labels of what changed"),
     "annotate": ("annotate.command", "stage 1: write one label shard with a pretrained annotator"),
     "annotate adapt": ("annotate.adapt_command", "make an annotator for a data set's own classes"),
@@ -32,6 +33,9 @@ VERBS = {
         "train.explain_command",
         "show a recipe: every value, where it comes from, how it differs from another",
     ),
+    "segment": ("segment.command", "train a backbone with a head for semantic segmentation"),
+    "segment evaluate": ("segment.evaluate_command", "measure a trained segmenter on the validation scenes"),
+    "segment predict": ("segment.predict_command", "give every pixel of own photographs a class: masks and overlays"),
     "evaluate": ("eval.folder_command", "measure a checkpoint on a folder of class folders"),
     "evaluate run": ("eval.command", "measure a trained run on the validation split"),
     "evaluate published": ("eval.published_command", "measure a published checkpoint on the validation split"),
@@ -40,6 +44,10 @@ VERBS = {
     "table first_light": ("eval.first_light_command", "make the summary of a first light: seconds and bytes by rule"),
     "table comparison": ("eval.comparison_command", "make Table 12: LV-ViT-M at 384 px against CaiT"),
     "table published": ("eval.published_table_command", "make the CSV and figure of the published checkpoints"),
+    "table segmentation": (
+        "eval.segmentation_table_command",
+        "make the CSV, page and figure of an experiment of segmentation",
+    ),
     "table accuracy": ("eval.accuracy_command", "draw accuracy against parameters, Fig. 1, from what exists"),
     "table curves": ("eval.curves_command", "make the training curves of an experiment's runs"),
     "table fidelity": ("eval.fidelity_table_command", "make the CSV and figure of label fidelity"),

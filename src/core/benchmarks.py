@@ -19,7 +19,7 @@ from .errors import DataError
 from .files import read_json
 
 
-def gpu_hours(base: Path, runs: Sequence[str], seed: int, gpus: int | None = None) -> float | None:
+def gpu_hours(base: Path, runs: Sequence[str], seed: int, gpus: int | None = None, kind: str = "runs") -> float | None:
     """GPU hours of one seed of a chain of runs.
 
     Args:
@@ -27,6 +27,7 @@ def gpu_hours(base: Path, runs: Sequence[str], seed: int, gpus: int | None = Non
         runs: folder names under results/runs, as in a table plan's `chain`.
         seed: of all of them.
         gpus: that each job held; None: one for each process that done.json names.
+        kind: folder of results/ and benchmarks/ that they are in: runs, or segmentation.
 
     Returns:
         Hours, or None where a run is not finished or left nothing to tell them by.
@@ -36,20 +37,20 @@ def gpu_hours(base: Path, runs: Sequence[str], seed: int, gpus: int | None = Non
     """
     hours = 0.0
     for run in runs:
-        seconds = run_seconds(base, run, seed)
+        seconds = run_seconds(base, run, seed, kind)
         if seconds is None:
             return None
-        hours += seconds * (gpus or run_processes(base, run, seed)) / 3600
+        hours += seconds * (gpus or run_processes(base, run, seed, kind)) / 3600
     return hours if runs else None
 
 
-def run_seconds(base: Path, run: str, seed: int) -> float | None:
+def run_seconds(base: Path, run: str, seed: int, kind: str = "runs") -> float | None:
     """Seconds of one finished run with all its legs and attempts; None where it is not finished or left nothing.
 
     Raises:
         DataError: a file that is there says nothing sensible.
     """
-    benchmarks, folder = base / "benchmarks/runs" / run / f"seed{seed}", base / "results/runs" / run / f"seed{seed}"
+    benchmarks, folder = (base / top / kind / run / f"seed{seed}" for top in ("benchmarks", "results"))
     found = []
     if (last := job_seconds(benchmarks / "train.tsv")) is not None:
         legs = [job_seconds(path) for path in sorted(benchmarks.glob("leg-*.tsv"))]
@@ -59,9 +60,9 @@ def run_seconds(base: Path, run: str, seed: int) -> float | None:
     return max(found, default=None)
 
 
-def run_processes(base: Path, run: str, seed: int) -> int:
+def run_processes(base: Path, run: str, seed: int, kind: str = "runs") -> int:
     """Processes that trained a run, 1 where nothing says."""
-    done = _document(base / "results/runs" / run / f"seed{seed}" / "done.json") or {}
+    done = _document(base / "results" / kind / run / f"seed{seed}" / "done.json") or {}
     processes = done.get("processes", 1)
     return processes if isinstance(processes, int) and processes > 0 else 1
 

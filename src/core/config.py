@@ -10,17 +10,17 @@ import difflib
 import math
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 import pydantic
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import Field
 
 from . import paper
+from .config_types import Fraction, Frozen, Name, PaperTable, Percent, Pixels, Positive, Seeds, Sha256
 from .errors import AnnotatorMisfitError, ConfigError, unknown_name
+from .segment_config import Segmentation
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_]*$")]
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 TAKEN = (
     "comparison_cait",
     "first_light",
@@ -29,12 +29,6 @@ TAKEN = (
     "published",
     "so_far",
 )  # files of results/ that are no experiment's
-PaperTable = Annotated[str, BeforeValidator(lambda found: str(found) if isinstance(found, int) else found)]  # 4 and "4"
-Percent = Annotated[float, Field(ge=0.0, le=100.0)]
-Positive = Annotated[int, Field(ge=1)]
-Pixels = Annotated[int, Field(ge=16, le=4096)]
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-
 # timm's increasing set, "rand-m9-mstd0.5-inc1" in its notation; geometric ones move the labels with the pixels
 RandAugmentOperation = Literal[
     "AutoContrast", "Equalize", "Invert", "PosterizeIncreasing", "SolarizeIncreasing", "SolarizeAdd",
@@ -43,12 +37,6 @@ RandAugmentOperation = Literal[
 ]  # fmt: skip
 GEOMETRIC_OPERATIONS = ("Rotate", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel")
 PIXEL_OPERATIONS = tuple(name for name in typing.get_args(RandAugmentOperation) if name not in GEOMETRIC_OPERATIONS)
-
-
-class Frozen(BaseModel):
-    """Base of every section: no unknown keys, no change after validation."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Dataset(Frozen):
@@ -274,7 +262,7 @@ class Row(Frozen):
 
     name: Name
     label: str | None = None
-    set: dict[str, Any] = {}
+    set: dict[str, Any] = Field(default_factory=dict)
     paper_top1: Percent | None = None
     paper_row: str | None = None
 
@@ -292,13 +280,13 @@ class Experiment(Frozen):
 
     question: str
     paper: str
-    set: dict[str, Any] = {}
+    set: dict[str, Any] = Field(default_factory=dict)
     rows: tuple[Row, ...] = ()
-    grid: dict[str, list[Any] | Literal["selected"]] = {}
-    paper_top1: dict[str, Percent] = {}
+    grid: dict[str, list[Any] | Literal["selected"]] = Field(default_factory=dict)
+    paper_top1: dict[str, Percent] = Field(default_factory=dict)
     paper_rows: PaperTable | None = None
     paper_only: PaperTable | None = None
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
+    seeds: Seeds
     figure: Literal["rows", "participation", "annotators", "bars", "path"] = "rows"
 
     @pydantic.model_validator(mode="after")
@@ -317,6 +305,7 @@ class Select(Frozen):
 
     annotators: tuple[Name, ...]
     experiments: Annotated[tuple[Name, ...], Field(min_length=1)]
+    segmentation: tuple[Name, ...] = ()
     published: Annotated[tuple[Name, ...], Field(min_length=1)] | Literal["all"] = "all"
 
 
@@ -331,6 +320,8 @@ class Caps(Frozen):
     image_px: Pixels | None = None
     finetune_px: Pixels | None = None
     seeds: Positive | None = None
+    iterations: Positive | None = None
+    segment_crop_px: Pixels | None = None
 
 
 class RealLabels(Frozen):
@@ -399,6 +390,8 @@ class Machine(Frozen):
     micro_batch: Positive
     annotate_mem_mb: Positive
     train_mem_mb: Positive
+    segment_micro_batch: Positive
+    segment_mem_mb: Positive
     speed_seconds: Annotated[float, Field(ge=0)]
     part_seconds: Annotated[float, Field(gt=0)]
     label_storage: Literal["compact", "fast"]
@@ -406,7 +399,9 @@ class Machine(Frozen):
     validation_crop: Annotated[float, Field(gt=0, le=1)]
     processes: Positive
     nodes: Positive
-    nodes_of: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_]*(@[0-9]+)?$")], Positive] = {}
+    nodes_of: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_]*(@[0-9]+)?$")], Positive] = Field(
+        default_factory=dict
+    )
     sharding: Literal["none", "fsdp"]
     compile: bool
     grad_checkpointing: bool
@@ -450,6 +445,7 @@ class Config(Frozen):
 
     data_root: str
     weights_root: str
+    segmentation_root: str
     dataset: Dataset
     labels: Labels
     evaluation: Evaluation
@@ -459,12 +455,13 @@ class Config(Frozen):
     defaults: Defaults
     caps: Caps = Caps()
     annotators: dict[Name, Annotator]
-    adapted_annotators: dict[Name, AdaptedAnnotator] = {}
+    adapted_annotators: dict[Name, AdaptedAnnotator] = Field(default_factory=dict)
     models: dict[Name, Model]
     published: dict[Name, Published]
     test_sets: dict[Name, TestSet]
     recipes: dict[Name, Recipe]
     experiments: dict[Name, Experiment]
+    segmentation: Segmentation
     select: Select
 
 
@@ -563,6 +560,7 @@ def _check_references(config: Config) -> None:
                 f"configuration key experiments.{name}: results/{name}.csv is another result of every study. Choose another name; "
                 f"taken: {', '.join(TAKEN)}"
             )
+    _check_segmentation(config, check)
     for position, name in enumerate(config.evaluation.test_sets):
         check("test set", name, config.test_sets, f"evaluation.test_sets[{position}]")
     if config.select.published != "all":
@@ -572,6 +570,21 @@ def _check_references(config: Config) -> None:
         check("annotator", name, config.annotators, f"select.annotators[{position}]")
     for position, name in enumerate(config.select.experiments):
         check("experiment", name, config.experiments, f"select.experiments[{position}]")
+
+
+def _check_segmentation(config: Config, check: Callable[[str, str, Mapping[str, Any], str], None]) -> None:
+    """The same of the section `segmentation`, whose tables lie beside those of experiments."""
+    section = config.segmentation
+    check("head", section.defaults.head, section.heads, "segmentation.defaults.head")
+    check("recipe of segmentation", section.defaults.recipe, section.recipes, "segmentation.defaults.recipe")
+    for name in section.experiments:
+        if name in TAKEN or name in config.experiments:
+            raise ConfigError(
+                f"configuration key segmentation.experiments.{name}: results/{name}.csv is another result. Choose another name; "
+                f"taken: {', '.join((*TAKEN, *config.experiments))}"
+            )
+    for position, name in enumerate(config.select.segmentation):
+        check("experiment of segmentation", name, section.experiments, f"select.segmentation[{position}]")
 
 
 def check_annotator_fits(config: Config, name: str, where: str) -> None:

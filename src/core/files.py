@@ -148,7 +148,7 @@ def write_json(path: Path, value: Any) -> None:
 def write_json_if_changed(path: Path, value: Any) -> None:
     """Like `write_json`, but leaves an equal file alone, so that its modification time means something."""
     text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, ValueError):
         if path.read_text(encoding="utf-8") == text:
             return
     write_text(path, text)

@@ -62,7 +62,7 @@ def plan_first_light(raw: Mapping[str, Any], study: Study) -> Study:
             "rows": rows,
         }
     }
-    changed["select"] = {**changed["select"], "annotators": names, "experiments": [EXPERIMENT]}
+    changed["select"] = {**changed["select"], "annotators": names, "experiments": [EXPERIMENT], "segmentation": []}
     return Study.plan(changed)
 
 
@@ -185,7 +185,7 @@ def _jobs_by_rule(study: Study) -> dict[str, list[Job]]:
     list_targets(study, jobs)
     order = (
         "make_manifest", "adapt_annotator", "evaluate_annotator", "annotate_shard", "measure_fidelity", "train_leg", "train_run",
-        "evaluate_run",
+        "evaluate_run", "make_scene_manifest", "train_segmentation_leg", "train_segmentation", "evaluate_segmentation",
     )  # fmt: skip
     found: dict[str, list[Job]] = {rule: [] for rule in order}
     for job in jobs.jobs.values():
@@ -204,6 +204,12 @@ def rule_of(path: str) -> str | None:
         return "adapt_annotator" if name == "adapted.done" else "evaluate_annotator"
     if kind == "labels":
         return "measure_fidelity" if name.startswith("fidelity-") else "annotate_shard"
+    if kind == "scenes":
+        return "make_scene_manifest"
+    if kind == "segmentation":
+        if name == "done.json":
+            return "train_segmentation"
+        return "train_segmentation_leg" if name.startswith("leg-") else "evaluate_segmentation"
     if kind == "runs":
         return "train_run" if name == "done.json" else "train_leg" if name.startswith("leg-") else "evaluate_run"
     return None

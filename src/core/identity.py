@@ -11,7 +11,10 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-STAGE_VERSIONS = {"data": 1, "annotate": 1, "adapt": 1, "train": 3, "finetune": 3, "evaluate": 2, "fidelity": 1}
+STAGE_VERSIONS = {
+    "data": 1, "annotate": 1, "adapt": 1, "train": 3, "finetune": 3, "evaluate": 2, "fidelity": 1,
+    "scenes": 1, "segment": 1, "evaluate_segmentation": 1,
+}  # fmt: skip
 DIGEST_LENGTH = 8  # 32 bits: a collision among 1,000 specs of one name has odds of about 1e-4
 
 

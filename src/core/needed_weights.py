@@ -66,11 +66,21 @@ def needed_weights(study: Study, *, published: bool) -> list[NeededWeights]:
     for run in {link.name: link for last in study.selected_runs for link in last.chain}.values():
         if "weights" in run.spec["model"]:
             add(run.name.split("-", 1)[0], run.spec["model"])
+    for table in study.selected_segmentations:
+        for row in table.rows:
+            if "weights" in row.run.spec["model"]:
+                source = _source_of(study, row.run.spec["model"]["weights"])
+                add(row.model, row.run.spec["model"], source)
     if published:
         for name, checkpoint in study.published.jobs:
             entry_of: Published = checkpoint.entry
             add(name, checkpoint.spec["model"], entry_of.source)
     return list(found.values())
+
+
+def _source_of(study: Study, weights: str) -> str | None:
+    """Where a published checkpoint of the catalogue with these weights is from."""
+    return next((entry.source for entry in study.config.published.values() if entry.weights == weights), None)
 
 
 def _address_of_file(source: str | None, weights: str) -> str | None:

@@ -16,6 +16,8 @@ from typing import Literal, cast
 from .errors import unknown_name
 
 DATASET = "imagenet1k"  # dataset.name of the data that every accuracy here is of, but for Tables 5 and 6 (ADE20K)
+SCENES = "ade20k"  # segmentation.dataset.name of the data of Tables 5 and 6
+SCENE_TABLES = ("5", "6")
 Source = Literal["table", "text", "derived", "digitised", ""]
 
 TITLES = {
@@ -151,3 +153,35 @@ def find_row(reference: str, where: str) -> PaperRow:
         test_px=int(test_px) if test_px else None,
         source=TITLES[table] + STANDING[top1.source if top1 else "table"],
     )
+
+
+@dataclass(frozen=True)
+class PaperScenes:
+    """What the paper says of one segmenter; None where it says nothing. Measures in percent, parameters in 10^6.
+
+    Attributes:
+        reference: TABLE/ROW, as a configuration writes it; None for a row that the paper does not have.
+        source: in words, as "Table 5".
+    """
+
+    reference: str | None = None
+    miou_ss: float | None = None
+    pixel_acc_ss: float | None = None
+    miou_ms: float | None = None
+    pixel_acc_ms: float | None = None
+    params_m: float | None = None
+    source: str | None = None
+
+
+def find_scenes(reference: str, where: str) -> PaperScenes:
+    """What Table 5 or 6 says of a row; arguments and errors as of `find_row`."""
+    table, _, row = reference.partition("/")
+    if table not in SCENE_TABLES:
+        raise unknown_name("table of segmentation in the paper", table, SCENE_TABLES, where)
+    if row not in row_names(table):
+        raise unknown_name(f"row of {TITLES[table]}", row, row_names(table), where)
+    found = {
+        name: value(table, row, name) for name in ("miou_ss", "pixel_acc_ss", "miou_ms", "pixel_acc_ms", "params_m")
+    }
+    numbers = {name: number.value for name, number in found.items() if number}
+    return PaperScenes(reference=reference, source=TITLES[table], **numbers)

@@ -10,22 +10,27 @@ from collections.abc import Iterable
 
 from .config import Config, Machine
 from .errors import unknown_name
-from .planned import Run
+from .planned import Training
 
 
-def nodes_of(machine: Machine, run: Run) -> int:
-    """Nodes of a training job: what `nodes_of` says of the model at this resolution, or of the model, or `nodes`."""
+def nodes_of(machine: Machine, run: Training) -> int:
+    """Nodes of a training job: what `nodes_of` says of the model at this resolution, or of the model, or `nodes`.
+
+    One of a training for segmentation, whose batch of 16 has nothing to share among more.
+    """
+    if run.spec["stage"] == "segment":
+        return 1
     model = run.name.split("-", 1)[0]
     of_all = machine.nodes_of.get(model, machine.nodes)
     return machine.nodes_of.get(f"{model}@{run.spec['image_px']}", of_all)
 
 
-def processes_of(machine: Machine, run: Run) -> int:
+def processes_of(machine: Machine, run: Training) -> int:
     """Processes of a training job on all its nodes."""
     return nodes_of(machine, run) * machine.processes
 
 
-def unused_nodes_of(machine: Machine, runs: Iterable[Run]) -> dict[str, list[int]]:
+def unused_nodes_of(machine: Machine, runs: Iterable[Training]) -> dict[str, list[int]]:
     """Keys MODEL@PX of `machine.nodes_of` by which no planned run goes, and the pixels that runs of that model have.
 
     Not refused: a cap or a first light changes what is planned, and the same machine settings serve several studies.

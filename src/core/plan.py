@@ -87,9 +87,15 @@ class PlanRow:
 
 @dataclass(frozen=True)
 class Plan:
-    """The rows, the last of which is the total, and what they rest on."""
+    """The rows, the last of which is the total, and what they rest on.
+
+    Attributes:
+        rows: targets that are selected, then the total.
+        unselected: tables of segmentation that can be asked for; in no total, `additional` is what they add to it.
+    """
 
     rows: tuple[PlanRow, ...]
+    unselected: tuple[PlanRow, ...]
     corrections: tuple[Correction, ...]
     notes: tuple[str, ...]
     settings: dict[str, Any]
@@ -103,6 +109,7 @@ class Plan:
         """Inverse of `as_json`, lists for tuples."""
         return cls(
             rows=tuple(PlanRow(**row) for row in document["rows"]),
+            unselected=tuple(PlanRow(**row) for row in document["unselected"]),
             corrections=tuple(Correction(**found) for found in document["corrections"]),
             notes=tuple(document["notes"]),
             settings=document["settings"],
@@ -139,10 +146,23 @@ def plan_study(study: Study, base: Path, light: Study | None = None) -> Plan:
     machine = study.config.machine
     return Plan(
         rows=tuple(rows),
+        unselected=tuple(_unselected(study, base, corrections, set(jobs.jobs))),
         corrections=tuple(corrections.values()),
         notes=tuple(_notes(study, jobs.jobs, prices, corrections)),
         settings=study.config.plan.model_dump(mode="json") | {"processes": machine.processes * machine.nodes},
     )
+
+
+def _unselected(study: Study, base: Path, corrections: Mapping[str, Correction], paid: set[str]) -> Iterable[PlanRow]:
+    """Rows of tables of segmentation that nobody selected."""
+    for table in study.offered_segmentations:
+        if table.name not in study.config.select.segmentation:
+            jobs = JobList(study)
+            jobs.add_segmentation(table)
+            measured = _measured(jobs.jobs.values(), base)
+            prices = {path: _price(job, base, measured, corrections) for path, job in jobs.jobs.items()}
+            target = f"{table.name} (not selected)"
+            yield _row(study, target, f"snakemake {table.csv}", jobs.jobs, prices, corrections, paid)
 
 
 def list_targets(study: Study, jobs: JobList) -> dict[tuple[str, str], list[str]]:
@@ -153,6 +173,8 @@ def list_targets(study: Study, jobs: JobList) -> dict[tuple[str, str], list[str]
     targets["published", f"snakemake {study.published.csv}"] = [jobs.add_published()]
     for table in study.selected_tables:
         targets[table.name, f"snakemake {table.csv}"] = [jobs.add_table(table)]
+    for segmentation in study.selected_segmentations:
+        targets[segmentation.name, f"snakemake {segmentation.csv}"] = [jobs.add_segmentation(segmentation)]
     if study.used_labels:
         fidelity = [jobs.add_fidelity(labels) for labels in study.used_labels]
         path = "results/label_fidelity.csv"
@@ -164,6 +186,10 @@ def list_targets(study: Study, jobs: JobList) -> dict[tuple[str, str], list[str]
     if study.drawn_labels:
         shards = [path for labels in study.drawn_labels for path in jobs.add_labels(labels)]
         pages.append(jobs.add_other("results/figures/label_maps.png", shards))
+    for segmentation in study.selected_segmentations:
+        if segmentation.viewed:
+            trained = jobs.add_run(segmentation.viewed, segmentation.seeds[0])
+            pages.append(jobs.add_other(segmentation.views, [trained]))
     for table in study.selected_tables:
         if table.name == "main":  # what the figure of accuracy against parameters shows
             pages.append(jobs.add_other("results/figures/accuracy_parameters.png", list(jobs.jobs[table.csv].after)))
@@ -182,11 +208,12 @@ def _measured(jobs: Iterable[Job], base: Path) -> dict[str, tuple[float, int]]:
         seconds = None
         gpus = job.gpus
         if job.run is not None and (base / _done_of(job)).exists():
+            kind = Path(job.path).parts[1]
             if job.run not in runs:
-                runs[job.run] = run_seconds(base, *job.run)
+                runs[job.run] = run_seconds(base, *job.run, kind)
             whole = runs[job.run]
             seconds = whole if whole is None else whole / job.parts
-            gpus = run_processes(base, *job.run)
+            gpus = run_processes(base, *job.run, kind)
         elif job.benchmark is not None:
             seconds = job_seconds(base / job.benchmark)
         if seconds is not None:

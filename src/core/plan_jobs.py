@@ -6,19 +6,22 @@ that of the output that the rule declares. Jobs without a GPU (manifest, tables,
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
-from . import cost, lvvit_size
+from . import cost, lvvit_size, segment_plan, segment_size
 from .errors import ConfigError
 from .placement import processes_of
-from .planned import RESULTS, AnnotatorJob, LabelJob, Run, Table
+from .planned import RESULTS, AnnotatorJob, LabelJob, Run, Table, Training
 from .published import PublishedJob
+from .segment_plan import SegmentationRun, SegmentationTable
 from .study import Study
 
-STAGES = ("label", "train", "finetune", "evaluate")  # of jobs that hold GPUs, in the order of a study
+STAGES = ("label", "train", "finetune", "segment", "evaluate")  # of jobs that hold GPUs, in the order of a study
 GUESSED_GMACS = 10.0  # of a network whose size nothing says
+GUESSED_WIDTH = 384  # channels of a backbone whose settings say nothing: those of DeiT-S and LV-ViT-S
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ def rates_of(study: Study) -> cost.Rates:
     )
 
 
-def gmacs_of(study: Study, run: Run) -> float | None:
+def gmacs_of(study: Study, run: Training) -> float | None:
     """10^9 multiply-adds of one photograph through a run's network; None where neither settings nor catalogue say."""
     settings = run.spec["model"]["settings"]
     if lvvit_size.has_size(settings):
@@ -86,12 +89,18 @@ def gmacs_at(study: Study, architecture: str, image_px: int) -> float | None:
     return model.gmacs and cost.multiply_adds_at(model.gmacs, model.image_px, image_px)
 
 
-def parameters_m_of(study: Study, run: Run) -> float:
-    """10^6 parameters of a run's network; 0 where neither settings nor catalogue say."""
-    settings = run.spec["model"]["settings"]
+def parameters_m_of(study: Study, run: Training) -> float:
+    """10^6 parameters of a run's network, a segmenter's head among them; 0 where neither settings nor catalogue say."""
+    settings, segmenter = run.spec["model"]["settings"], isinstance(run, SegmentationRun)
+    classes = 0 if segmenter else study.config.dataset.num_classes
     if lvvit_size.has_size(settings):
-        return lvvit_size.count_parameters(settings, run.spec["image_px"], study.config.dataset.num_classes)
-    return study.model_of(run).parameters_m or 0.0
+        own = lvvit_size.count_parameters(settings, run.spec["image_px"], classes)
+    else:
+        own = study.model_of(run).parameters_m or 0.0
+    if not segmenter:
+        return own
+    width = settings.get("width", GUESSED_WIDTH)
+    return own + segment_size.head_parameters(run.spec["head"], width, run.spec["dataset"]["num_classes"])
 
 
 def shard_seconds(study: Study, labels: LabelJob, split: str = "train") -> float:
@@ -136,24 +145,68 @@ def _evaluation_seconds(study: Study, gmacs: float | None, more_images: int = 0)
     return rates.job_start_s + rates.infer_seconds(images + more_images, gmacs or GUESSED_GMACS)
 
 
-def run_seconds(study: Study, run: Run, epochs: float | None = None) -> float:
+def segmenter_gmacs(study: Study, run: SegmentationRun, side_px: int, *, training: bool) -> float:
+    """10^9 multiply-adds of a square of so many pixels through a segmenter: the backbone without classes, and the head.
+
+    Args:
+        study: of the run.
+        run: whose segmenter.
+        side_px: of the square.
+        training: with the auxiliary head.
+    """
+    settings, model = run.spec["model"]["settings"], study.model_of(run)
+    if lvvit_size.has_size(settings):
+        backbone = lvvit_size.count_multiply_adds(settings, side_px, 0)
+    else:
+        backbone = cost.multiply_adds_at(model.gmacs or GUESSED_GMACS, model.image_px, side_px)
+    tokens = (side_px / math.prod(settings.get("stem_strides", (16,)))) ** 2
+    classes = run.spec["dataset"]["num_classes"]
+    width = settings.get("width", GUESSED_WIDTH)
+    return backbone + segment_size.head_multiply_adds(run.spec["head"], width, tokens, classes, training=training)
+
+
+def segmentation_evaluation_seconds(study: Study, run: SegmentationRun) -> float:
+    """What testing a segmenter should take, single and multi-scale: windows times scales times flips."""
+    rates, scenes = rates_of(study), study.config.segmentation.dataset
+    testing = segment_plan.evaluation_spec(study.config)
+    gmacs = segmenter_gmacs(study, run, testing["window_px"], training=False)
+    passes = scenes.val_images * segment_size.count_passes(scenes.image_size, testing)
+    return rates.job_start_s + rates.infer_seconds(passes, gmacs)
+
+
+def _segmentation_seconds(study: Study, run: SegmentationRun, intervals: float) -> float:
+    """What so many intervals of a training for segmentation should take on all its GPUs, validations in one scale included."""
+    machine, rates, recipe = study.config.machine, rates_of(study), run.spec["recipe"]
+    photographs = intervals * recipe["interval_iterations"] * recipe["batch_size"]
+    work = rates.train_seconds(photographs, segmenter_gmacs(study, run, recipe["crop_px"], training=True))
+    if machine.validate_every_epochs:
+        scenes, testing = study.config.segmentation.dataset, segment_plan.evaluation_spec(study.config)
+        windows = segment_size.count_windows(*scenes.image_size, testing, 1.0)
+        gmacs = segmenter_gmacs(study, run, testing["window_px"], training=False)
+        work += rates.infer_seconds(intervals / machine.validate_every_epochs * scenes.val_images * windows, gmacs)
+    return rates.job_start_s + work / processes_of(machine, run)
+
+
+def run_seconds(study: Study, run: Training, epochs: float | None = None) -> float:
     """What so many epochs of a run should take on all its GPUs, validations included.
 
     Args:
         study: of the run.
-        run: a training or fine-tuning.
+        run: a training or fine-tuning, or one for segmentation.
         epochs: None: all of it.
     """
     machine, rates = study.config.machine, rates_of(study)
-    gmacs = gmacs_of(study, run) or GUESSED_GMACS
     epochs = run.epochs if epochs is None else epochs
+    if isinstance(run, SegmentationRun):
+        return _segmentation_seconds(study, run, epochs)
+    gmacs = gmacs_of(study, run) or GUESSED_GMACS
     every = machine.validate_every_epochs
     validated = epochs / every * study.config.dataset.val_images if every else 0.0
     work = rates.train_seconds(epochs * study.train_images, gmacs) + rates.infer_seconds(validated, gmacs)
     return rates.job_start_s + work / processes_of(machine, run)
 
 
-def legs_of(study: Study, run: Run) -> int:
+def legs_of(study: Study, run: Training) -> int:
     """How many jobs in a row a run is: by machine.leg_epochs, or so that each fits into machine.max_job_hours."""
     machine = study.config.machine
     if machine.leg_epochs is not None or machine.max_job_hours is None:
@@ -215,6 +268,16 @@ class JobList:
                     before.append(self._add_annotator_evaluation(row.run))
         return self.add_other(table.csv, before)
 
+    def add_segmentation(self, table: SegmentationTable) -> str:
+        """An experiment's table of segmentation with its evaluations, trainings, and those of the backbones."""
+        before = []
+        for run, seed in table.trainings:
+            seconds = segmentation_evaluation_seconds(self.study, run)
+            model, guessed = f"{run.name.split('-', 1)[0]} segmenter", gmacs_of(self.study, run) is None
+            trained = [self.add_run(run, seed)]
+            before.append(self._add(run.result(seed), "evaluate", model, seconds, trained, guessed=guessed))
+        return self.add_other(table.csv, before)
+
     def add_curves(self, table: Table) -> list[str]:
         """The figure of an experiment's training curves; none where nothing is trained."""
         before = [self.add_run(row.run, seed) for row in table.rows if isinstance(row.run, Run) for seed in table.seeds]
@@ -238,13 +301,17 @@ class JobList:
         self.jobs.setdefault(path, Job(path=path, stage="other", kind="other", after=tuple(dict.fromkeys(before))))
         return path
 
-    def add_run(self, run: Run, seed: int) -> str:
+    def add_run(self, run: Training, seed: int) -> str:
         """A training with what it starts and learns from, as the legs that it runs in; returns the last one's path."""
         path = run.done(seed)
         if path in self.jobs:
             return path
         study, machine = self.study, self.study.config.machine
-        before = self.add_labels(run.labels) if run.labels else [self._add_manifest()]
+        if isinstance(run, SegmentationRun):
+            before = [self.add_other(run.scenes.marker, [])]
+        else:
+            labels = run.labels if isinstance(run, Run) else None
+            before = self.add_labels(labels) if labels else [self._add_manifest()]
         if run.start is not None:
             before = [*before, self.add_run(run.start, seed)]
         legs = legs_of(study, run)

@@ -93,29 +93,21 @@ class LabelJob(Planned):
 
 
 @dataclass(frozen=True)
-class Run(Planned):
-    """One training or fine-tuning, for any number of seeds."""
+class Training(Planned):
+    """A training for any number of seeds, in one job or in legs."""
 
-    kind = "runs"
-
-    labels: LabelJob | None
     start: Run | None
     evaluation: str
     capped: tuple[str, ...]
 
+    @property
+    def epochs(self) -> int:
+        """What legs are cut between and checkpoints are written after."""
+        raise NotImplementedError
+
     def done(self, seed: int) -> str:
         """Path of the marker that says the run is finished."""
         return f"{self.folder}/seed{seed}/done.json"
-
-    @property
-    def epochs(self) -> int:
-        """Epochs with the cool-down's."""
-        return int(self.spec["recipe"]["epochs"] + self.spec["recipe"]["cooldown_epochs"])
-
-    @property
-    def chain(self) -> list[Run]:
-        """This run after those that it starts from, the first training first."""
-        return [*(self.start.chain if self.start else []), self]
 
     def legs(self, leg_epochs: int | None) -> int:
         """How many jobs in a row the run is, when one does at most so many epochs; None: one."""
@@ -132,6 +124,25 @@ class Run(Planned):
     def result(self, seed: int) -> str:
         """Path of the run's evaluation."""
         return f"{self.folder}/seed{seed}/evaluation-{self.evaluation}.json"
+
+
+@dataclass(frozen=True)
+class Run(Training):
+    """One training or fine-tuning of a classifier."""
+
+    kind = "runs"
+
+    labels: LabelJob | None
+
+    @property
+    def epochs(self) -> int:
+        """Epochs with the cool-down's."""
+        return int(self.spec["recipe"]["epochs"] + self.spec["recipe"]["cooldown_epochs"])
+
+    @property
+    def chain(self) -> list[Run]:
+        """This run after those that it starts from, the first training first."""
+        return [*(self.start.chain if self.start else []), self]
 
 
 @dataclass(frozen=True)

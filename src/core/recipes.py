@@ -83,7 +83,14 @@ def check_schedule(recipe: Recipe, machine: Machine, where: str, nodes: int = 1)
             )
 
 
-def check_shares(batch_size: int, micro_batch: int, processes: int, where: str = "", nodes: int = 1) -> None:
+def check_shares(
+    batch_size: int,
+    micro_batch: int,
+    processes: int,
+    where: str = "",
+    nodes: int = 1,
+    key: str = "machine.micro_batch",
+) -> None:
     """Refuses a step whose micro-batches the processes cannot share evenly, for each exchanges gradients as often.
 
     Args:
@@ -92,6 +99,7 @@ def check_shares(batch_size: int, micro_batch: int, processes: int, where: str =
         processes: of the training.
         where: the row or run, for the error; may be empty.
         nodes: that the processes run on, for the error.
+        key: that micro_batch is from, for the error.
 
     Raises:
         ConfigError: with the nearest values that work.
@@ -110,12 +118,12 @@ def check_shares(batch_size: int, micro_batch: int, processes: int, where: str =
     numbers = _nearest(
         processes // nodes, [number for number in range(1, count // nodes + 1) if count % (number * nodes) == 0]
     )
-    ways = [f"machine.micro_batch {micro}"] * bool(micro) + [f"batch_size {sizes}"]
+    ways = [f"{key} {micro}"] * bool(micro) + [f"batch_size {sizes}"]
     ways += [f"machine.processes {numbers}"] * bool(numbers)
     place = f"{where}: " if where else ""
     on_nodes = f" on each of {nodes} nodes" if nodes > 1 else ""
     raise ConfigError(
-        f"{place}batch_size {batch_size} in micro-batches of {micro_batch} (machine.micro_batch) makes {count} a step, "
+        f"{place}batch_size {batch_size} in micro-batches of {micro_batch} ({key}) makes {count} a step, "
         f"which {processes} processes (machine.processes{on_nodes}) cannot share evenly. Nearest that fit: {'; or '.join(ways)}."
     )
 

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .planned import RESULTS, Run, Table
+from .planned import RESULTS, Table, Training
+from .segment_plan import SegmentationTable
 from .so_far import compared_row
 from .study import Study
 
@@ -22,6 +23,7 @@ ABOUT_PAGES = {  # pages that are no result's -> what they are
     "about_missing": "What is not made yet",
     "about_versions": "Versions",
 }
+VIEWS = "Side by side"  # label of a segmenter's page beside its classifier
 PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
 
 # results that are no experiment's: name -> (folder of the menu, what it is, files of the job that makes it)
@@ -122,10 +124,28 @@ def report_results(study: Study) -> tuple[Result, ...]:
         found.append(Result(table.name, *about, (table.csv, table.figure), table.csv, so_far, selected=chosen))
         if table.curves:
             found.append(Result(f"curves_{table.name}", *about, tuple(table.curves), "", "", selected=chosen))
+    for transfer in study.offered_segmentations:
+        about = (category_of(transfer), "", transfer.experiment.question, transfer.experiment.paper)
+        chosen = transfer.name in study.config.select.segmentation
+        # the report shows every evaluation's page of overlays, and Snakemake fails where one is missing
+        files = (transfer.csv, transfer.figure, *(run.overlays(seed) for run, seed in transfer.trainings))
+        found.append(Result(transfer.name, *about, files, transfer.csv, transfer.so_far[0], selected=chosen))
+        if transfer.viewed:
+            about = (about[0], VIEWS, "Do tokens, segmentation and relevance lie where the things are?", about[3])
+            found.append(Result(f"views_{transfer.name}", *about, (transfer.views,), "", "", selected=chosen))
     return tuple(found)
 
 
-def category_of(table: Table) -> str:
+def overlays_place(study: Study, run: str, seed: str) -> tuple[str, str]:
+    """Folder of the menu and name of a page of overlays: those of the first table that has the run."""
+    for table in study.segmentation_tables.values():
+        for row in table.rows:
+            if row.run.name == run:
+                return category_of(table), f"{row.name}: overlays, seed {seed}"
+    return ABOUT_FOLDER, "Overlays"
+
+
+def category_of(table: Table | SegmentationTable) -> str:
     """Folder of a table in the report's menu: the paper's table or figure, and what it is about.
 
     Snakemake sorts folders by letters. The second blank before a single digit, of which a browser shows one, puts Table 2
@@ -140,9 +160,9 @@ def category_of(table: Table) -> str:
     return f"Not in the paper, {about}" if own else f"{paper[:1].upper()}{paper[1:]}, {about}"
 
 
-def capped_words(table: Table) -> str:
+def capped_words(table: Table | SegmentationTable) -> str:
     """What caps changed of a table's runs; "" where nothing."""
-    notes = {note for row in table.rows if isinstance(row.run, Run) for note in row.run.capped}
+    notes = {note for row in table.rows if isinstance(row.run, Training) for note in row.run.capped}
     return ", ".join(sorted(notes))
 
 

@@ -98,9 +98,10 @@ def other_rows(config: Config, experiment: Experiment, ours: Sequence[PaperRow],
     return tuple(row for row in rows if row.reference not in here)
 
 
-def check_row_keys(choice: Mapping[str, Any], where: str) -> None:
-    """Refuses a key that no row has with a ConfigError."""
+def check_row_keys(choice: Mapping[str, Any], where: str, more: Sequence[str] = ()) -> None:
+    """Refuses a key that no row has, nor is one of `more`, with a ConfigError."""
     legal = (
+        *more,
         *ROW_KEYS,
         *(f"train.{name}" for name in Recipe.model_fields),
         *(f"finetune.{name}" for name in Recipe.model_fields),

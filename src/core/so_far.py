@@ -14,12 +14,13 @@ from .errors import ConfigError
 from .files import sha256_of
 from .identity import digest_of
 from .planned import RESULTS, Run, Table
+from .segment_plan import SegmentationTable
 from .study import Study
 
 COMPARED = "4/lvvit_m_384"  # the row of the paper that Table 12 compares with CaiT
 
 
-def plan_so_far(table: Table, base: Path = Path()) -> tuple[str, dict[str, Any]]:
+def plan_so_far(table: Table | SegmentationTable, base: Path = Path()) -> tuple[str, dict[str, Any]]:
     """Path and content of what the job of a table so far reads."""
     return _dated(table.name, table.as_json(), table.inputs, base)
 

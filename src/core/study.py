@@ -14,8 +14,9 @@ from typing import Any
 from .config import Annotator, Config, Experiment, Model, Recipe, check_annotator_fits, load_config
 from .errors import AnnotatorMisfitError, ConfigError, unknown_name
 from .identity import STAGE_VERSIONS, digest_of
+from .paper import DATASET
 from .placement import check_nodes_of, nodes_of
-from .planned import RESULTS, AnnotatorJob, DataJob, LabelJob, Planned, Run, Table, TableRow
+from .planned import RESULTS, AnnotatorJob, DataJob, LabelJob, Planned, Run, Table, TableRow, Training
 from .published import PublishedJob, PublishedTable, plan_published
 from .recipes import check_schedule
 from .rows import (
@@ -33,6 +34,16 @@ from .rows import (
     with_overrides,
     with_settings,
 )
+from .segment_config import SegmentExperiment
+from .segment_plan import (
+    SceneJob,
+    SegmentationRun,
+    SegmentationTable,
+    check_run,
+    evaluation_spec,
+    machine_section,
+    plan_experiment,
+)
 
 ANNOTATOR_ALONE = "annotator"  # as a row's model: the annotator itself is measured
 ANNOTATOR_CROP = 1.0  # share of the shorter side that it sees then
@@ -48,6 +59,9 @@ class Study:
     annotators: dict[str, AnnotatorJob] = field(default_factory=dict)
     runs: dict[str, Run] = field(default_factory=dict)
     tables: dict[str, Table] = field(default_factory=dict)
+    scenes: dict[str, SceneJob] = field(default_factory=dict)
+    segmentations: dict[str, SegmentationRun] = field(default_factory=dict)
+    segmentation_tables: dict[str, SegmentationTable] = field(default_factory=dict)
     reference: LabelJob | None = None  # whose maps evaluations compare the tokens' predictions with
 
     @classmethod
@@ -72,6 +86,15 @@ class Study:
             except (NotApplicable, AnnotatorMisfitError) as reason:  # the catalogue may hold tables of other data sets
                 if selected:
                     raise ConfigError(str(reason)) from None
+        for name, segmentation in config.segmentation.experiments.items():
+            try:
+                study._segmentation(name, segmentation)
+            except AnnotatorMisfitError as reason:  # backbones of other data sets
+                if name in config.select.segmentation:
+                    raise ConfigError(str(reason)) from None
+        for table in study.selected_segmentations:
+            for segmenter, _ in table.trainings:
+                check_run(config, segmenter)
         adapted = [job.adapted.run for job in study.used_labels if job.adapted and job.adapted.run]
         for run in (*study.selected_runs, *adapted):
             study._check_schedules(run)
@@ -89,6 +112,18 @@ class Study:
     def selected_tables(self) -> list[Table]:
         """Tables of `select.experiments`, in that order."""
         return [self.tables[name] for name in self.config.select.experiments]
+
+    @property
+    def selected_segmentations(self) -> list[SegmentationTable]:
+        """Tables of `select.segmentation`, in that order."""
+        return [self.segmentation_tables[name] for name in self.config.select.segmentation]
+
+    @property
+    def offered_segmentations(self) -> list[SegmentationTable]:
+        """The selected ones, and for a study of the paper's photographs all: overlays for others inherit the catalogue."""
+        if self.config.dataset.name == DATASET:
+            return list(self.segmentation_tables.values())
+        return self.selected_segmentations
 
     @property
     def selected_labels(self) -> list[LabelJob]:
@@ -122,9 +157,25 @@ class Study:
             )
         return self.runs[folder_name]
 
+    def segmentation(self, folder_name: str) -> SegmentationRun:
+        """The training for segmentation of a folder name under results/segmentation."""
+        if folder_name not in self.segmentations:
+            raise ConfigError(
+                f"results/segmentation/{folder_name}: no run of this configuration has that name. It may belong to an earlier "
+                "one: its spec.json tells which."
+            )
+        return self.segmentations[folder_name]
+
+    def scene_job(self, folder_name: str) -> SceneJob:
+        """The manifest of scenes of a folder name under results/scenes."""
+        if folder_name not in self.scenes:
+            raise unknown_name("manifest of scenes of this configuration", folder_name, self.scenes)
+        return self.scenes[folder_name]
+
     def specs(self) -> dict[str, dict[str, Any]]:
         """Path -> spec of everything planned."""
         planned: list[Planned] = [self.data, *self.annotators.values(), *self.labels.values(), *self.runs.values()]
+        planned += [*self.scenes.values(), *self.segmentations.values()]
         return dict(job.document for job in planned)
 
     @cached_property
@@ -143,7 +194,7 @@ class Study:
         """Path and content of the evaluation spec with this digest."""
         crops = {model.eval_crop for model in self.config.models.values()}
         specs = [self.evaluation_spec(crop, self.reference) for crop in crops]
-        for spec in (annotator_evaluation(self.config), *specs):
+        for spec in (annotator_evaluation(self.config), *specs, evaluation_spec(self.config)):
             if digest_of(spec) == digest:
                 return str(RESULTS / "evaluations" / f"{digest}.json"), spec
         raise ConfigError(f"evaluation-{digest}: no evaluation of this configuration has that digest.")
@@ -151,15 +202,18 @@ class Study:
     @property
     def timm_names(self) -> list[str]:
         """timm architectures that the planned jobs build, without weights tags; the first job looks whether they exist."""
-        students = [run.spec["model"]["architecture"] for run in self.selected_runs]
+        segmenters = [row.run for table in self.selected_segmentations for row in table.rows]
+        students = [run.spec["model"]["architecture"] for run in (*self.selected_runs, *segmenters)]
         annotators = [job.spec["annotator"]["architecture"] for job in self.selected_labels]
         names = [name.removeprefix("timm/") for name in students if name.startswith("timm/")] + annotators
         return sorted({name.split(".", 1)[0] for name in names})
 
     @property
     def selected_runs(self) -> list[Run]:
-        """Runs that the selected tables measure."""
-        return [row.run for table in self.selected_tables for row in table.rows if isinstance(row.run, Run)]
+        """Runs that the selected tables measure, or that their segmenters start from."""
+        measured = [row.run for table in self.selected_tables for row in table.rows if isinstance(row.run, Run)]
+        started = [row.run.start for table in self.selected_segmentations for row in table.rows]
+        return measured + [run for run in started if run is not None]
 
     @property
     def train_images(self) -> int:
@@ -177,7 +231,7 @@ class Study:
         """Annotators on the page of label maps: at most four that selected tables need anyway."""
         return self.used_labels[:4]
 
-    def model_of(self, run: Run) -> Model:
+    def model_of(self, run: Training) -> Model:
         """The catalogue's entry of a run's model."""
         return self.config.models[run.name.split("-", 1)[0]]
 
@@ -187,6 +241,8 @@ class Study:
         return {
             "data_root": self.config.data_root,
             "weights_root": self.config.weights_root,
+            "segmentation_root": self.config.segmentation_root,
+            "scenes": machine_section(self.config),
             "timm_names": self.timm_names,
             "real_labels": self.config.evaluation.real_labels and self.config.evaluation.real_labels.file,
             "test_sets": {name: self.config.test_sets[name].path for name in self.config.evaluation.test_sets},
@@ -308,6 +364,13 @@ class Study:
             dataset=self.config.dataset.name,
             paper_only=other_rows(self.config, experiment, [row.paper for row in rows], where),
         )
+
+    def _segmentation(self, name: str, experiment: SegmentExperiment) -> None:
+        """Plans a table of segmentation; a run that another table has too is that one."""
+        planned = plan_experiment(self.config, name, experiment, self._run_chain)
+        self.scenes[planned.scenes.name] = planned.scenes
+        self.segmentations.update((run.name, run) for run, _ in planned.table.trainings)
+        self.segmentation_tables[name] = planned.table
 
     def _alone(self, choice: dict[str, Any], where: str) -> AnnotatorJob:
         """Plans a row that measures its annotator and trains nothing."""

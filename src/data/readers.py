@@ -96,13 +96,42 @@ def _list_folder(place: Path) -> Listing:
     try:
         classes = [item.name for item in os.scandir(place) if item.is_dir() and not item.name.startswith(".")]
         for name in classes:
-            _walk(str(place / name), name, name, (), entries)
+            _walk(str(place / name), f"{name}/", name, IMAGE_SUFFIXES, (), entries)
     except PermissionError as error:
         raise DataError(f"{error.filename}: no permission to list this folder.") from None
     return Listing(entries, sorted(classes))
 
 
-def _walk(folder: str, prefix: str, name: str, above: tuple[tuple[int, int], ...], entries: list[Entry]) -> None:
+def list_files(place: Path, suffixes: frozenset[str]) -> list[Entry]:
+    """Lists the files of a folder at any depth by their suffix; hidden ones are left out.
+
+    Args:
+        place: the folder.
+        suffixes: lower case, with the dot.
+
+    Returns:
+        entries of no class, sorted by path.
+
+    Raises:
+        DataError: it is no folder, may not be listed, or a name in it is not UTF-8.
+    """
+    entries: list[Entry] = []
+    try:
+        _walk(str(place), "", "", suffixes, (), entries)
+    except PermissionError as error:
+        raise DataError(f"{error.filename}: no permission to list this folder.") from None
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise DataError(f"{error.filename}: no such folder.") from None
+    for entry in entries:
+        if not entry.path.isascii():
+            _check_utf8(place, entry.path)
+    return sorted(entries, key=lambda entry: entry.path)
+
+
+def _walk(
+    folder: str, prefix: str, name: str, suffixes: frozenset[str], above: tuple[tuple[int, int], ...],
+    entries: list[Entry],
+) -> None:  # fmt: skip
     status = os.stat(folder)  # noqa: PTH116 - a million paths: plain strings are several times as fast as Path
     here = (status.st_dev, status.st_ino)
     if here in above:  # a link to a folder that it lies in
@@ -110,11 +139,11 @@ def _walk(folder: str, prefix: str, name: str, above: tuple[tuple[int, int], ...
     for item in os.scandir(folder):
         if item.name.startswith("."):
             continue
-        path = f"{prefix}/{item.name}"
+        path = f"{prefix}{item.name}"
         _, dot, ending = item.name.rpartition(".")  # half of os.path.splitext's time, which was most of the listing's
-        is_image = dot + ending.lower() in IMAGE_SUFFIXES
+        is_image = dot + ending.lower() in suffixes
         if not is_image and _is_folder(item):
-            _walk(item.path, path, name, (*above, here), entries)
+            _walk(item.path, f"{path}/", name, suffixes, (*above, here), entries)
         elif is_image:
             try:
                 status = item.stat()
@@ -150,10 +179,14 @@ class ByteSource:
     Args:
         data_root, location, data_format: as in `list_entries`.
         archives: file names of the split's archives, in the order that entries number them.
+        remedy: what to do where a file no longer fits the manifest; the last sentence of the error.
     """
 
-    def __init__(self, data_root: Path, location: str, data_format: str, archives: Sequence[str] = ()) -> None:
+    def __init__(
+        self, data_root: Path, location: str, data_format: str, archives: Sequence[str] = (), remedy: str = REMEDY
+    ) -> None:
         file_name, _ = split_location(location, data_format)
+        self._remedy = remedy
         self._place, self._format = data_root / file_name, data_format
         self._archives = [data_root / name for name in archives] or [self._place]
         self._open: dict[int, _OpenArchive] = {}
@@ -181,7 +214,7 @@ class ByteSource:
         except FileNotFoundError:
             if place.is_symlink():
                 raise UnreadableImageError(f"dangling link to {place.readlink()}") from None
-            raise DataError(f"{place}: the photograph is gone since the manifest was made. {REMEDY}") from None
+            raise DataError(f"{place}: the file is gone since the manifest was made. {self._remedy}") from None
         except IsADirectoryError:
             raise UnreadableImageError("a folder, not a file") from None
         except PermissionError:
@@ -190,9 +223,14 @@ class ByteSource:
             raise UnreadableImageError(f"the file cannot be read: {error.strerror}") from None
         if len(encoded) != size_bytes:
             raise DataError(
-                f"{place}: {len(encoded)} bytes, the manifest says {size_bytes}; the photograph has changed. {REMEDY}"
+                f"{place}: {len(encoded)} bytes, the manifest says {size_bytes}; the file has changed. {self._remedy}"
             )
         return encoded
+
+    @property
+    def place(self) -> Path:
+        """What the paths are relative to: the split's folder, or its archive."""
+        return self._place
 
     @property
     def has_archives(self) -> bool:

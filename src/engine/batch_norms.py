@@ -2,7 +2,8 @@
 
 Each process sees a share of a step's micro-batches, and a running mean depends on their order. An update is
 r -> (1 - m) r + m b, so the updates of all processes compose by one sum a step. Called by `parallel`; statistics of the
-batch itself stay each micro-batch's own, as with one process.
+batch itself stay each micro-batch's own, as with one process. Norms that torch synchronises (a segmenter's heads on GPUs) are left
+to it: their statistics are of all processes' images, so the processes' running ones are equal already.
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ class RunningStatistics:
     """
 
     def __init__(self, model: nn.Module, processes: Processes) -> None:
-        norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats and m.momentum]
+        norms = [
+            m for m in model.modules()
+            if isinstance(m, _BatchNorm) and not isinstance(m, nn.SyncBatchNorm) and m.track_running_stats and m.momentum
+        ]  # fmt: skip
         self._processes = processes
         self._buffers = [
             buffer for norm in norms for buffer in (norm.running_mean, norm.running_var) if buffer is not None

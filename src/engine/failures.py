@@ -65,7 +65,11 @@ def explain_non_finite(
 
 @contextmanager
 def explaining_memory(machine: Mapping[str, Any]) -> Iterator[None]:
-    """Turns a failed allocation inside the block, on a GPU or the CPU, into a TrainingError that names what lowers memory."""
+    """Turns a failed allocation inside the block, on a GPU or the CPU, into a TrainingError that names what lowers memory.
+
+    Args:
+        machine: of the training; with `segments` it is one for segmentation, which has settings of its own.
+    """
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
@@ -88,18 +92,17 @@ def explaining_memory(machine: Mapping[str, Any]) -> Iterator[None]:
 def _remedies(machine: Mapping[str, Any]) -> list[str]:
     """Settings that lower a training's memory, each with its present and its next sensible value."""
     found = []
+    segments = machine.get("segments", False)
     if machine["micro_batch"] > 1:
-        smaller = machine["micro_batch"] // 2
-        found.append(
-            f"machine.micro_batch {machine['micro_batch']} -> {smaller} (gradients add up to the same batch_size)"
-        )
+        smaller, key = machine["micro_batch"] // 2, "segment_micro_batch" if segments else "micro_batch"
+        found.append(f"machine.{key} {machine['micro_batch']} -> {smaller} (gradients add up to the same batch_size)")
     if not machine["grad_checkpointing"]:
         found.append("machine.grad_checkpointing false -> true (a third more time)")
     if machine["precision"] == "float32":
         found.append("machine.precision float32 -> auto (half the bytes where the processor has them)")
-    if machine["sharding"] == "none":
+    if machine["sharding"] == "none" and not segments:
         found.append("machine.sharding none -> fsdp (with two processes or more)")
-    return found or ["a smaller model or image_px"]
+    return found or [f"a smaller model or {'crop_px' if segments else 'image_px'}"]
 
 
 def _loader_remedies(machine: Mapping[str, Any]) -> list[str]:
@@ -108,4 +111,5 @@ def _loader_remedies(machine: Mapping[str, Any]) -> list[str]:
         found.append(f"machine.workers {machine['workers']} -> {machine['workers'] // 2}")
     if machine["prefetch_batches"] > 1:
         found.append(f"machine.prefetch_batches {machine['prefetch_batches']} -> {machine['prefetch_batches'] // 2}")
-    return [*found, "or grant the job more memory (machine.train_mem_mb; in a container a larger /dev/shm)"]
+    key = "segment_mem_mb" if machine.get("segments", False) else "train_mem_mb"
+    return [*found, f"or grant the job more memory (machine.{key}; in a container a larger /dev/shm)"]

@@ -246,9 +246,11 @@ class _Training:
         self.stop.unsaved = True
         losses: dict[str, torch.Tensor] = {}
         norm = None
+        number = epoch * self.task.steps_per_epoch + step
+        self.learner.begin_step(number)
         if images:
             losses, own = self._accumulate_gradients(micro_batches, images)
-            norm = self.learner.apply_gradients(epoch * self.task.steps_per_epoch + step + 1)
+            norm = self.learner.apply_gradients(number + 1)
         now = time.monotonic()
         self._meters.add(losses, norm, {"images": images, "skipped": skipped, "seconds": now - self._counted_until})
         self._counted_until = now

@@ -1,7 +1,8 @@
 """A model in training: its optimiser, schedule, loss scaling and averaged weights, and the state of all of them.
 
-Used by the loop only. AdamW, the cosine schedule and weight averaging are timm's. The rate changes from epoch to epoch, as
-in the released code.
+Used by the loop only. AdamW, the schedules and weight averaging are timm's. The cosine's rate changes from epoch to epoch, as in
+the released code; the linear one's from step to step, as section 4.4 trains segmentation. Both depend on the epoch's or step's
+number alone, so a resumed training has the rates of an unbroken one.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from typing import Any
 
 import torch
 from timm.optim import create_optimizer_v2
-from timm.scheduler import CosineLRScheduler
+from timm.scheduler import CosineLRScheduler, PolyLRScheduler
+from timm.scheduler.scheduler import Scheduler
 from torch import nn
 from torch.distributed.tensor import DTensor
 
@@ -20,8 +22,25 @@ from .processes import Processes
 
 
 @dataclass(frozen=True)
+class LinearSchedule:
+    """A rate that changes with every step: linearly up while it warms up, then linearly down to the lowest at the last.
+
+    Attributes:
+        steps: of the whole training, the warm-up's included.
+        warmup_steps: below `steps`.
+    """
+
+    steps: int
+    warmup_steps: int
+
+
+@dataclass(frozen=True)
 class Optimisation:
-    """The recipe's part that the loop itself uses; rates are final, not scaled."""
+    """The recipe's part that the loop itself uses; rates are final, not scaled.
+
+    Attributes:
+        linear: the rate follows it; None: a cosine over `epochs`, of which `warmup_epochs` warm up.
+    """
 
     epochs: int
     cooldown_epochs: int
@@ -32,6 +51,7 @@ class Optimisation:
     weight_decay: float
     clip_norm: float | None
     ema_decay: float | None
+    linear: LinearSchedule | None = None
 
     @property
     def total_epochs(self) -> int:
@@ -69,14 +89,7 @@ class Learner:
         self._optimizer = create_optimizer_v2(
             self.parallel.model, opt="adamw", lr=optimisation.learning_rate, weight_decay=optimisation.weight_decay
         )
-        self._scheduler = CosineLRScheduler(
-            self._optimizer,
-            t_initial=optimisation.epochs,
-            lr_min=optimisation.min_learning_rate,
-            warmup_t=optimisation.warmup_epochs,
-            warmup_lr_init=optimisation.warmup_learning_rate,
-            cycle_limit=1,
-        )
+        self._scheduler = _scheduler(self._optimizer, optimisation)
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
 
     @property
@@ -91,13 +104,17 @@ class Learner:
 
     @property
     def learning_rate(self) -> float:
-        """Of this epoch."""
+        """Of this epoch, or of this step where the rate changes with each."""
         return float(self._optimizer.param_groups[0]["lr"])
 
     def begin_epoch(self, epoch: int) -> None:
         """Sets the epoch's learning rate and training mode."""
         self._scheduler.step(epoch)
         self.parallel.model.train()
+
+    def begin_step(self, number: int) -> None:
+        """Sets the learning rate of step `number`, from 0, where it changes with each."""
+        self._scheduler.step_update(number)  # nothing, for a schedule of epochs
 
     def forget_gradients(self) -> None:
         """Before a step's first backward pass."""
@@ -146,3 +163,27 @@ class Learner:
         if self._average is not None:
             # a recipe that began to average after this checkpoint averages from its weights on
             load_whole_state(self._average.module, states["averaged"] or states["model"])
+
+
+def _scheduler(optimizer: torch.optim.Optimizer, optimisation: Optimisation) -> Scheduler:
+    linear = optimisation.linear
+    if linear is None:
+        return CosineLRScheduler(
+            optimizer,
+            t_initial=optimisation.epochs,
+            lr_min=optimisation.min_learning_rate,
+            warmup_t=optimisation.warmup_epochs,
+            warmup_lr_init=optimisation.warmup_learning_rate,
+            cycle_limit=1,
+        )
+    return PolyLRScheduler(
+        optimizer,
+        t_initial=max(linear.steps - linear.warmup_steps - 1, 1),  # the last step has the lowest rate
+        power=1.0,
+        lr_min=optimisation.min_learning_rate,
+        warmup_t=linear.warmup_steps,
+        warmup_lr_init=optimisation.warmup_learning_rate,
+        warmup_prefix=True,  # the way down begins at the highest rate, where the warm-up ends
+        t_in_epochs=False,
+        cycle_limit=1,
+    )

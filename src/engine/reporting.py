@@ -34,7 +34,11 @@ from ..core.seeds import derived_seed
 
 TIMES = ("seconds", "images_per_s", "memory_mb")
 _COUNTS = ("images", "skipped", "unlabeled")
-_ACCURACIES = {"top1": "top-1", "top5": "top-5"}
+_ACCURACIES = {"top1": "top-1", "top5": "top-5", "miou": "mIoU", "pixel_accuracy": "pixel accuracy"}
+_VALIDATIONS = (
+    ("top1", "top5"),
+    ("miou", "pixel_accuracy"),
+)  # of a stage; the first one says which validation was best
 _BAR = "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
 
 
@@ -262,15 +266,17 @@ def summarise(lines: list[dict[str, float]]) -> dict[str, Any]:
 
     Returns:
         epochs, steps, the sums of the counts and seconds, images_per_s, the largest memory_mb, the last learning rate and losses,
-        and final and best: {epoch, top1, top5} of the last validation and of the best (the first of equals), None without one.
+        and final and best: {epoch, top1, top5} or {epoch, miou, pixel_accuracy} of the last validation and of the best (the first
+        of equals), None without one.
     """
-    measured = [{name: line[name] for name in ("epoch", "top1", "top5")} for line in lines if "top1" in line]
+    names = next((names for names in _VALIDATIONS if any(names[0] in line for line in lines)), _VALIDATIONS[0])
+    measured = [{name: line[name] for name in ("epoch", *names)} for line in lines if names[0] in line]
     counts = {name: int(sum(line.get(name, 0) for line in lines)) for name in _COUNTS}
     seconds = sum(line.get("seconds", 0.0) for line in lines)
     last = lines[-1] if lines else {}
     return {
         "final": measured[-1] if measured else None,
-        "best": max(measured, key=lambda found: found["top1"]) if measured else None,
+        "best": max(measured, key=lambda found: found[names[0]]) if measured else None,
         "epochs": len(lines),
         "steps": int(sum(line.get("steps", 0) for line in lines)),
         **counts,

@@ -51,7 +51,7 @@ def draw_rows(figure: Figure, points: Sequence[Point]) -> None:
     for point in ours:
         paper = papers.get(point.name)
         cells.append([_value(point), _number(paper), _signed(point.difference)])
-    _write_columns(axes, ("ours", "paper", "difference"), cells)
+    write_columns(axes, ("ours", "paper", "difference"), cells)
     add_legend(figure, handles)
 
 
@@ -79,7 +79,7 @@ def draw_path(figure: Figure, points: Sequence[Point]) -> None:
         gained = _gain(point.top1, base) if point is not ours[0] and not point.capped else ""
         paper_gained = _gain(paper.top1, paper_base.top1) if paper and paper_base and point is not ours[0] else ""
         cells.append([_value(point) + gained, _number(paper) + paper_gained])
-    _write_columns(axes, ("ours (gain)", "paper (gain)"), cells)
+    write_columns(axes, ("ours (gain)", "paper (gain)"), cells)
     add_legend(figure, handles)
 
 
@@ -294,7 +294,7 @@ def _list_rows(axes: Axes, ours: Sequence[Point]) -> None:
     axes.tick_params(axis="y", length=0)
 
 
-def _write_columns(axes: Axes, headings: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
+def write_columns(axes: Axes, headings: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
     """Numbers to the right of the axes, one line a row."""
     left_pt = 8.0
     for column, heading in enumerate(headings):

@@ -7,7 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-KINDS = {"data": "manifests", "labels": "labels", "annotators": "annotators", "features": "features of annotators"}
+KINDS = {
+    "data": "manifests", "scenes": "manifests", "labels": "labels", "annotators": "annotators",
+    "features": "features of annotators",
+}  # fmt: skip
 
 
 @dataclass
@@ -73,7 +76,7 @@ def kind_of(path: PurePosixPath) -> str:
     top, *rest = path.parts
     if top != "results":
         return "logs and benchmarks"
-    if len(rest) > 1 and rest[0] == "runs":
+    if len(rest) > 1 and rest[0] in ("runs", "segmentation"):
         if path.name.startswith(("checkpoint-", ".checkpoint-")):
             return "checkpoints of unfinished runs"
         return "weights of runs" if path.suffix == ".safetensors" else "records of runs"

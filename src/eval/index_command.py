@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..core.command import read_document
@@ -25,12 +26,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Writes one line per table: rows by state, seeds that are finished of those planned, rows that a cap changed."""
     from .markdown import format_table
-    from .tables import collect_rows
+    from .segmentation_table import SegmentationResultRow, collect_segmentation
+    from .tables import ResultRow, collect_rows
 
     lines = []
     for path in args.specs:
         table = read_document(path, "the table's plan")
-        rows = collect_rows(table, Path(), complete=False)
+        rows: Sequence[ResultRow | SegmentationResultRow]
+        if table.get("stage") == "segment":
+            rows = [row for row in collect_segmentation(table, Path(), complete=False) if row.state != "paper"]
+        else:
+            rows = collect_rows(table, Path(), complete=False)
         lines.append(
             [
                 table["name"],

@@ -16,7 +16,19 @@ MEASURED = (
     "setting", "state", "seeds", "top-1 %", "paper %", "difference", "M parameters", "paper M", "G multiply-adds", "paper G",
     "GPU hours", "checkpoint",
 )  # fmt: skip
-TEXT_COLUMNS = ("setting", "state", "checkpoint", "capped", "source", "method", "table", "paper", "rule", "remark")
+TEXT_COLUMNS = (
+    "setting",
+    "state",
+    "over",
+    "checkpoint",
+    "capped",
+    "source",
+    "method",
+    "table",
+    "paper",
+    "rule",
+    "remark",
+)
 MARKUP = re.compile(r"[\\*`<$~]|(?<!\w)_|_(?!\w)|(?<=\])\(")  # brackets alone are text, before a parenthesis a link
 PAPER_ONLY = ("method", "top-1 %", "ReaL %", "M parameters", "G multiply-adds", "train px", "test px")
 
@@ -28,10 +40,10 @@ def as_markdown(table: dict[str, Any], rows: Sequence[ResultRow]) -> str:
         table: its plan, for the question and the paper's other rows.
         rows: as `collect_rows` gives them.
     """
-    parts = [f"# {_line(table['question'])}", _caption(table, rows), format_table(*_cells(rows))]
+    parts = [f"# {one_line(table['question'])}", _caption(table, rows), format_table(*_cells(rows))]
     capped = [row for row in rows if row.capped]
     if capped:
-        changed = "; ".join(f"{_line(row.label)} ({_line(row.capped)})" for row in capped)
+        changed = "; ".join(f"{one_line(row.label)} ({one_line(row.capped)})" for row in capped)
         parts.append(f"Capped, so another experiment than the paper's and without a difference to it: {changed}.")
     if table.get("paper_only"):
         parts += [
@@ -45,7 +57,7 @@ def _caption(table: dict[str, Any], rows: Sequence[ResultRow]) -> str:
     images = sorted({row.val_images for row in rows if row.val_images is not None})
     states = {state: sum(row.state == state for row in rows) for state in ("done", "partial", "planned")}
     sentences = [
-        f"In the paper (arXiv 2104.10858): {_line(table['paper'])}.",
+        f"In the paper (arXiv 2104.10858): {one_line(table['paper'])}.",
         f"Rows: {', '.join(f'{count} {state}' for state, count in states.items() if count)}.",
         f"Validation photographs: {', '.join(f'{count:,}' for count in images) or 'none yet'}.",
         "Ours: mean over the seeds, ± their standard deviation from two on.",
@@ -55,7 +67,7 @@ def _caption(table: dict[str, Any], rows: Sequence[ResultRow]) -> str:
         table.get("dataset", DATASET) != DATASET
     ):
         sentences.append(
-            f"The paper's numbers are of ImageNet-1k, ours of {_line(table['dataset'])}: no difference is given."
+            f"The paper's numbers are of ImageNet-1k, ours of {one_line(table['dataset'])}: no difference is given."
         )
     return "\n".join(sentences)
 
@@ -130,9 +142,9 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _cell(text: str) -> str:
     """A label as a cell shows it: a bar would end the cell, a newline the row, and the others would be taken for markup."""
-    return _line(text).replace("|", r"\|")
+    return one_line(text).replace("|", r"\|")
 
 
-def _line(text: str) -> str:
+def one_line(text: str) -> str:
     """Text of a user in one line, with what Markdown and HTML would read as markup escaped; words_with_bars stay readable."""
     return MARKUP.sub(r"\\\g<0>", " ".join(str(text).split()))

@@ -10,10 +10,12 @@ from matplotlib.patches import Patch
 
 from ..core.plan import Plan
 from ..core.plan_jobs import STAGES
-from .style import BLUE, GREEN, GREY, LEGEND_PT, ORANGE, SMALL_PT, add_legend, page, save, styled, wrapped
+from .style import BLUE, GREEN, GREY, LEGEND_PT, ORANGE, PURPLE, SMALL_PT, add_legend, page, save, styled, wrapped
 
-COLOURS = dict(zip(STAGES, (GREEN, BLUE, ORANGE, GREY), strict=True))
-NAMES = {"label": "labels", "train": "training", "finetune": "fine-tuning", "evaluate": "evaluation"}
+COLOURS = dict(zip(STAGES, (GREEN, BLUE, ORANGE, PURPLE, GREY), strict=True))
+NAMES = {
+    "label": "labels", "train": "training", "finetune": "fine-tuning", "segment": "segmentation", "evaluate": "evaluation",
+}  # fmt: skip
 LABEL_IN = 1.75  # room for the names of targets
 FAINT = 0.3  # opacity of hours that another target pays for
 
@@ -58,7 +60,8 @@ def plan_figure(plan: Plan) -> Figure:
     axes.grid(visible=False, axis="y")
     axes.xaxis.set_major_formatter("{x:,.6g}")
     axes.set_xlabel(f"GPU hours on {settings['gpu']}")
-    keys = [Patch(color=COLOURS[stage], label=NAMES[stage]) for stage in STAGES]
+    drawn = [stage for stage in STAGES if stage != "segment" or any(bar.hours[stage] for bar in bars)]
+    keys = [Patch(color=COLOURS[stage], label=NAMES[stage]) for stage in drawn]
     add_legend(figure, [*keys, Patch(color=BLUE, alpha=FAINT, label="paid for by a target above")])
     return figure
 

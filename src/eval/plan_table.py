@@ -25,7 +25,7 @@ def as_csv(plan: Plan) -> str:
             "remaining_cost", "currency", "gpu", "gpus", "basis", "command",
         ]
     )  # fmt: skip
-    for row in plan.rows:
+    for row in (*plan.rows, *plan.unselected):
         numbers = [
             *(row.hours[stage] for stage in STAGES), *(getattr(row, name) for name in (*HOURS, *GIGABYTES)), row.cost,
             row.remaining_cost,
@@ -50,7 +50,7 @@ def as_markdown(plan: Plan) -> str:
         f"{settings['currency']} a GPU hour. *Additional* is what the targets above do not pay for already, *remaining* what "
         "is not finished. Wall time is of what remains, without waiting in a queue. Jobs without a GPU are counted, not timed.",
         "",
-        *_markdown(*row_cells(plan.rows, settings["currency"])),
+        *_markdown(*row_cells((*plan.rows, *plan.unselected), settings["currency"])),
         "",
         *(f"- {note}" for note in plan.notes),
         *([""] if plan.notes else []),

@@ -20,15 +20,20 @@ from typing import Any
 
 from ..core.errors import DataError
 from ..core.files import read_json
-from ..core.planned import AnnotatorJob, LabelJob, Run, Table
+from ..core.planned import AnnotatorJob, LabelJob, Run, Table, Training
+from ..core.segment_plan import SceneJob, SegmentationRun, SegmentationTable
 from ..core.staleness import stale_shards
 from ..core.study import Study
 from .disk_use import Tree
 from .job_states import LOOK_S, State, look_at_leases, read_log_end, training_progress
 from .results import read_result
+from .segmentation_results import read_segmentation
+from .segmentation_table import as_csv as segmentation_csv
+from .segmentation_table import collect_segmentation
 from .tables import as_csv, collect_rows
 
 FOLDERS = ("results", "logs", "benchmarks")
+KINDS_OF_FOLDERS = ("runs", "labels", "annotators", "data", "segmentation", "scenes")
 METRICS_TAIL_BYTES = 262_144
 NOT_COMPARED = {"gpu_hours"}  # of a table on the disk with one made now: a benchmark file decides nothing but hours
 
@@ -151,10 +156,14 @@ class _Survey:
                 self._results[annotator.marker] = self._adapting(annotator)
         for labels in needed.labels:
             self._labels[labels.name] = self._label_shards(labels)
-        for run, seed in needed.trainings:
+        for scenes in needed.scenes:
+            logs = [f"logs/scenes/{scenes.name}.log"]
+            self._results[scenes.marker] = self._job(f"scenes {scenes.name}", scenes.marker, None, logs, "")
+        for run, seed in [*needed.trainings, *needed.segmenters]:
             self._trained(run, seed)
         status.labels = list(self._labels.values())
         status.tables = [self._table(table) for table in study.selected_tables]
+        status.tables += [self._table(transfer) for transfer in study.selected_segmentations]
         known = [status.manifest, *self._results.values(), *self._trainings.values()]
         status.jobs = [job for job in known if job.state != "done"] + status.jobs
         status.unreferenced = list(self._unreferenced(needed))
@@ -248,16 +257,16 @@ class _Survey:
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return {}
 
-    def _trained(self, run: Run, seed: int) -> JobStatus:
+    def _trained(self, run: Training, seed: int) -> JobStatus:
         """State of a training, looked at once."""
         marker = run.done(seed)
         if marker not in self._trainings:
             self._trainings[marker] = self._training(run, seed)
         return self._trainings[marker]
 
-    def _training(self, run: Run, seed: int) -> JobStatus:
+    def _training(self, run: Training, seed: int) -> JobStatus:
         folder = f"{run.folder}/seed{seed}"
-        logs = f"logs/runs/{run.name}/seed{seed}"
+        logs = f"logs/{run.kind}/{run.name}/seed{seed}"
         legs = sorted(path.relative_to(self._base).as_posix() for path in (self._base / logs).glob("leg-*.log"))
         begun = f"{folder}/metrics.jsonl" in self._tree.sizes
         job = self._job(
@@ -272,10 +281,13 @@ class _Survey:
             progress.remaining_s if job.state == "running" else None,
         )  # fmt: skip
 
-    def _lacking_of(self, run: Run, seed: int) -> str:
-        if lacking := self._lacking_manifest():
+    def _lacking_of(self, run: Training, seed: int) -> str:
+        if isinstance(run, SegmentationRun):
+            if self._results[run.scenes.marker].state != "done":
+                return f"scenes {run.scenes.name}"
+        elif lacking := self._lacking_manifest():
             return lacking
-        if run.labels is not None:
+        if isinstance(run, Run) and run.labels is not None:
             counts = self._labels[run.labels.name].counts
             done, shards = counts.get("done", 0), sum(counts.values())
             if done < shards:
@@ -306,44 +318,41 @@ class _Survey:
                 found.append(said)
         return found
 
-    def _table(self, table: Table) -> TableStatus:
-        trainings = {
-            run.done(seed): self._trained(run, seed).state
-            for row in table.rows
-            if isinstance(row.run, Run)
-            for run in row.run.chain
-            for seed in table.seeds
-        }
-        results = {
-            row.run.result(seed): self._result(row.run, seed) for row in table.rows for seed in table.seeds
-        }  # fmt: skip
+    def _table(self, table: Table | SegmentationTable) -> TableStatus:
+        measured = {row.run.name: row.run for row in table.rows}.values()
+        runs = [part for run in measured if not isinstance(run, AnnotatorJob) for part in _chain_of(run)]
+        trainings = {run.done(seed): self._trained(run, seed).state for run in runs for seed in table.seeds}
+        results = {run.result(seed): self._result(run, seed) for run in measured for seed in table.seeds}
         evaluated = sum(result.state == "done" for result in results.values())
         unreadable = any(result.state == "unreadable" for result in results.values())
         state = "unreadable" if unreadable else self._state_of_file(table, evaluated, len(results))
         return TableStatus(table.name, state, dict(Counter(trainings.values())), evaluated, len(results))
 
-    def _result(self, run: Run | AnnotatorJob, seed: int) -> JobStatus:
+    def _result(self, run: Training | AnnotatorJob, seed: int) -> JobStatus:
         path = run.result(seed)
         if path not in self._results:
             stem = path.removeprefix("results/").removesuffix(".json")
             # None: an annotator whose weights come as they are
-            measured = self._trained(run, seed) if isinstance(run, Run) else self._results.get(run.marker)
+            measured = self._trained(run, seed) if isinstance(run, Training) else self._results.get(run.marker)
             lacking = measured.name if measured is not None and measured.state != "done" else ""
             name = f"evaluation of {measured.name if measured is not None else run.name}"
             job = self._job(name, path, None, [f"logs/{stem}.log"], lacking)
-            self._results[path] = self._accepted(job, run.name) if job.state == "done" else job
+            self._results[path] = self._accepted(job, run) if job.state == "done" else job
         return self._results[path]
 
-    def _accepted(self, job: JobStatus, run: str) -> JobStatus:
+    def _accepted(self, job: JobStatus, run: Training | AnnotatorJob) -> JobStatus:
         """An evaluation that is there; unreadable where tables would refuse it, as one with a NaN or of another run."""
         try:
-            read_result(self._base / job.path, run)
+            if isinstance(run, SegmentationRun):
+                read_segmentation(self._base / job.path, run.name)
+            else:
+                read_result(self._base / job.path, run.name)
         except (OSError, DataError) as error:
             self._status.problems.append(str(error))
             return JobStatus(job.name, job.path, "unreadable", str(error))
         return job
 
-    def _state_of_file(self, table: Table, evaluated: int, evaluations: int) -> str:
+    def _state_of_file(self, table: Table | SegmentationTable, evaluated: int, evaluations: int) -> str:
         path = self._base / table.csv
         if not self._is_there(table.csv):
             if evaluated == evaluations:
@@ -351,8 +360,7 @@ class _Survey:
             return "partial" if evaluated else "planned"
         try:
             before = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))))
-            rows = collect_rows(table.as_json(), self._base, complete=False)
-            now = list(csv.DictReader(io.StringIO(as_csv(rows))))
+            now = list(csv.DictReader(io.StringIO(self._csv_now(table))))
         except (OSError, ValueError, KeyError, TypeError, DataError) as error:
             self._status.problems.append(f"{path}: cannot be compared with its evaluations ({error})")
             return "unreadable"
@@ -362,16 +370,27 @@ class _Survey:
         )
         return "current" if said == found else "stale"
 
+    def _csv_now(self, table: Table | SegmentationTable) -> str:
+        """The table as it would be made now."""
+        if isinstance(table, SegmentationTable):
+            return segmentation_csv(collect_segmentation(table.as_json(), self._base, complete=False))
+        return as_csv(collect_rows(table.as_json(), self._base, complete=False))
+
     def _unreferenced(self, needed: Needed) -> Iterator[Unreferenced]:
         """Folders of runs, seeds, labels, annotators and manifests that nothing selected needs."""
         study = self._study
-        seeds = {f"{run.folder}/seed{seed}" for run, seed in needed.trainings}
-        kept_runs = {run.folder for run, _ in needed.trainings}
-        kept = {job.folder for job in (study.data, *needed.annotators, *needed.labels)} | kept_runs
-        catalogue = {job.folder for job in (*study.annotators.values(), *study.labels.values(), *study.runs.values())}
+        trainings = [*needed.trainings, *needed.segmenters]
+        seeds = {f"{run.folder}/seed{seed}" for run, seed in trainings}
+        kept_runs = {run.folder for run, _ in trainings}
+        kept = {job.folder for job in (study.data, *needed.annotators, *needed.labels, *needed.scenes)} | kept_runs
+        catalogue = {
+            job.folder
+            for jobs in (study.annotators, study.labels, study.runs, study.scenes, study.segmentations)
+            for job in jobs.values()
+        }
         for folder, size in sorted(self._tree.by_folder(3).items()):
             top, kind, _ = folder.split("/")
-            if top != "results" or kind not in ("runs", "labels", "annotators", "data") or folder in kept:
+            if top != "results" or kind not in KINDS_OF_FOLDERS or folder in kept:
                 continue
             why = "in the catalogue, not selected" if folder in catalogue else "of another configuration"
             yield self._removable(folder, size, why)
@@ -393,6 +412,13 @@ class Needed:
     trainings: list[tuple[Run, int]]
     labels: list[LabelJob]
     annotators: list[AnnotatorJob]
+    segmenters: list[tuple[SegmentationRun, int]]
+    scenes: list[SceneJob]
+
+
+def _chain_of(run: Training) -> list[Training]:
+    """A run after those that it starts from, the first training first."""
+    return [*(run.start.chain if run.start else []), run]
 
 
 def needed_of(study: Study) -> Needed:
@@ -426,4 +452,15 @@ def needed_of(study: Study) -> Needed:
                 continue
             for seed in table.seeds:
                 take_run(row.run, seed)
-    return Needed(list(trainings.values()), list(labels.values()), list(annotators.values()))
+    segmenters = [found for transfer in study.selected_segmentations for found in transfer.trainings]
+    for segmenter, seed in segmenters:
+        if segmenter.start is not None:
+            take_run(segmenter.start, seed)
+    scenes = {run.scenes.name: run.scenes for run, _ in segmenters}
+    return Needed(
+        list(trainings.values()),
+        list(labels.values()),
+        list(annotators.values()),
+        list({run.done(seed): (run, seed) for run, seed in segmenters}.values()),
+        list(scenes.values()),
+    )

@@ -1,12 +1,12 @@
 """What a model sees in photographs, as one page: its class of every token, and what its best classes rest on.
 
-One row per photograph: the part that the model looks at, the class map, and a relevance map for each of the best classes.
-Called by `visualise_command`. Source: paper appendix C, Figs. 6 and 7.
+One row per photograph: the part that the model looks at, the class map, and a relevance map for each of the best classes. What a
+segmenter sees is made here too, and drawn by `scene_page`. Called by `visualise_command`. Source: paper appendix C, Figs. 6 and 7.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
@@ -16,10 +16,14 @@ import torch
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
+from PIL import Image
 
 from ..core.errors import DataError
 from ..core.files import atomic_path
+from ..data.images import UnreadableImageError, decode_image, resize, to_tensor
 from ..models import TokenModel
+from ..models.scene_inference import predict_scene
+from ..models.segmentation import LoadedSegmenter
 from .drawing import (
     HEAT,
     LEGEND_CLASSES,
@@ -92,6 +96,43 @@ def look_at(
             relevance = relevance_maps(model, images, torch.from_numpy(best)[None])[0].cpu().numpy()
         sights.append(Sight(result, best, relevance))
     return sights
+
+
+def segment_photographs(
+    segmenter: LoadedSegmenter, paths: Sequence[Path], *, device: torch.device
+) -> Iterator[tuple[Image.Image, NDArray[np.int16]]]:
+    """Gives every pixel of photographs a class, one after the other: single scale, windows of the training's crop.
+
+    Args:
+        segmenter: its model is moved to the device.
+        paths: image files.
+        device: where the network runs.
+
+    Yields:
+        the upright photograph, RGB, at the shorter side that the segmenter was trained for, and its classes: int16 (height,
+        width), from 0.
+
+    Raises:
+        DataError: a photograph cannot be decoded.
+    """
+    model, config = segmenter.model.to(device), segmenter.config
+    for path in paths:
+        try:
+            photograph = decode_image(path.read_bytes())
+        except (UnreadableImageError, OSError) as error:
+            raise DataError(f"{path}: cannot be decoded ({error}). Leave it out or mend it.") from None
+        if config.short_side_px is not None:
+            scale = config.short_side_px / min(photograph.size)
+            width, height = (max(1, round(side * scale)) for side in photograph.size)
+            photograph = resize(photograph, width, height, "bilinear")
+        probability = predict_scene(
+            model,
+            to_tensor(photograph, config.mean, config.std).to(device),
+            mode="slide",
+            window_px=config.crop_px,
+            stride_px=max(1, config.crop_px * 2 // 3),
+        )
+        yield photograph, probability.argmax(0).cpu().numpy().astype(np.int16)
 
 
 def draw_sights(sights: Sequence[Sight], class_name: Callable[[int], str], path: Path, *, map_title: str) -> None:

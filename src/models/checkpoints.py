@@ -47,6 +47,7 @@ def load_checkpoint(
     *,
     use_ema: bool = True,
     reset_heads: bool = True,
+    without_heads: bool = False,
 ) -> LoadReport:
     """Loads weights strictly: every entry of the model from the checkpoint, and every entry of the checkpoint.
 
@@ -59,6 +60,7 @@ def load_checkpoint(
             anything in it); a state dict, plain or wrapped; or what `read_checkpoint` gave.
         use_ema: take the averaged weights of a folder or file that holds both.
         reset_heads: initialise heads anew that the checkpoint lacks or has for another number of classes.
+        without_heads: leave the heads as they are, whatever the checkpoint has: a segmenter drops them.
 
     Raises:
         CheckpointError: the file is missing or damaged, holds values that are not finite, or does not fit; then the
@@ -70,14 +72,19 @@ def load_checkpoint(
     classes_found = classes_of_heads(model, state)
 
     state, interpolated = fit_positions(model, state, expected)
-    state, reset = _fit_heads(found.where, model, state, expected, reset_heads)
+    reset: tuple[str, ...] = ()
+    if without_heads:
+        state = _with_own_heads(state, expected, model.head_names)
+    else:
+        state, reset = _fit_heads(found.where, model, state, expected, reset_heads)
     for name, value in expected.items():
         if name.endswith("num_batches_tracked"):
             state.setdefault(name, value)  # files written before PyTorch 0.4.1 lack these counters
-    _refuse_mismatch(found.where, state, expected)
+    refuse_mismatch(found.where, state, expected)
     for head in reset:
         model.get_submodule(head).apply(initialise_linear)
-    taken = {name: value for name, value in state.items() if not _belongs(name, reset)}
+    own = model.head_names if without_heads else reset
+    taken = {name: value for name, value in state.items() if not _belongs(name, own)}
     model.load_state_dict({**model.state_dict(), **taken}, strict=True)
     report = LoadReport(found.where, found.wrapper, found.averaged, len(taken), reset, classes_found, interpolated)
     _log(report, model)
@@ -137,9 +144,16 @@ def _fit_heads(
                 "Use reset_heads to start them anew."
             )
         return state, ()
-    kept = {name: value for name, value in state.items() if not _belongs(name, wrong)}
-    own = {name: value for name, value in expected.items() if _belongs(name, wrong)}
-    return kept | own, tuple(wrong)
+    return _with_own_heads(state, expected, wrong), tuple(wrong)
+
+
+def _with_own_heads(
+    state: Mapping[str, Tensor], expected: Mapping[str, Tensor], heads: Iterable[str]
+) -> dict[str, Tensor]:
+    """A state dict with the model's own entries in place of some heads."""
+    heads = tuple(heads)
+    kept = {name: value for name, value in state.items() if not _belongs(name, heads)}
+    return kept | {name: value for name, value in expected.items() if _belongs(name, heads)}
 
 
 def _other_classes(found: Tensor, expected: Tensor) -> bool:
@@ -147,7 +161,8 @@ def _other_classes(found: Tensor, expected: Tensor) -> bool:
     return found.shape[:1] != expected.shape[:1] and found.shape[1:] == expected.shape[1:]
 
 
-def _refuse_mismatch(where: str, state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+def refuse_mismatch(where: str, state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Refuses a state dict whose names or shapes are not those expected, with a CheckpointError that lists them."""
     kinds = {
         "missing": [name for name in expected if name not in state],
         "unexpected": [name for name in state if name not in expected],

@@ -21,6 +21,7 @@ from .timm_backbones import TIMM_PREFIX
 from .tokens import TokenModel
 
 CONFIG_FILE = "config.json"
+SEGMENTATION_TASK = "segmentation"  # what config.json of a segmenter says; see `segmentation`
 TIMM_ENTRY = "token_model"  # timm's name for a backbone of its own with our token head; `backbone` says which
 
 _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -106,8 +107,8 @@ def describe_model(
         classes=tuple(classes),
         crop=crop,
         interpolation=interpolation,
-        mean=_three(model.mean),
-        std=_three(model.std),
+        mean=three(model.mean),
+        std=three(model.std),
         # the rate of stochastic depth belongs to a training, not to the weights
         settings={key: value for key, value in settings.items() if key != "stochastic_depth"}
         | {"token_score_weight": model.token_score_weight},
@@ -204,6 +205,8 @@ def with_timm_record(config: ModelConfig, folder: Path) -> ModelConfig:
 def _parse(document: Any) -> ModelConfig:
     if not isinstance(document, dict):
         raise TypeError(f"expected a JSON object, found {type(document).__name__}")
+    if document.get("task") == SEGMENTATION_TASK:
+        raise ValueError("it is a segmenter's, whose backbone has no classes; load_segmenter reads it")
     architecture, settings, cfg = document["architecture"], dict(document["model_args"]), document["pretrained_cfg"]
     if architecture == TIMM_ENTRY:
         architecture = TIMM_PREFIX + settings.pop("backbone")
@@ -238,7 +241,8 @@ def _with_tuples(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
 
 
-def _three(values: tuple[float, ...]) -> tuple[float, float, float]:
+def three(values: tuple[float, ...]) -> tuple[float, float, float]:
+    """Three values as a type checker believes them."""
     red, green, blue = values
     return red, green, blue
 

@@ -144,12 +144,12 @@ class TokensToToken(nn.Module):
         self.project = nn.Linear(TOKEN_CHANNELS * 3 * 3, width)
 
     def forward(self, images: Tensor, recompute: bool = False) -> Tensor:
-        """(batch, 3, side, side) -> (batch, (side / 16)^2, width), row by row; see `set_grad_checkpointing`."""
-        side = images.shape[-1]
+        """(batch, 3, height, width) -> (batch, height * width / 16^2, width), row by row; see `set_grad_checkpointing`."""
+        rows, cols = images.shape[-2] // TOTAL_STRIDE, images.shape[-1] // TOTAL_STRIDE
         tokens = F.unfold(images, kernel_size=7, stride=4, padding=2).transpose(1, 2)
-        for stride, layer in ((4, self.attention1), (8, self.attention2)):
+        for finer, layer in ((4, self.attention1), (2, self.attention2)):
             tokens = checkpoint(layer, tokens, use_reentrant=False) if recompute else layer(tokens)
-            tokens = _split(tokens, side // stride)
+            tokens = _split(tokens, finer * rows, finer * cols)
         out: Tensor = self.project(tokens)
         return out
 
@@ -216,7 +216,7 @@ def sinusoid_positions(count: int, width: int) -> Tensor:
     return torch.where(torch.arange(width) % 2 == 0, angles.sin(), angles.cos())[None]
 
 
-def _split(tokens: Tensor, side: int) -> Tensor:
-    """Lays tokens out as a side x side map and cuts overlapping 3x3 patches with stride 2 from it."""
-    grid = tokens.transpose(1, 2).reshape(tokens.shape[0], -1, side, side)
+def _split(tokens: Tensor, rows: int, cols: int) -> Tensor:
+    """Lays tokens out as a rows x cols map and cuts overlapping 3x3 patches with stride 2 from it."""
+    grid = tokens.transpose(1, 2).reshape(tokens.shape[0], -1, rows, cols)
     return F.unfold(grid, kernel_size=3, stride=2, padding=1).transpose(1, 2)

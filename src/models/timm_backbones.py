@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..core.errors import ConfigError
-from .timm_layouts import TokenLayout, measure_layouts, patch_embedding, timm_says
+from .timm_layouts import TokenLayout, accept_any_size, measure_layouts, patch_embedding, timm_says
 from .timm_names import TIMM_PREFIX, check_timm_name
 from .tokens import IMAGENET_MEAN, IMAGENET_STD, MixBox, TokenModel, check_num_classes
 from .transformer import initialise_linear, interpolate_position_embedding
@@ -141,6 +141,33 @@ class TimmTokenModel(TokenModel):
         self.backbone, self.layout, self.embedding_layout = backbone, layout, embedding_layout
         self.image_px, self.grid = image_px, layout.grid
         self.describe_input()
+
+    @property
+    def level_count(self) -> int:
+        """See `TokenModel.level_count`: what timm's record of features lists, blocks or stages.
+
+        Raises:
+            ConfigError: timm gives no intermediate features of this network.
+        """
+        if not hasattr(self.backbone, "forward_intermediates") or not getattr(self.backbone, "feature_info", None):
+            raise ConfigError(
+                f"{TIMM_PREFIX}{self.architecture} gives no intermediate features in timm, which a segmenter needs; ViT, DeiT, "
+                "Swin, ResNet and ConvNeXt do"
+            )
+        return len(self.backbone.feature_info)
+
+    def forward_levels(self, images: Tensor, blocks: Sequence[int]) -> list[Tensor]:
+        """See `TokenModel.forward_levels`."""
+        maps: list[Tensor] = self.backbone.forward_intermediates(
+            images, indices=[block - 1 for block in blocks], norm=False, output_fmt="NCHW", intermediates_only=True
+        )
+        return maps
+
+    def keep_levels(self, count: int) -> None:
+        """See `TokenModel.keep_levels`."""
+        self.backbone.prune_intermediate_layers(list(range(count)), prune_norm=True, prune_head=True)
+        setattr(self, self.head_names[-1], nn.Identity())
+        accept_any_size(self.backbone)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Timm's own: activations inside blocks are computed again in the backward pass.

@@ -89,6 +89,22 @@ def measure_layouts(name: str, backbone: Any, image_px: int) -> tuple[TokenLayou
     return layout, embedding, features.shape[1] if layout.axes == "NCHW" else features.shape[-1]
 
 
+def accept_any_size(backbone: Any) -> None:
+    """Makes a network take images of any height and width, where timm has a switch for it (`dynamic_img_size`).
+
+    ViT, DeiT and their like then resample their positions in each pass, Swin makes its masks anew; CNNs need nothing.
+    """
+    if not hasattr(backbone, "dynamic_img_size"):
+        return
+    embedding, made_dynamic = backbone.patch_embed, backbone.dynamic_img_size
+    embedding.strict_img_size, backbone.dynamic_img_size = False, True
+    if embedding.flatten and not made_dynamic:  # ViT resamples positions on the map of patches, before it is flattened
+        embedding.flatten, embedding.output_fmt = False, type(embedding.output_fmt).NHWC
+    for module in backbone.modules():
+        if hasattr(module, "dynamic_mask"):
+            module.dynamic_mask = True
+
+
 @contextlib.contextmanager
 def timm_says(what: str) -> Iterator[None]:
     """Turns a refusal of timm's into one line.

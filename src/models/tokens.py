@@ -12,7 +12,7 @@ import contextlib
 import math
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -273,6 +273,47 @@ class TokenModel(nn.Module, ABC):
         """
         if enable:
             raise ConfigError(f"{type(self).__name__} has no blocks that could be computed again; leave it off")
+
+    @property
+    def level_count(self) -> int:
+        """How many feature maps, from early to late, `forward_levels` can give.
+
+        Raises:
+            ConfigError: the model gives none.
+        """
+        raise ConfigError(
+            f"{type(self).__name__} gives no feature maps (it has no forward_levels); a segmenter needs them"
+        )
+
+    def forward_levels(self, images: Tensor, blocks: Sequence[int]) -> list[Tensor]:
+        """Feature maps inside the network, for dense prediction: as they are, not normalised.
+
+        Args:
+            images: (batch, 3, height, width), normalised; both sides multiples of a token's, else free.
+            blocks: numbers of the maps wanted, 1 to `level_count`, ascending.
+
+        Returns:
+            For each of them (batch, channels, rows, cols).
+
+        Raises:
+            ConfigError: the model gives none.
+        """
+        raise ConfigError(
+            f"{type(self).__name__} gives no feature maps (it has no forward_levels); a segmenter needs them"
+        )
+
+    def keep_levels(self, count: int) -> None:
+        """Drops what the first `count` feature maps do not need: later blocks, the final norm, both heads.
+
+        Afterwards the model gives feature maps only, for images of any size where its network allows that, and every
+        parameter that is left has a gradient.
+
+        Raises:
+            ConfigError: the model gives none.
+        """
+        raise ConfigError(
+            f"{type(self).__name__} gives no feature maps (it has no forward_levels); a segmenter needs them"
+        )
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that timm's optimiser factory keeps free of weight decay."""

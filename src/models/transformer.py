@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -117,11 +117,7 @@ class TokenTransformer(TokenModel):
             ValueError: images of another size.
         """
         self.check_images(images)
-        tokens = self.embed_patches(images)
-        if mix is not None:
-            tokens = mix_tokens(tokens, mix)
-        class_token = self.cls_token.expand(tokens.shape[0], -1, -1)
-        tokens = torch.cat((class_token, tokens), dim=1) + self.pos_embed  # (batch, 1 + tokens, width)
+        tokens = self._start(images, mix, self.pos_embed)
         if self.recomputes:
             for block in self.blocks:
                 tokens = checkpoint(block, tokens, use_reentrant=False)
@@ -129,6 +125,37 @@ class TokenTransformer(TokenModel):
             tokens = self.blocks(tokens)
         out: Tensor = self.norm(tokens)
         return out
+
+    def forward_levels(self, images: Tensor, blocks: Sequence[int]) -> list[Tensor]:
+        """See `TokenModel.forward_levels`; the class token takes part in the attention and is left out of the maps."""
+        grid = images.shape[-2] // self.token_px, images.shape[-1] // self.token_px
+        # Anew in each pass: below 1 % of one on a CPU, nothing at its own size; a kept copy would outlive the weights it is of.
+        positions = interpolate_position_embedding({"pos_embed": self.pos_embed}, grid)["pos_embed"]
+        tokens, maps = self._start(images, None, positions), {}
+        for number, block in enumerate(self.blocks[: max(blocks)], start=1):
+            tokens = checkpoint(block, tokens, use_reentrant=False) if self.recomputes else block(tokens)
+            if number in blocks:
+                maps[number] = tokens[:, 1:].transpose(1, 2).unflatten(2, grid)
+        return [maps[number] for number in blocks]
+
+    @property
+    def level_count(self) -> int:
+        """See `TokenModel.level_count`: the blocks."""
+        return len(self.blocks)
+
+    def keep_levels(self, count: int) -> None:
+        """See `TokenModel.keep_levels`."""
+        self.blocks = self.blocks[:count]
+        for name in ("norm", *self.head_names):
+            setattr(self, name, nn.Identity())
+
+    def _start(self, images: Tensor, mix: MixBox | None, positions: Tensor) -> Tensor:
+        """(batch, 1 + tokens, width): what the first block takes."""
+        tokens = self.embed_patches(images)
+        if mix is not None:
+            tokens = mix_tokens(tokens, mix)
+        class_token = self.cls_token.expand(tokens.shape[0], -1, -1)
+        return torch.cat((class_token, tokens), dim=1) + positions
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
         """(batch, 1 + tokens, width) -> class logits (batch, classes) by the rule of eval mode; timm's name for it.

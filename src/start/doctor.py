@@ -67,7 +67,7 @@ def look_around(args: argparse.Namespace) -> Iterator[Finding]:
     from .doctor_machine import look_at_gpus, look_at_python
     from .doctor_profile import read_profile
     from .doctor_slurm import look_at_slurm
-    from .doctor_study import look_at_data, look_at_weights
+    from .doctor_study import look_at_data, look_at_scenes, look_at_weights
 
     study = profile = None
     try:
@@ -97,6 +97,7 @@ def look_around(args: argparse.Namespace) -> Iterator[Finding]:
     yield from look_at_gpus(study.config.machine.device if study else "auto", needed=here)
     if study is not None:
         yield from _guarded("data", look_at_data(study, needed=here))
+        yield from _guarded("scenes", look_at_scenes(study, needed=here))
         yield from look_at_weights(study)
     yield from _guarded("disk", look_at_room(args.directory, study))
     yield from look_at_files(args.directory)

@@ -21,6 +21,12 @@ from .doctor_findings import Finding, ask
 from .doctor_profile import LONGEST_POLL_S, Profile
 
 COMMANDS = ("sbatch", "squeue", "sinfo", "scontrol", "scancel", "srun")
+LEAST_MINUTES = {  # of rules whose shortest limit is another than that of all
+    "evaluate_run": EVALUATION_MINUTES,
+    "evaluate_segmentation": EVALUATION_MINUTES,
+    "make_manifest": MANIFEST_MINUTES,
+    "make_scene_manifest": MANIFEST_MINUTES,
+}
 AREA = "slurm"
 RETRIES = 2  # of the rules on the GPU partition
 
@@ -102,7 +108,7 @@ def longest_jobs(study: Study) -> dict[str, int]:
     for job in jobs.jobs.values():
         rule = rule_of(job.path)
         if rule is not None:
-            least = {"evaluate_run": EVALUATION_MINUTES, "make_manifest": MANIFEST_MINUTES}.get(rule, SMALLEST_MINUTES)
+            least = LEAST_MINUTES.get(rule, SMALLEST_MINUTES)
             asked = limit_minutes(job.seconds, 1, longest_h if job.gpus else None, smallest=least)
             minutes[rule] = max(minutes.get(rule, 0), asked)
     return minutes

@@ -54,6 +54,29 @@ def look_at_data(study: Study, *, needed: bool, area: str = "data") -> Iterator[
             yield from _look_at_folder(place, key, study, area)
 
 
+def look_at_scenes(study: Study, *, needed: bool, area: str = "scenes") -> Iterator[Finding]:
+    """The same of the scenes of segmentation, where an experiment of it is selected; the first job looks at every mask."""
+    if not study.selected_segmentations:
+        return
+    dataset, root = study.config.segmentation.dataset, Path(study.config.segmentation_root)
+    if not root.is_dir():
+        status: Literal["warn", "fail"] = "fail" if needed else "warn"
+        remedy = "Set segmentation_root in an overlay" if needed else "Compute nodes need it, this machine does not"
+        yield Finding(status, area, f"segmentation_root {root}: no such folder on this machine", remedy)
+        return
+    for split, folders in (("train", dataset.train), ("val", dataset.val)):
+        for key, name in (("images", folders.images), ("masks", folders.masks)):
+            place, what = root / name, f"segmentation.dataset.{split}.{key}"
+            if not place.is_dir():
+                yield Finding("fail", area, f"{place}: no such folder", f"Correct {what} or segmentation_root")
+            elif next(os.scandir(place), None) is None:
+                yield Finding("fail", area, f"{place}: empty", f"It must hold the {key} of {what}")
+            else:
+                yield Finding("ok", area, f"{place}: there; the first job looks at every mask")
+    if dataset.classes is not None and not (root / dataset.classes).is_file():
+        yield Finding("fail", area, f"{root / dataset.classes}: no such file", "Correct segmentation.dataset.classes")
+
+
 def _look_at_folder(place: Path, key: str, study: Study, area: str) -> Iterator[Finding]:
     if not place.is_dir():
         yield Finding("fail", area, f"{place}: no such folder", f"Correct {key} or data_root")

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import Dataset, get_worker_info
 
 from ..core.log import logger
 from ..core.seeds import derived_seed
@@ -23,12 +23,12 @@ from ..data.images import UnreadableImageError
 from ..data.manifest import Manifest
 from ..data.photographs import open_photographs
 from ..data.pixels import normalise
+from ..engine.batch_plan import BatchPlan
+from ..engine.loading import load_steps
 from ..engine.processes import ALONE, Processes
-from ..engine.stopping import leave_signals_to_parent
 from ..labels import LabelStore, map_affine
 from ..labels.records import STATUS_OK, STATUS_PENDING, STATUS_UNREADABLE
 from .augment import Augmentation, Draw, inside
-from .batch_plan import BatchPlan
 from .reading_order import ReadingOrder
 
 
@@ -238,10 +238,6 @@ def _as_tensor(array: NDArray[Any] | None) -> Tensor | None:
     return torch.from_numpy(array.astype(np.int32) if array.dtype.kind == "u" else array)
 
 
-def _collate(batch: Any) -> Any:
-    return batch  # the training set makes whole micro-batches
-
-
 class Batches:
     """The steps of each epoch, as far as this process takes part in them; `BatchPlan` says which photographs.
 
@@ -265,16 +261,9 @@ class Batches:
 
     def __call__(self, epoch: int, first_step: int) -> Iterator[list[MicroBatch]]:
         """Yields this process's micro-batches of each step of an epoch, from `first_step` on."""
-        plan = list(self._plan.steps(epoch, first_step))
-        loader = DataLoader(
-            self._dataset,
-            batch_sampler=[[(epoch, row) for row in micro.rows.tolist()] for step in plan for micro in step],
-            collate_fn=_collate,
-            num_workers=self._workers,
-            prefetch_factor=self._dataset.prefetch_batches if self._workers else None,
-            worker_init_fn=leave_signals_to_parent,
-            pin_memory=torch.cuda.is_available(),
-        )
-        loaded = iter(loader)
-        for step in plan:
-            yield [replace(next(loaded), index=micro.index) for micro in step]
+        steps = load_steps(
+            self._dataset, list(self._plan.steps(epoch, first_step)), lambda row: (epoch, row),
+            workers=self._workers, prefetch_batches=self._dataset.prefetch_batches,
+        )  # fmt: skip
+        for step in steps:
+            yield [replace(loaded, index=micro.index) for micro, loaded in step]

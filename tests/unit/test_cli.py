@@ -30,7 +30,7 @@ def test_every_verb_explains_itself(verb: str, capsys: pytest.CaptureFixture[str
     assert len(shown.splitlines()) > 4
 
 
-@pytest.mark.parametrize("stage", ["annotate", "train", "eval", "labels", "data", "demo"])
+@pytest.mark.parametrize("stage", ["annotate", "train", "segment", "eval", "labels", "data", "demo"])
 def test_the_stages_are_modules_too(stage: str) -> None:
     finished = subprocess.run(
         [warm_python(), "-m", f"tokenlabel.{stage}", "--help"],

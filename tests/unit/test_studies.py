@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import csv
+import importlib
 import importlib.util
 import sys
 from pathlib import Path
@@ -88,3 +90,65 @@ def test_the_figure_shows_both_sizes(study: ModuleType, tmp_path: Path) -> None:
     ]  # fmt: skip
     study.draw(rows, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 10_000
+
+
+# --- CamVid ---
+
+
+@pytest.fixture(scope="module")
+def camvid() -> ModuleType:
+    """docs/studies/record_camvid.py."""
+    return importlib.import_module("docs.studies.record_camvid")
+
+
+def segmentation_run(arm: str, seed: int, miou: float) -> dict[str, Any]:
+    return {
+        "arm": arm, "label": arm, "seed": seed, "iterations": 10, "miou": miou, "pixel_accuracy": miou + 20,
+        "miou_multi": miou + 1, "pixel_accuracy_multi": miou + 21, "iou sky": miou + 30,
+        "iou pole": None if arm == "hard" else miou,
+        "images": 101, "parameters_k": 400, "train_seconds": 60, "evaluation_seconds": 6,
+    }  # fmt: skip
+
+
+def camvid_rows() -> list[dict[str, Any]]:
+    found = {"random": (20.0, 22.0, 24.0), "hard": (30.0, 33.0, 33.0), "token": (32.0, 34.0, 36.0)}
+    return [segmentation_run(arm, seed, miou) for arm, values in found.items() for seed, miou in enumerate(values)]
+
+
+def test_segmentation_is_compared_within_a_seed(camvid: ModuleType) -> None:
+    lines = list(
+        camvid.summarise([*camvid_rows(), segmentation_run("token", 3, 90.0)])
+    )  # a seed that the others have not
+    pairs = {(line["arm"], line["over"]): line for line in lines if line["kind"] == "pair" and line["field"] == "miou"}
+    interval = ttest_rel((32, 34, 36), (30, 33, 33)).confidence_interval(0.95)
+    line = pairs["token", "hard"]
+    assert line["mean"] == pytest.approx(2.0)
+    assert (line["low"], line["high"]) == pytest.approx((interval.low, interval.high))
+    assert (line["runs"], line["above"]) == (3, 3)
+    classes = {line["class"]: line for line in lines if line["kind"] == "class"}
+    assert classes["sky"]["mean"] == pytest.approx(2.0)
+    assert classes["pole"]["hard"] is None  # nowhere, so there is nothing to compare
+    assert classes["pole"]["mean"] is None
+    assert classes["pole"]["random"] == pytest.approx(22.0)
+
+
+def test_what_is_recorded_of_segmentation_can_be_read_and_drawn(camvid: ModuleType, tmp_path: Path) -> None:
+    rows = camvid_rows()
+    with open(tmp_path / "camvid.csv", "w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    assert camvid.read_runs(tmp_path / "camvid.csv") == rows
+    camvid.draw(rows, tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").stat().st_size > 10_000
+
+
+def test_the_tables_lines_of_segmentation_are_those_of_the_csv(camvid: ModuleType) -> None:
+    about = {"when", "commit", "machine"}
+    recorded = [{k: v for k, v in line.items() if k not in about} for line in read_results("camvid")]
+    expected = (
+        list(camvid.summarise(camvid.read_runs())) if camvid.CSV.exists() else []
+    )  # until it is run neither is there
+    assert len(recorded) == len(expected)
+    for found, line in zip(recorded, expected, strict=True):
+        assert found == pytest.approx(line), "run docs/studies/record_camvid.py"

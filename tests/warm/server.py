@@ -25,7 +25,7 @@ from typing import Any
 PRELOADED = (
     "timm", "torchmetrics", "torchmetrics.classification", "matplotlib.pyplot", "pydantic", "h5py", "snakemake.cli",
     "snakemake.workflow", "snakemake.executors.local", "tokenlabel.cli", "tokenlabel.annotate.shard_job", "tokenlabel.train.job",
-    "tokenlabel.eval.evaluation", "tokenlabel.data.manifest",
+    "tokenlabel.segment.job", "tokenlabel.eval.evaluation", "tokenlabel.data.manifest",
 )  # fmt: skip
 
 

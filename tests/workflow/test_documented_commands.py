@@ -51,6 +51,7 @@ ELSEWHERE = {
     r"make (venv|demo|test|test-slurm|bench|campaign|lint|docs|site|lock)": "minutes, or this very suite",
     r"python examples/custom_folder": "tests/workflow/test_own_photographs.py",
     r"python (examples/tinyimagenet20|docs/studies)": "tests/workflow/test_tinyimagenet20.py, tests/unit/test_studies.py",
+    r"python examples/camvid": "tests/workflow/test_camvid.py",
     r"(torchrun|srun|sbatch|scancel) ": "needs a cluster; tests/slurm",
     r"apptainer ": "there is none where the tests run; tests/workflow/test_environments.py has a stand-in",
     r"pip install": "needs an index and minutes; tests/unit/test_distribution.py installs the wheel",

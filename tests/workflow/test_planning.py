@@ -58,7 +58,7 @@ FULL = {
         ),
         (
             ["-n", "so_far", "results/comparison_cait.csv"],  # nothing is trained for what exists
-            {"make_table_so_far": 11, "make_so_far_index": 1, "so_far": 1, "make_comparison": 1},
+            {"make_table_so_far": 11, "make_segmentation_so_far": 2, "make_so_far_index": 1, "so_far": 1, "make_comparison": 1},
         ),
     ],
     ids=["slurm all", "all", "labels", "fidelity", "annotators", "participation", "augmentation", "geometry", "main", "so far"],

@@ -12,7 +12,13 @@ import yaml
 from tests.workflow.conftest import REPOSITORY, run_snakemake
 from tokenlabel.start.doctor_slurm import RETRIES
 
-ON_CPU = {"make_manifest", "draw_label_maps", "draw_light_maps"}  # of the rules that are submitted
+ON_CPU = {
+    "make_manifest",
+    "make_scene_manifest",
+    "draw_label_maps",
+    "draw_light_maps",
+    "draw_segmentation_views",
+}  # of the rules that are submitted
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +29,8 @@ def profile() -> dict[str, Any]:
 def rules() -> dict[str, str]:
     """Name -> text of every rule; one that uses another has its text too."""
     found: dict[str, str] = {}
-    for path in sorted((REPOSITORY / "rules").glob("*.smk")):
+    included = re.findall(r'^include: "(.+)"', (REPOSITORY / "Snakefile").read_text(encoding="utf-8"), re.MULTILINE)
+    for path in (REPOSITORY / name for name in included):  # a rule stands before those that use it
         for text in re.split(r"^(?=rule |use rule )", path.read_text(encoding="utf-8"), flags=re.MULTILINE):
             if named := re.match(r"use rule (\w+) as (\w+) with:", text):
                 found[named[2]] = found[named[1]] + text

@@ -430,7 +430,7 @@ def test_a_decoding_error_in_a_thread_ends_the_job(workplace: Path, monkeypatch:
     manifest = write_manifests(workplace / "manifest", machine)["train"]
     victim.write_bytes(victim.read_bytes() + b"more")
     done = workplace / "labels" / "lite0-00000000" / f"{STEM}.done"
-    with pytest.raises(DataError, match=r"the photograph has changed.*tokenlabel refresh"):
+    with pytest.raises(DataError, match=r"the file has changed.*tokenlabel refresh"):
         shard_job.annotate_shard(SPEC, machine, manifest, 0, done)
 
 

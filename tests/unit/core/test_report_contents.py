@@ -15,6 +15,7 @@ from tokenlabel.core.report_contents import (
     category_of,
     damage,
     inert,
+    overlays_place,
     report_results,
     whole,
 )
@@ -58,11 +59,16 @@ def test_every_table_of_the_paper_is_there_once_and_says_what_makes_it(raw_confi
 def test_two_results_of_a_folder_are_never_called_the_same(raw_config: dict[str, Any]) -> None:
     kinds = {".csv": "data (CSV)", ".png": "figure"}
     called = []
-    for result in report_results(Study.plan(raw_config)):
+    study = Study.plan(raw_config)
+    for result in report_results(study):
         if result.name.startswith("curves_"):
             called.append((result.category, result.shown_as("training curves")))
             continue
-        called += [(result.category, result.shown_as(kinds[Path(file).suffix])) for file in result.files]
+        for file in map(Path, result.files):
+            if file.parts[1] == "segmentation":  # a page of overlays
+                called.append(overlays_place(study, file.parts[2], file.parts[3].removeprefix("seed")))
+            else:
+                called.append((result.category, result.shown_as(kinds[file.suffix])))
         called += [(result.category, result.shown_as("table"))] if result.table else []
     assert len(set(called)) == len(called)
 
@@ -120,3 +126,17 @@ def test_table_12_is_no_part_of_a_study_without_its_row(raw_config: dict[str, An
             if row.get("paper_row") == "4/lvvit_m_384":
                 del row["paper_row"]
     assert "comparison_cait" not in {result.name for result in report_results(Study.plan(raw_config))}
+
+
+def test_a_table_of_segmentation_has_a_page_of_views_of_its_first_row_with_token_labels(
+    raw_config: dict[str, Any],
+) -> None:
+    tables = Study.plan(raw_config).segmentation_tables
+    results = {result.name: result for result in report_results(Study.plan(raw_config))}
+    viewed = tables["segmentation"].viewed
+    assert viewed is not None
+    assert viewed.name == next(row.run.name for row in tables["segmentation"].rows if row.name == "lvvit_s_fcn_token")
+    assert results["views_segmentation"].files == ("results/figures/segmentation_views.png",)
+    assert results["views_segmentation"].category == results["segmentation"].category
+    assert tables["segmentation_published"].viewed is None  # no run of a classifier: nothing to show beside it
+    assert "views_segmentation_published" not in results

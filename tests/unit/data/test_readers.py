@@ -20,7 +20,7 @@ from tokenlabel.core.errors import DataError
 from tokenlabel.core.files import write_json
 from tokenlabel.data.images import UnreadableImageError
 from tokenlabel.data.manifest import Manifest, build_manifests, load_manifest, save_manifests
-from tokenlabel.data.readers import ByteSource, list_entries
+from tokenlabel.data.readers import ByteSource, list_entries, list_files
 
 CLASSES = ("ant", "bee", "cat")
 
@@ -211,7 +211,7 @@ def test_a_file_without_permission_is_unreadable_and_one_that_is_gone_stops(
     with pytest.raises(UnreadableImageError, match="Input/output error"):
         manifest.read(source, rows["bee/1.png"])
     (odd_folder / "train" / "bee" / "2.png").unlink()
-    with pytest.raises(DataError, match=r"bee/2\.png: the photograph is gone.*tokenlabel refresh"):
+    with pytest.raises(DataError, match=r"bee/2\.png: the file is gone.*tokenlabel refresh"):
         manifest.read(source, rows["bee/2.png"])
 
 
@@ -233,6 +233,24 @@ def test_pipes_and_links_to_themselves_are_no_photographs(odd_folder: Path) -> N
     ):
         with pytest.raises(UnreadableImageError, match=reason):
             manifest.read(source, rows[f"bee/{name}"])
+
+
+def test_files_are_listed_by_suffix_at_any_depth(tmp_path: Path) -> None:
+    """Hidden files and folders are left out; a folder that links to one above it is entered once; names must be UTF-8."""
+    for name in ("b/2.PNG", "b/deep/1.png", "a.png", "a.jpg", ".hidden/3.png", "b/._2.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"1234")
+    (tmp_path / "b" / "round").symlink_to(tmp_path)
+    (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere")
+    found = list_files(tmp_path, frozenset((".png",)))
+    assert [(entry.path, entry.size_bytes) for entry in found] == [
+        ("a.png", 4), ("b/2.PNG", 4), ("b/deep/1.png", 4), ("gone.png", -1),
+    ]  # fmt: skip
+    with pytest.raises(DataError, match=r"absent: no such folder"):
+        list_files(tmp_path / "absent", frozenset((".png",)))
+    (tmp_path / os.fsdecode(b"w\xe4nde.png")).write_bytes(b"")
+    with pytest.raises(DataError, match=r"is not UTF-8, so it has no id"):
+        list_files(tmp_path, frozenset((".png",)))
 
 
 def test_more_archives_than_a_process_may_open(tmp_path: Path) -> None:

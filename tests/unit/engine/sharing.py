@@ -22,11 +22,11 @@ from timm.optim import create_optimizer_v2
 from tests.conftest import machine_settings
 from tokenlabel.core.seeds import derived_seed
 from tokenlabel.data.manifest import load_manifest
+from tokenlabel.engine.batch_plan import BatchPlan
 from tokenlabel.engine.parallel import ParallelModel, load_whole_state, whole_state
 from tokenlabel.engine.processes import ALONE, Processes, join_processes
 from tokenlabel.engine.validation import CenterCrops, measure_accuracy
 from tokenlabel.models import create_model, draw_mix_box
-from tokenlabel.train.batch_plan import BatchPlan
 
 IMAGES, CLASSES, EPOCHS = 48, 10, 2
 

@@ -113,6 +113,21 @@ def test_a_gpus_out_of_memory_is_told_from_the_machines() -> None:
         raise torch.OutOfMemoryError(text)
 
 
+def test_a_training_for_segmentation_is_told_its_own_settings() -> None:
+    with (
+        pytest.raises(TrainingError) as raised,
+        explaining_memory(MACHINE | {"micro_batch": 4, "segments": True}),
+    ):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+    assert "machine.segment_micro_batch 4 -> 2" in str(raised.value)
+    assert "sharding" not in str(raised.value)
+    with (
+        pytest.raises(TrainingError, match=r"machine\.segment_mem_mb"),
+        explaining_memory(MACHINE | {"segments": True}),
+    ):
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
+
+
 @pytest.mark.parametrize(
     "text",
     [

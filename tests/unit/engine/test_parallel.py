@@ -13,9 +13,10 @@ import pytest
 import torch
 
 from tests.conftest import machine_settings, write_manifests
-from tokenlabel.engine.parallel import ParallelModel, repeated_blocks
+from tokenlabel.engine.batch_norms import RunningStatistics
+from tokenlabel.engine.parallel import ParallelModel, repeated_blocks, synchronise_norms
 from tokenlabel.engine.processes import ALONE
-from tokenlabel.models import create_model
+from tokenlabel.models import create_model, create_segmenter
 
 from .sharing import train
 
@@ -154,3 +155,27 @@ def test_alone_nothing_is_wrapped() -> None:
     with parallel.accumulating():
         parallel.forward(torch.ones(1, 2)).sum().backward()
     assert float(parallel.clip(1e-3)) == pytest.approx(2.0**0.5 * (2 + 1) ** 0.5)
+
+
+def test_the_norms_of_a_segmenters_heads_are_synchronised_and_the_backbones_are_not() -> None:
+    """As several processes on GPUs have it; names and values stay, and the running statistics are left to torch."""
+    head = {
+        "kind": "fcn", "channels": 8, "convolutions": 1, "concatenate_input": True, "dropout": 0.1,
+        "levels": {"blocks": "even", "scales": [1.0, 2.0], "deepest_channels": None},
+        "auxiliary": {"level": 0, "channels": 8, "convolutions": 1, "dropout": 0.1},
+    }  # fmt: skip
+    backbone = create_model("lvvit_t", 5, 32, depth=2, width=24, heads=2, stem_channels=8)
+    model = create_segmenter(backbone, head, 3)
+    before = model.state_dict()
+    norms = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.BatchNorm2d)}
+    synchronise_norms(model)
+    after = model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    own = {name for name in norms if name.startswith("backbone.")}
+    synchronised = {name for name, module in model.named_modules() if isinstance(module, torch.nn.SyncBatchNorm)}
+    assert own  # of the stem
+    assert synchronised == norms.keys() - own
+    assert {name.split(".")[0] for name in synchronised} == {"head", "auxiliary", "rescalings"}
+    watched = RunningStatistics(model, ALONE)
+    assert len(watched._buffers) == 2 * len(own)

@@ -105,6 +105,14 @@ def test_the_summary_says_exactly_what_the_lines_add_up_to(tmp_path: Path) -> No
     assert not (tmp_path / "resumes.jsonl").exists()
 
 
+def test_a_segmentations_best_interval_is_that_of_the_highest_miou() -> None:
+    measured = [(10.0, 70.0), (12.0, 60.0), (12.0, 65.0), (11.0, 80.0)]
+    lines = [{"epoch": n, "miou": miou, "pixel_accuracy": pixels} for n, (miou, pixels) in enumerate(measured)]
+    found = summarise([*lines, {"epoch": 4, "loss": 1.0}])
+    assert found["best"] == {"epoch": 1, "miou": 12.0, "pixel_accuracy": 60.0}
+    assert found["final"] == {"epoch": 3, "miou": 11.0, "pixel_accuracy": 80.0}
+
+
 def test_a_run_without_validation_has_no_best_epoch() -> None:
     found = summarise([{"epoch": 0, "steps": 2, "images": 4, "seconds": 1.0, "loss": 1.0}])
     assert (found["final"], found["best"], found["images"], found["skipped"]) == (None, None, 4, 0)

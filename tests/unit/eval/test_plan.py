@@ -29,10 +29,10 @@ def plan(raw_config: dict[str, Any]) -> Plan:
 
 def test_the_csv_has_a_line_for_every_target(plan: Plan) -> None:
     lines = list(csv.DictReader(io.StringIO(as_csv(plan))))
-    assert [line["target"] for line in lines] == [row.target for row in plan.rows]
-    total = lines[-1]
+    assert [line["target"] for line in lines] == [row.target for row in (*plan.rows, *plan.unselected)]
+    total = lines[len(plan.rows) - 1]
     assert float(total["gpu_hours"]) == pytest.approx(plan.rows[-1].gpu_hours, abs=0.01)
-    stages = ("label", "train", "finetune", "evaluate")
+    stages = ("label", "train", "finetune", "segment", "evaluate")
     for line in lines:
         parts = sum(float(line[f"{stage}_gpu_hours"]) for stage in stages)
         assert parts == pytest.approx(float(line["gpu_hours"]), abs=0.03)
@@ -50,7 +50,7 @@ def test_the_page_states_every_coefficient_and_its_evidence(plan: Plan) -> None:
         (line,) = [line for line in page.splitlines() if line.startswith((f"| {name} |", f"| **{name}** |"))]
         assert line.endswith(f"| {gpu['evidence']} | {gpu['source']} |")
     assert "None yet: no job is finished." in page
-    assert sum(line.startswith("| ") for line in page.splitlines()) == len(plan.rows) + 2 + 7
+    assert sum(line.startswith("| ") for line in page.splitlines()) == len(plan.rows) + len(plan.unselected) + 2 + 7
 
 
 def test_the_page_lists_corrections(raw_config: dict[str, Any], tmp_path: Path) -> None:

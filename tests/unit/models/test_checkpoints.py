@@ -81,6 +81,23 @@ def test_other_classes_initialise_the_heads_anew_and_say_so(tiny: Make, caplog: 
     assert not state["head.bias"].any()
 
 
+def test_without_heads_only_the_rest_is_loaded_and_nothing_is_said_of_them(
+    tiny: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = randomised(tiny(num_classes=5)).state_dict()
+    del source["aux_head.weight"], source["aux_head.bias"]
+    model = tiny(num_classes=1)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    report = load_checkpoint(model, source, without_heads=True)
+    assert (report.reset, report.loaded) == ((), len(source) - 2)
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name] if name.startswith(("head.", "aux_head.")) else source[name])
+    del source["norm.weight"]
+    with pytest.raises(CheckpointError, match=r"missing: norm\.weight"):
+        load_checkpoint(model, source, without_heads=True)
+
+
 def test_a_missing_token_head_is_initialised_anew_and_said(tiny: Make, caplog: pytest.LogCaptureFixture) -> None:
     """The T2T authors' weights and every plain classifier have none."""
     source = {name: value for name, value in randomised(tiny()).state_dict().items() if "aux_head" not in name}

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tokenlabel.core.segment_config import Head, Levels
 from tokenlabel.models.lvvit import LVVIT_PRESETS
 from tokenlabel.models.t2t import T2T_PRESETS
 from tokenlabel.models.timm_backbones import TIMM_SETTINGS
@@ -28,6 +29,18 @@ def test_code_gives_what_its_comments_say(
     assert found["output"].grid == (4, 4)
     assert found["maps"].shape == (2, 20, 4, 4)
     assert found["small"].grid == (6, 6)
+    assert found["training"].logits.shape == (2, 11, 12, 12)
+    assert found["training"].auxiliary.shape == (2, 11, 6, 6)
+    assert found["pixels"].shape == (2, 11, 70, 50)
+    assert found["scene"].shape == (11, 150, 200)
+
+
+def test_keys_of_heads_are_those_that_there_are() -> None:
+    (table,) = re.findall(r"\| key \| meaning \|.*?\n\n", PAGE, re.DOTALL)
+    told = set(re.findall(r"`([\w.]+)`", " ".join(re.findall(r"^\| (`.*?) \|", table, re.MULTILINE))))
+    keys = set(Head.model_fields)
+    levels = {f"levels.{key}" for key in Levels.model_fields}
+    assert told == keys - {"kind", "levels"} | levels
 
 
 def test_settings_are_those_that_there_are() -> None:

@@ -350,7 +350,10 @@ def test_jobs_that_cannot_be_split_and_nodes_of_no_run(
     said = [finding["found"] for finding in found if finding["status"] == "warn"]
     assert any("annotate_shard should take 8.3 h, machine.max_job_hours gives a job 6.0 h" in words for words in said)
     (nodes,) = (words for words in said if words.startswith("machine.nodes_of"))
-    assert nodes == "machine.nodes_of lvvit_small@484: no run of this study has it; runs of that model are at 112, 144, 384 px"
+    assert (
+        nodes
+        == "machine.nodes_of lvvit_small@484: no run of this study has it; runs of that model are at 112, 144, 384 px"
+    )
 
 
 def test_a_controller_that_does_not_answer_is_said_once(

@@ -277,17 +277,18 @@ def test_keys_by_hand_that_do_not_fit_each_other_are_one_line(spec: Spec, workpl
         train(spec, workplace, tmp_path)
 
 
-def test_a_marker_that_snakemake_removed_comes_back(
+def test_a_marker_that_was_removed_or_damaged_comes_back(
     spec: Spec, workplace: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     marker = train(spec, workplace, tmp_path)
     done = tmp_path / "done.json"
     said = done.read_bytes()
-    done.unlink()
-    with monkeypatch.context() as patched:
-        patched.setattr(job, "_train", lambda *_: pytest.fail("it is trained again"))
-        assert train(spec, workplace, tmp_path) == marker
-    assert done.read_bytes() == said
+    for damage in (done.unlink, lambda: done.write_bytes(b"{\xff"), lambda: done.write_text("[]")):
+        damage()
+        with monkeypatch.context() as patched:
+            patched.setattr(job, "_train", lambda *_: pytest.fail("it is trained again"))
+            assert train(spec, workplace, tmp_path) == marker
+        assert done.read_bytes() == said
     done.unlink()
     weights = bytearray((tmp_path / "model.safetensors").read_bytes())
     weights[-1] ^= 1

@@ -1,6 +1,6 @@
 """Which photographs make which micro-batch of which step, and which process reads it: the same ones whatever the number.
 
-Called by `batches`. A step's micro-batch number j belongs to process j % count, so each process has as many.
+Called by the stages' batches. A step's micro-batch number j belongs to process j % count, so each process has as many.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 
 from ..core.errors import DataError
 from ..core.recipes import check_shares
-from ..engine.processes import Processes
+from .processes import Processes
 
 Rows = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -38,6 +38,7 @@ class BatchPlan:
         batch_size: photographs of a step, over all processes.
         micro_batch: photographs of a forward pass.
         processes: of the training.
+        key: of the setting that says `micro_batch`, for errors.
 
     Attributes:
         batch_size, micro_batch: as given, or all photographs where they are fewer.
@@ -49,15 +50,16 @@ class BatchPlan:
     """
 
     def __init__(
-        self, order: Callable[[int], Rows], images: int, *, batch_size: int, micro_batch: int, processes: Processes
-    ) -> None:
+        self, order: Callable[[int], Rows], images: int, *, batch_size: int, micro_batch: int, processes: Processes,
+        key: str = "machine.micro_batch",
+    ) -> None:  # fmt: skip
         if not images:
             raise DataError("the training split has no readable photograph; nothing can be trained.")
         self._order, self._processes = order, processes
         self.batch_size = min(batch_size, images)
         self.micro_batch = min(micro_batch, self.batch_size)
         self.steps_per_epoch = images // self.batch_size
-        check_shares(self.batch_size, self.micro_batch, processes.count)
+        check_shares(self.batch_size, self.micro_batch, processes.count, key=key)
 
     def steps(self, epoch: int, first_step: int = 0) -> Iterator[list[PlannedBatch]]:
         """This process's micro-batches of each step from `first_step` on."""

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenlabel.core.errors import ConfigError, DataError
+from tokenlabel.engine.batch_plan import BatchPlan
 from tokenlabel.engine.processes import ALONE, Processes
-from tokenlabel.train.batch_plan import BatchPlan
 
 
 def order(images: int, epoch: int) -> np.ndarray:
