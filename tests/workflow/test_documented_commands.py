@@ -22,6 +22,7 @@ import pytest
 import yaml
 
 from tokenlabel import cli
+from tokenlabel.models import create_model, create_segmenter, save_segmenter
 
 from .conftest import REPOSITORY, run_snakemake
 
@@ -36,6 +37,7 @@ RUN = {
     "plan",
     "train explain",
     "predict",
+    "segment predict",
     "visualise",
     "evaluate",
     "refresh",
@@ -179,6 +181,20 @@ def workplace(_finished_study: Path, photographs: Path, tmp_path_factory: pytest
     return place
 
 
+def make_segmenter(folder: Path) -> None:
+    """A small segmenter in random weights, as a run leaves it."""
+    settings = {
+        "depth": 2, "width": 16, "heads": 2, "stem_channels": 8, "stem_kernels": (3, 3, 3, 3), "stem_strides": (2, 1, 2, 2),
+    }  # fmt: skip
+    head = {
+        "kind": "fcn", "channels": 8, "convolutions": 1, "concatenate_input": False, "dropout": 0.0,
+        "levels": {"blocks": [2], "scales": [1], "deepest_channels": None}, "auxiliary": None,
+    }  # fmt: skip
+    spec = {"model": {"architecture": "lvvit_t", "settings": settings}, "recipe": {"crop_px": 64, "short_side_px": 64}}
+    folder.mkdir()
+    save_segmenter(folder, create_segmenter(create_model("lvvit_t", 1, 64, **settings), head, 3), spec, "abc", 0)
+
+
 @pytest.fixture(scope="module")
 def names(workplace: Path, photographs: Path) -> dict[str, str]:
     """A page's word -> what stands for it in the workplace."""
@@ -186,7 +202,9 @@ def names(workplace: Path, photographs: Path) -> dict[str, str]:
     (labels,) = (workplace / "results" / "labels").iterdir()
     (data,) = (workplace / "results" / "data").iterdir()
     classes = sorted((photographs / "val").iterdir())
+    make_segmenter(workplace / "segmenter")
     return {
+        "SEGMENTER": str(workplace / "segmenter"),
         "results/runs/RUN/seed0": runs[0], "my_photos_study/results/runs/RUN/seed0": runs[0], "CHECKPOINT": runs[0],
         "RUN_A": runs[0], "RUN_B": runs[1], "PHOTOS": str(classes[0]), "/my/other/photos": str(classes[0]),
         "my photos": str(classes[0]), "PHOTO": str(next(classes[0].iterdir())), "/photos/val": str(photographs / "val"),
@@ -198,7 +216,7 @@ def names(workplace: Path, photographs: Path) -> dict[str, str]:
 
 def runs_here(command: Command) -> bool:
     words = command.words[1:]
-    verb = f"{words[0]} {words[1]}" if words[0] in ("labels", "annotate") else words[0]
+    verb = f"{words[0]} {words[1]}" if words[0] in ("labels", "annotate", "segment") else words[0]
     verb = f"{words[0]} {option}" if (option := "list") and "--list" in words else verb
     verb = "train explain" if "--explain" in words else verb
     return verb in RUN and not any(re.match(pattern, command.text) for pattern in ELSEWHERE) and "..." not in words
