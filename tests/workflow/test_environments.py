@@ -88,6 +88,7 @@ def price_study(checkout: Path, folder: Path, *words: str) -> subprocess.Complet
     return finished
 
 
+@pytest.mark.campaign
 def test_conda_environments_get_the_package_after_they_are_made(checkout: Path, tmp_path: Path) -> None:
     program(tmp_path, "conda", CONDA)
     (tmp_path / "bin" / "activate").write_text('export PATH="$1/bin:$PATH"\n')
@@ -102,6 +103,7 @@ def test_conda_environments_get_the_package_after_they_are_made(checkout: Path, 
     } == before  # nothing is built in it
 
 
+@pytest.mark.campaign
 def test_jobs_run_in_the_image(checkout: Path, tmp_path: Path) -> None:
     image = checkout / "envs" / "tokenlabel.sif"
     image.write_bytes(b"")

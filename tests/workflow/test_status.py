@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tokenlabel.core.files import read_json, write_json
 from tokenlabel.core.overlays import read_configuration
 from tokenlabel.core.study import Study
@@ -31,6 +33,7 @@ def wait_for(what: Callable[[], Any], process: subprocess.Popen[bytes]) -> Any:
     return found
 
 
+@pytest.mark.campaign
 def test_a_training_that_runs_is_suspended_killed_and_fails(small_study: dict[str, Any], tmp_path: Path) -> None:
     overlay = copy.deepcopy(small_study)
     overlay["caps"]["epochs"] = 400  # it shall not end by itself

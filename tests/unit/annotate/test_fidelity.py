@@ -76,6 +76,7 @@ class Displaced(LabelStore):
         return replace(rows, scores=self._move(rows.scores).copy(), classes=self._move(rows.classes).copy(), tail=tail)
 
 
+@pytest.mark.campaign
 def test_labels_that_lie_elsewhere_score_clearly_worse(labels: Callable[[Spec], Path]) -> None:
     spec = with_labels(image_px=224)
     spec["annotator"]["grid"] = [7, 7]

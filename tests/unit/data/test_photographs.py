@@ -191,6 +191,7 @@ def test_a_killed_filling_is_continued(
     assert not np.any(np.fromfile(sizes, "<u4").reshape(-1, 2)[2])
 
 
+@pytest.mark.campaign
 def test_processes_that_start_together_fill_one_cache(place: tuple[Manifest, dict[str, Any]], tmp_path: Path) -> None:
     manifest, machine = place
     command = [sys.executable, "-c", FILL, str(tmp_path / "manifest"), json.dumps(machine)]

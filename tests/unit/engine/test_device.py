@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 JOB = """
 import sys, torch
 torch.cuda.is_available, torch.cuda.device_count, torch.cuda.set_device = (lambda: True), (lambda: 2), (lambda device: None)
@@ -35,6 +37,7 @@ def _environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
 
 
+@pytest.mark.campaign
 def test_each_job_takes_a_gpu_of_its_own_and_a_killed_one_gives_it_back() -> None:
     first, second = Job(), Job()
     granted = Job(CUDA_VISIBLE_DEVICES="5,7")

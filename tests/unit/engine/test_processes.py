@@ -131,6 +131,7 @@ sys.exit(run_command(run, argparse.Namespace(log=None)))
 """
 
 
+@pytest.mark.campaign
 def test_the_process_whose_photographs_gave_no_finite_loss_names_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

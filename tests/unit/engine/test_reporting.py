@@ -259,6 +259,7 @@ def run_wandb(folder: Path, *words: str, **environment: str) -> subprocess.Compl
     )  # fmt: skip
 
 
+@pytest.mark.campaign
 def test_weights_and_biases_continues_the_same_run(tmp_path: Path) -> None:
     pytest.importorskip("wandb")
     folder = tmp_path / "run" / "seed0"

@@ -176,7 +176,10 @@ def compiled_step(logits: torch.Tensor, targets: SparseTargets, mask: torch.Tens
     "backend",
     [
         "aot_eager",
-        pytest.param("inductor", marks=pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")),
+        pytest.param(
+            "inductor",
+            marks=[pytest.mark.campaign, pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")],
+        ),
     ],
 )
 def test_compiled_without_breaks_and_without_another_compilation(backend: str) -> None:

@@ -317,6 +317,7 @@ class Ramps(torch.utils.data.Dataset[Any]):
         return self.transforms[index // 2](DRAWN)
 
 
+@pytest.mark.campaign
 def test_spawned_workers_give_the_same_views() -> None:
     dataset = Ramps(WithView(REAL["timm"]()), WithView(REAL["torchvision"]()))
     (batch,) = DataLoader(dataset, batch_size=len(dataset), num_workers=1, multiprocessing_context="spawn")

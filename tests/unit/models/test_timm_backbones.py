@@ -205,7 +205,11 @@ def test_image_size_changes_and_positions_follow(name: str, grid: tuple[int, int
 
 
 @pytest.mark.parametrize(
-    ("name", "own_px", "image_px"), [("swin_tiny_patch4_window7_224", 224, 448), ("swinv2_tiny_window8_256", 256, 320)]
+    ("name", "own_px", "image_px"),
+    [
+        ("swin_tiny_patch4_window7_224", 224, 448),
+        pytest.param("swinv2_tiny_window8_256", 256, 320, marks=pytest.mark.campaign),
+    ],
 )
 def test_another_image_size_is_the_network_made_for_that_size(name: str, own_px: int, image_px: int) -> None:
     """So that its checkpoint loads: timm's own set_input_size would change Swin's windows."""

@@ -125,7 +125,7 @@ def test_images_of_other_channels_or_size_are_refused_in_one_line(shape: tuple[i
 # ---- stochastic depth
 
 
-@pytest.mark.parametrize("name", ["lvvit_s", "t2t_vit_14"])
+@pytest.mark.parametrize("name", ["lvvit_s", pytest.param("t2t_vit_14", marks=pytest.mark.campaign)])
 @pytest.mark.parametrize(("rule", "rates"), [("linear", [0.0, 0.1, 0.2, 0.3]), ("fixed", [0.3] * 4)])
 def test_rules_of_stochastic_depth(name: str, rule: str, rates: list[float], tiny: Make) -> None:
     model = tiny(name, depth=4, stochastic_depth=0.3, stochastic_depth_rule=rule)

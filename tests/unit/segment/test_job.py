@@ -247,7 +247,7 @@ def test_upernet_trains_with_recomputed_blocks_and_single_photographs(
     marker = train(spec, workplace, tmp_path, machine | {"validate_every_epochs": 1})
     assert (marker["images"], marker["micro_batch"]) == (24, micro_batch)
     assert lines(tmp_path)[-1]["miou"] > 0
-    assert load_segmenter(tmp_path).config.head["kind"] == "upernet"
+    assert load_segmenter(tmp_path).config.head.kind == "upernet"
 
 
 @pytest.mark.parametrize(

@@ -209,6 +209,7 @@ def test_mistakes_end_in_one_line(
     assert error.count("\n") == 1
 
 
+@pytest.mark.campaign
 def test_networks_are_really_timed(photographs_of_example: Path) -> None:
     from tokenlabel.start.networks import choose_annotator, choose_student
 

@@ -18,7 +18,9 @@ def place(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> traini
     return place
 
 
-@pytest.mark.parametrize("seed", [0, 1], ids=["with loader processes", "twice"])
+@pytest.mark.parametrize(
+    "seed", [pytest.param(0, id="with loader processes", marks=pytest.mark.campaign), pytest.param(1, id="twice")]
+)
 def test_a_killed_training_continues_bit_for_bit(place: training.TrainingPlace, tmp_path: Path, seed: int) -> None:
     assert training.kill_training(place, seed, tmp_path)["digest"] == place.digest
 

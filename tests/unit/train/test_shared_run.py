@@ -124,6 +124,7 @@ def test_a_killed_run_goes_on_in_another_number_of_processes(
 
 
 @pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.campaign)])
+@pytest.mark.campaign
 def test_a_process_without_a_readable_photograph_goes_on_and_a_killed_one_ends_the_run_within_a_minute(
     spec: Spec, workplace: Workplace, tmp_path: Path, processes: int
 ) -> None:

@@ -201,6 +201,7 @@ def row(raw: Spec, **settings: Any) -> Any:
         "mine": {"question": "Mine?", "paper": "none", "seeds": [0], "rows": [{"name": "mine", "set": settings}]}
     }
     raw["select"]["experiments"] = ["mine"]
+    raw["segmentation"]["experiments"] = {}  # whose backbones are runs, too
     study = Study.plan(raw)
     return study.runs, study.tables["mine"].rows[0].run
 
