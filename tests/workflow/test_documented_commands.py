@@ -204,7 +204,8 @@ def names(workplace: Path, photographs: Path) -> dict[str, str]:
     classes = sorted((photographs / "val").iterdir())
     make_segmenter(workplace / "segmenter")
     return {
-        "SEGMENTER": str(workplace / "segmenter"),
+        "SEGMENTER": str(workplace / "segmenter"), "results/segmentation/NAME/seed0": str(workplace / "segmenter"),
+        "my_photos": str(classes[0]),
         "results/runs/RUN/seed0": runs[0], "my_photos_study/results/runs/RUN/seed0": runs[0], "CHECKPOINT": runs[0],
         "RUN_A": runs[0], "RUN_B": runs[1], "PHOTOS": str(classes[0]), "/my/other/photos": str(classes[0]),
         "my photos": str(classes[0]), "PHOTO": str(next(classes[0].iterdir())), "/photos/val": str(photographs / "val"),
