@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import PurePosixPath
@@ -36,15 +37,20 @@ class Planned:
 
 
 @dataclass(frozen=True)
-class DataJob(Planned):
-    """The manifest of the data set."""
-
-    kind = "data"
+class ManifestJob(Planned):
+    """A manifest."""
 
     @property
     def marker(self) -> str:
         """Path of the marker that says the manifest is finished."""
         return f"{self.folder}/manifest.done"
+
+
+@dataclass(frozen=True)
+class DataJob(ManifestJob):
+    """The manifest of the data set."""
+
+    kind = "data"
 
 
 @dataclass(frozen=True)
@@ -163,16 +169,14 @@ class TableRow:
         return self.paper.top1
 
 
-@dataclass(frozen=True)
-class Table:
-    """One experiment's result table."""
+class ResultTable(ABC):
+    """Where the files of an experiment's table lie."""
 
     name: str
-    experiment: Experiment
-    seeds: tuple[int, ...]
-    rows: tuple[TableRow, ...]
-    dataset: str
-    paper_only: tuple[PaperRow, ...] = ()
+
+    @abstractmethod
+    def as_json(self) -> dict[str, Any]:
+        """What the table job reads: rows, their evaluations, and the paper's numbers."""
 
     @property
     def csv(self) -> str:
@@ -190,6 +194,33 @@ class Table:
         return str(RESULTS / "figures" / f"{self.name}.png")
 
     @property
+    def plan(self) -> str:
+        """Path of the document that the table job reads."""
+        return str(RESULTS / "tables" / f"{self.name}-{digest_of(self.as_json())}.json")
+
+    @property
+    def so_far(self) -> list[str]:
+        """Paths of the table, its page and its figure from what exists already."""
+        folder = RESULTS / "so_far"
+        return [
+            str(folder / f"{self.name}.csv"),
+            str(folder / f"{self.name}.md"),
+            str(folder / f"figures/{self.name}.png"),
+        ]
+
+
+@dataclass(frozen=True)
+class Table(ResultTable):
+    """One experiment's result table."""
+
+    name: str
+    experiment: Experiment
+    seeds: tuple[int, ...]
+    rows: tuple[TableRow, ...]
+    dataset: str
+    paper_only: tuple[PaperRow, ...] = ()
+
+    @property
     def trainings(self) -> list[str]:
         """Markers of every run and seed, each once; none where only annotators are measured."""
         runs = (row.run for row in self.rows if isinstance(row.run, Run))
@@ -201,24 +232,9 @@ class Table:
         return [str(RESULTS / "figures" / f"curves_{self.name}.png")] if self.trainings else []
 
     @property
-    def plan(self) -> str:
-        """Path of the document that the table job reads."""
-        return str(RESULTS / "tables" / f"{self.name}-{digest_of(self.as_json())}.json")
-
-    @property
     def inputs(self) -> list[str]:
         """Evaluations of every row and seed, each once."""
         return list(dict.fromkeys(row.run.result(seed) for row in self.rows for seed in self.seeds))
-
-    @property
-    def so_far(self) -> list[str]:
-        """Paths of the table, its page and its figure from what exists already."""
-        folder = RESULTS / "so_far"
-        return [
-            str(folder / f"{self.name}.csv"),
-            str(folder / f"{self.name}.md"),
-            str(folder / f"figures/{self.name}.png"),
-        ]
 
     def as_json(self) -> dict[str, Any]:
         """What the table job reads: rows, their evaluations, and the paper's numbers."""

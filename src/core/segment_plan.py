@@ -16,7 +16,7 @@ from .config import Caps, Config
 from .errors import ConfigError, unknown_name
 from .identity import STAGE_VERSIONS, digest_of
 from .paper import PaperScenes
-from .planned import RESULTS, Planned, Run, Training
+from .planned import RESULTS, ManifestJob, ResultTable, Run, Training
 from .recipes import check_shares
 from .rows import capped_model, check_row_keys, known_name, revalidated, with_settings
 from .segment_config import Head, SegmentExperiment, SegmentRecipe, SegmentRow, Testing
@@ -27,15 +27,10 @@ OF_TRAINED = ("annotator", "recipe", "finetune_recipe", "finetune_px")  # with t
 
 
 @dataclass(frozen=True)
-class SceneJob(Planned):
+class SceneJob(ManifestJob):
     """The manifest of the scenes."""
 
     kind = "scenes"
-
-    @property
-    def marker(self) -> str:
-        """Path of the marker that says the manifest is finished."""
-        return f"{self.folder}/manifest.done"
 
 
 @dataclass(frozen=True)
@@ -72,7 +67,7 @@ class SegmentationRow:
 
 
 @dataclass(frozen=True)
-class SegmentationTable:
+class SegmentationTable(ResultTable):
     """One experiment's result table."""
 
     name: str
@@ -82,21 +77,6 @@ class SegmentationTable:
     dataset: str
     testing: dict[str, Any]
     paper_only: tuple[PaperScenes, ...]
-
-    @property
-    def csv(self) -> str:
-        """Path of the table."""
-        return str(RESULTS / f"{self.name}.csv")
-
-    @property
-    def markdown(self) -> str:
-        """Path of the table as a page."""
-        return str(RESULTS / f"{self.name}.md")
-
-    @property
-    def figure(self) -> str:
-        """Path of the figure."""
-        return str(RESULTS / "figures" / f"{self.name}.png")
 
     @property
     def inputs(self) -> list[str]:
@@ -125,17 +105,6 @@ class SegmentationTable:
         trained = [row.run for row in self.rows if row.run.start is not None]
         token = [run for run in trained if run.start and run.start.spec["recipe"]["supervision"] == "token"]
         return next(iter(token + trained), None)
-
-    @property
-    def plan(self) -> str:
-        """Path of the document that the table job reads."""
-        return str(RESULTS / "tables" / f"{self.name}-{digest_of(self.as_json())}.json")
-
-    @property
-    def so_far(self) -> list[str]:
-        """Paths of the table, its page and its figure from what exists already."""
-        folder, name = RESULTS / "so_far", self.name
-        return [str(folder / f"{name}.csv"), str(folder / f"{name}.md"), str(folder / f"figures/{name}.png")]
 
     def as_json(self) -> dict[str, Any]:
         """What the table job reads: rows, their evaluations, and the paper's numbers."""

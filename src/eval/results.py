@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ..core.errors import DataError
 
+Evaluation = TypeVar("Evaluation")
 NEEDED = ("digest", "top1", "top5", "val_images", "parameters_m", "gmacs", "weights_sha256")
 NEEDED_OF_PUBLISHED = ("ece", "val_skipped", "weights")
 PERCENT = ("top1", "top5", "real_top1", "ece", "class_top1", "token_agreement", "image_agreement")
@@ -21,6 +22,30 @@ AT_LEAST_ZERO = ("token_kl", "images_per_s", "peak_memory_mb")
 ABOVE_ZERO = ("val_images", "parameters_m", "gmacs")
 SAME_OF_ALL_SEEDS = ABOVE_ZERO
 REMEDY = "Delete it and run snakemake again."
+
+
+def read_seeds(
+    row: Mapping[str, Any], base: Path, complete: bool, read: Callable[[Path, str], Evaluation]
+) -> dict[str, Evaluation]:
+    """Seed -> evaluation of a row of a table's plan, of those that exist.
+
+    Args:
+        row: its seeds and run.
+        base: the folder that its paths are relative to.
+        complete: whether a missing one is an error.
+        read: (path, run) -> the evaluation.
+
+    Raises:
+        DataError: one is missing, and `complete`.
+    """
+    found = {}
+    for seed, path in row["seeds"].items():
+        try:
+            found[seed] = read(base / path, row["run"])
+        except FileNotFoundError:
+            if complete:
+                raise DataError(f"{base / path}: this evaluation is missing. Run snakemake for the table.") from None
+    return found
 
 
 def read_result(path: Path, run: str) -> dict[str, Any]:

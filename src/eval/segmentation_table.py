@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from ..core.benchmarks import gpu_hours
-from ..core.errors import DataError
 from ..core.paper import SCENES
 from .markdown import format_table, one_line
+from .results import read_seeds
 from .segmentation_results import SegmentationResult, check_same_scenes, read_segmentation
 
 MEASURES = ("miou_ss", "pixel_acc_ss", "miou_ms", "pixel_acc_ms")
@@ -114,13 +114,7 @@ def collect_segmentation(table: Mapping[str, Any], base: Path, *, complete: bool
 
 def _measured(row: Mapping[str, Any], base: Path, complete: bool) -> dict[str, SegmentationResult]:
     """Seed -> evaluation, of those that exist."""
-    found = {}
-    for seed, path in row["seeds"].items():
-        try:
-            found[seed] = read_segmentation(base / path, row["run"])
-        except FileNotFoundError:
-            if complete:
-                raise DataError(f"{base / path}: this evaluation is missing. Run snakemake for the table.") from None
+    found = read_seeds(row, base, complete, read_segmentation)
     check_same_scenes({base / row["seeds"][seed]: result for seed, result in found.items()})
     return found
 

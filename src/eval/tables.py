@@ -19,7 +19,7 @@ from ..core.benchmarks import gpu_hours
 from ..core.errors import DataError
 from ..core.files import read_json
 from ..core.paper import DATASET
-from .results import check_seeds_agree, check_seeds_differ, read_result
+from .results import check_seeds_agree, check_seeds_differ, read_result, read_seeds
 
 
 @dataclass(frozen=True)
@@ -161,13 +161,7 @@ def _row(row: dict[str, Any], dataset: str | None, base: Path, complete: bool) -
 
 def _measured(row: dict[str, Any], base: Path, complete: bool) -> dict[str, dict[str, Any]]:
     """Seed -> evaluation, of those that exist."""
-    found = {}
-    for seed, path in row["seeds"].items():
-        try:
-            found[seed] = read_result(base / path, row["run"])
-        except FileNotFoundError:
-            if complete:
-                raise DataError(f"{base / path}: this evaluation is missing. Run snakemake for the table.") from None
+    found = read_seeds(row, base, complete, read_result)
     by_path = {base / row["seeds"][seed]: result for seed, result in found.items()}
     check_seeds_differ(by_path)
     check_seeds_agree(by_path)

@@ -10,9 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pydantic
 
-from ..core.config import describe_problems
 from ..core.errors import ConfigError
 from ..core.files import sha256_of
 from ..core.log import logger
@@ -20,7 +18,7 @@ from ..core.segment_config import SegmentRecipe
 from ..data.scenes import SceneManifest
 from ..engine.loop import FitResult, Task
 from ..engine.optimisation import LinearSchedule, Optimisation
-from ..engine.run_job import Run, run_training
+from ..engine.run_job import Run, recipe_of, run_training
 from ..models.segmentation import SegmentationModel, save_segmenter
 from ..models.weights import WEIGHTS_FILE
 from .augment import SceneAugmentation
@@ -71,7 +69,7 @@ def segment_run(
 def _train(run: Run, manifests: dict[str, SceneManifest], start_folder: Path | None) -> dict[str, Any]:
     """Trains; returns what the marker shall say of it."""
     spec, machine, manifest = run.spec, run.machine, manifests["train"]
-    recipe = _recipe_of(spec)
+    recipe = recipe_of(spec, SegmentRecipe)
     if len(manifest.classes) != spec["dataset"]["num_classes"]:
         raise ConfigError(
             f"spec.json: dataset.num_classes {spec['dataset']['num_classes']}, the manifest has {len(manifest.classes)} classes. "
@@ -142,14 +140,6 @@ def _save_results(result: FitResult, run: Run, classes: tuple[str, ...]) -> str:
     assert averaged is None or isinstance(averaged, SegmentationModel)
     save_segmenter(run.folder, model, run.spec, classes, run.seed, averaged=averaged)
     return sha256_of(run.folder / WEIGHTS_FILE)
-
-
-def _recipe_of(spec: dict[str, Any]) -> SegmentRecipe:
-    try:
-        return SegmentRecipe.model_validate(spec["recipe"])
-    except pydantic.ValidationError as error:  # a spec by hand; the workflow's own is validated when it is planned
-        problems = describe_problems(error, "recipe").replace("configuration key ", "")
-        raise ConfigError(f"spec.json: {problems}. Mend it, or let snakemake write it.") from None
 
 
 def _optimisation(recipe: SegmentRecipe) -> Optimisation:

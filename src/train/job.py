@@ -12,18 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pydantic
 import torch
 
-from ..core.config import Recipe, describe_problems
-from ..core.errors import CheckpointError, ConfigError, LabelError
+from ..core.config import Recipe
+from ..core.errors import CheckpointError, LabelError
 from ..core.files import sha256_of
 from ..core.identity import digest_of
 from ..core.recipes import scaled_rate, with_batch
 from ..data.manifest import Manifest
 from ..engine.loop import FitResult, Task
 from ..engine.optimisation import Optimisation
-from ..engine.run_job import Run, run_training
+from ..engine.run_job import Run, recipe_of, run_training
 from ..engine.validation import CenterCrops, measure_accuracy
 from ..labels import LabelStore
 from ..models import TokenModel, describe_model, save_weights, settings_of_spec, write_model_config
@@ -83,7 +82,7 @@ class _Job:
 def _train(job: _Job, run: Run) -> dict[str, Any]:
     """Trains; returns what the marker shall say of it."""
     spec, machine, manifest = run.spec, run.machine, job.manifests["train"]
-    recipe = _recipe_of(spec)  # here, so that of several processes one speaks
+    recipe = recipe_of(spec, Recipe)  # here, so that of several processes one speaks
     device, precision = run.set_up_device()
     model = build_model(spec, job.start_folder, run.seed, Path(machine["weights_root"]))
     if machine["grad_checkpointing"]:
@@ -165,14 +164,6 @@ def _save_results(result: FitResult, job: _Job, run: Run, model: TokenModel) -> 
     if result.averaged is not None:
         save_weights(result.averaged, run.folder / AVERAGED_FILE, metadata)
     return sha256_of(run.folder / WEIGHTS_FILE)
-
-
-def _recipe_of(spec: dict[str, Any]) -> Recipe:
-    try:
-        return Recipe.model_validate(spec["recipe"])
-    except pydantic.ValidationError as error:  # a spec by hand; the workflow's own is validated when it is planned
-        problems = describe_problems(error, "recipe").replace("configuration key ", "")
-        raise ConfigError(f"spec.json: {problems}. Mend it, or let snakemake write it.") from None
 
 
 def _open_labels(folder: Path | None, spec: dict[str, Any], manifest: Manifest) -> LabelStore | None:
