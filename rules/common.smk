@@ -16,6 +16,7 @@ from tokenlabel.core.files import read_json, write_json_if_changed
 from tokenlabel.core.first_light import (
     finished_first_light,
     light_results,
+    light_segmentation,
     light_table,
     plan_first_light,
     summary_document,
@@ -181,6 +182,15 @@ wildcard_constraints:
     transfer="|".join(STUDY.segmentation_tables) or r"(?!)",  # a study may have none; experiments of segmentation
 
 
+PLANNED_KINDS = {  # wildcard of a path -> where a study holds what it names
+    "run": "runs",
+    "labels": "labels",
+    "annotator": "annotators",
+    "segmentation": "segmentations",
+    "scenes": "scenes",
+}
+
+
 @functools.cache
 def first_light():
     """The study of `snakemake first_light`; planned when asked for, also by its jobs on compute nodes."""
@@ -192,10 +202,9 @@ def first_light():
 
 def study_of(wildcards):
     """The study that a job belongs to: the configuration's, or its first light, which has what the former has not."""
-    for kind, planned in (("run", STUDY.runs), ("labels", STUDY.labels), ("annotator", STUDY.annotators)):
-        if kind in wildcards.keys() and wildcards[kind] not in planned:
-            light = {"run": first_light().runs, "labels": first_light().labels, "annotator": first_light().annotators}
-            return first_light() if wildcards[kind] in light[kind] else STUDY
+    for wildcard, kind in PLANNED_KINDS.items():
+        if wildcard in wildcards.keys() and wildcards[wildcard] not in getattr(STUDY, kind):
+            return first_light() if wildcards[wildcard] in getattr(first_light(), kind) else STUDY
     if "data" in wildcards.keys() and wildcards.data != STUDY.data.name:
         return first_light()
     return STUDY
@@ -210,7 +219,7 @@ def run_of(wildcards):
     """The planned run of a path: a classifier's, or one for segmentation."""
     try:
         if "segmentation" in wildcards.keys():
-            return STUDY.segmentation(wildcards.segmentation)
+            return study_of(wildcards).segmentation(wildcards.segmentation)
         return study_of(wildcards).run(wildcards.run)
     except TokenLabelError as error:
         raise WorkflowError(str(error))
@@ -313,7 +322,8 @@ def data_root_after_spec(wildcards):
 
 def segmentation_root_after_spec(wildcards):
     """The same for the scenes of segmentation."""
-    return root_after_spec(STUDY.scene_job(wildcards.scenes), "segmentation_root", "the scenes")
+    job = study_of(wildcards).scene_job(wildcards.scenes)
+    return root_after_spec(job, "segmentation_root", "the scenes")
 
 
 def root_after_spec(job, key, held):
@@ -570,7 +580,7 @@ def evaluate_runtime(wildcards, attempt):
 
 def segmentation_runtime(wildcards, attempt):
     """Minutes that the evaluation of a segmenter may take; an hour at least, as for a run."""
-    seconds = plan_jobs.segmentation_evaluation_seconds(STUDY, run_of(wildcards))
+    seconds = plan_jobs.segmentation_evaluation_seconds(study_of(wildcards), run_of(wildcards))
     return time_limit(seconds, attempt, smallest=EVALUATION_MINUTES)
 
 
@@ -587,19 +597,22 @@ def train_runtime(wildcards, attempt):
     return time_limit(plan_jobs.run_seconds(study_of(wildcards), run, run.leg_end(1, legs_of_job(wildcards))), attempt)
 
 
-def plan_of_first_light(wildcards):
-    """The plan of the first light's table."""
-    return written_plan((light_table(first_light()).plan, light_table(first_light()).as_json()))
-
-
 def table_of_first_light(wildcards):
     """Evaluations of the first light, and the plan that names them."""
-    return light_table(first_light()).inputs + plan_of_first_light(wildcards)
+    table = light_table(first_light())
+    return table.inputs + plan_of_table(table)
 
 
 def trainings_of_first_light(wildcards):
     """Markers of the first light's runs, and the plan that names them."""
-    return light_table(first_light()).trainings + plan_of_first_light(wildcards)
+    table = light_table(first_light())
+    return table.trainings + plan_of_table(table)
+
+
+def segmentation_of_first_light(wildcards):
+    """Evaluation of the first light's segmenter, and the plan that names it."""
+    table = light_segmentation(first_light())
+    return table.inputs + plan_of_table(table)
 
 
 def shards_of_first_light(wildcards):
@@ -625,6 +638,10 @@ def plan_of_light_summary(wildcards):
     if first_light().selected_labels:
         local["make_fidelity_table"] = ("benchmarks/first_light/label_fidelity.tsv", 1)
         local["draw_label_maps"] = ("benchmarks/first_light/label_maps.tsv", 1)
+    if light_segmentation(first_light()):
+        local["make_segmentation_table"] = (
+            "benchmarks/first_light/segmentation.tsv", len(STUDY.selected_segmentations),
+        )
     return written_plan((LIGHT_SUMMARY, summary_document(STUDY, first_light(), local)))
 
 
@@ -632,6 +649,7 @@ def files_of_first_light(wildcards):
     """Everything that the first light makes before its summary."""
     names = ["table.csv", "curves.png"]
     names += ["label_fidelity.csv", "label_maps.png"] if first_light().selected_labels else []
+    names += ["segmentation.csv"] if light_segmentation(first_light()) else []
     made = [f"results/first_light/{name}" for name in names]
     return light_results(first_light()) + made
 

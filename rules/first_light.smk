@@ -57,6 +57,23 @@ use rule draw_label_maps as draw_light_maps with:
         labels=lambda wildcards: [job.folder for job in first_light().selected_labels],
 
 
+use rule make_segmentation_table as make_light_segmentation_table with:
+    input:
+        segmentation_of_first_light,
+    output:
+        csv="results/first_light/segmentation.csv",
+        markdown="results/first_light/segmentation.md",
+        figure="results/first_light/figures/segmentation.png",
+        data="results/first_light/figures/segmentation.csv",
+    log:
+        "logs/first_light/segmentation.log",
+    benchmark:
+        "benchmarks/first_light/segmentation.tsv"
+    params:
+        plan=lambda wildcards: light_segmentation(first_light()).plan,
+        said="",
+
+
 rule make_light_summary:
     """What each rule took in the first light, and what that makes of the study: seconds, GPU hours, bytes."""
     input:

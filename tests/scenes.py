@@ -15,6 +15,10 @@ from .conftest import machine_settings
 
 CLASSES = ("wall", "sky", "tree")
 COLOURS = np.array([(128, 128, 128), (200, 60, 40), (40, 90, 220), (60, 180, 70)], np.uint8)  # the first: ignored
+HEAD = {
+    "kind": "fcn", "channels": 8, "convolutions": 1, "concatenate_input": False, "dropout": 0.0,
+    "levels": {"blocks": "even", "scales": [1, 1]}, "auxiliary": {"level": 0, "channels": 8, "convolutions": 1, "dropout": 0.0},
+}  # fmt: skip
 PLACES = {"train": "training", "val": "validation"}
 
 
@@ -63,3 +67,34 @@ def write_scene_manifests(folder: Path, root: Path) -> dict[str, SceneManifest]:
     manifests = build_scene_manifests(scene_spec(), scene_machine(root))
     write_json(folder / "manifest.done", save_scene_manifests(folder, manifests))
     return manifests
+
+
+def add_segmentation(overlay: dict[str, Any], root: Path | str) -> None:
+    """Adds to the small study's overlay a table `transfer`: FCN on a backbone of hard labels and on one of random weights.
+
+    Args:
+        overlay: changed in place.
+        root: of `write_scenes(root, train=8, val=4)`.
+    """
+    overlay["segmentation_root"] = str(root)
+    overlay["caps"] |= {"iterations": 4, "segment_crop_px": 32, "batch_size": 4}
+    overlay["machine"] |= {"segment_micro_batch": 2, "segment_mem_mb": 1000, "max_job_hours": None}
+    rows = [
+        {"name": "random", "label": "random weights", "set": {"backbone": "random"}},
+        {"name": "hard", "label": "hard labels", "set": {}, "against": "random"},
+    ]
+    overlay["segmentation"] = {
+        "dataset": {
+            "name": "shapes", "num_classes": 3, "classes": "objectInfo.txt", "train_images": 8, "val_images": 4,
+            "image_size": [40, 56],
+        },
+        "heads": {"tiny": HEAD},
+        "testing": {"scales": [1.0], "flip": True},
+        "experiments": {
+            "transfer": {
+                "question": "Does a backbone that was trained help?", "paper": "none (ours)", "seeds": [0],
+                "set": {"model": "lvvit_small", "head": "tiny", "train.supervision": "hard"}, "rows": rows,
+            }
+        },
+    }  # fmt: skip
+    overlay["select"]["segmentation"] = ["transfer"]

@@ -15,11 +15,14 @@ from typing import Any
 from .plan import list_targets
 from .plan_jobs import Job, JobList
 from .planned import RESULTS, Run, Table
+from .segment_plan import SegmentationTable
 from .study import ANNOTATOR_ALONE, Study
 
 SHARE = 0.01  # of the training photographs
 PHOTOGRAPHS_A_CLASS = 4  # at least, on average
+ITERATIONS = 50  # of a training for segmentation, of each of its legs where it has some
 EXPERIMENT = "light"  # its only experiment; no path is made of the name
+SEGMENTATION = "light_segmentation"  # the same of segmentation
 FOLDER = RESULTS / "first_light"
 SUMMARY = RESULTS / "first_light.csv"
 
@@ -35,7 +38,9 @@ def plan_first_light(raw: Mapping[str, Any], study: Study) -> Study:
         ConfigError: as `Study.plan`.
     """
     changed = copy.deepcopy(dict(raw))
-    legs = "train_leg" in _jobs_by_rule(study)  # two epochs, so that there is a first leg and a last one
+    legs = not {"train_leg", "train_segmentation_leg"}.isdisjoint(
+        _jobs_by_rule(study)
+    )  # two epochs, so that there is a first leg and a last one
     images = max(math.ceil(SHARE * study.train_images), PHOTOGRAPHS_A_CLASS * study.config.dataset.num_classes)
     caps = dict(changed.get("caps") or {})
     caps |= {
@@ -46,7 +51,9 @@ def plan_first_light(raw: Mapping[str, Any], study: Study) -> Study:
     changed["caps"] = caps
     changed["labels"] = {**changed["labels"], "shards": 1}
     changed["machine"] = {**changed["machine"], "leg_epochs": 1 if legs else None}
+    caps["iterations"] = None  # the row says them
     rows = _rows(study)
+    segmenter = _segmenter_row(study, 2 if legs else 1)
     used = _annotator_of(rows, study)
     adapted = next((job.annotator for job in study.selected_labels if job.adapted), None)
     names = list(dict.fromkeys(name for name in (used, adapted) if name))
@@ -63,6 +70,19 @@ def plan_first_light(raw: Mapping[str, Any], study: Study) -> Study:
         }
     }
     changed["select"] = {**changed["select"], "annotators": names, "experiments": [EXPERIMENT], "segmentation": []}
+    if segmenter is not None:
+        changed["select"]["segmentation"] = [SEGMENTATION]
+        changed["segmentation"] = {
+            **changed["segmentation"],
+            "experiments": {
+                SEGMENTATION: {
+                    "question": "Does segmentation run here, and how long does it take?",
+                    "paper": "none (first light: a few steps, its mean IoU means nothing)",
+                    "seeds": [0],
+                    "rows": [segmenter],
+                }
+            },
+        }
     return Study.plan(changed)
 
 
@@ -77,8 +97,8 @@ def finished_first_light(raw: Mapping[str, Any], study: Study, base: Path) -> St
     return plan_first_light(raw, study) if (base / SUMMARY).exists() else None
 
 
-def _rows(study: Study) -> list[dict[str, Any]]:
-    """A training of the study, and a fine-tuning that follows it where the study has one."""
+def _trainings(study: Study) -> list[tuple[Run, dict[str, Any]]]:
+    """Runs of the study's rows and what a row says of them, those first that need most."""
     candidates = [
         (row.run, {**table.experiment.set, **row.differs})
         for table in study.selected_tables
@@ -89,6 +109,12 @@ def _rows(study: Study) -> list[dict[str, Any]]:
     candidates.sort(
         key=lambda found: (_has_labels(found[0]), _is_adapted(found[0]), bool(found[0].start)), reverse=True
     )
+    return candidates
+
+
+def _rows(study: Study) -> list[dict[str, Any]]:
+    """A training of the study, and a fine-tuning that follows it where the study has one."""
+    candidates = _trainings(study)
     if not candidates:
         return []
     run, choice = candidates[0]
@@ -99,6 +125,34 @@ def _rows(study: Study) -> list[dict[str, Any]]:
         {"name": "run", "label": "one training", "set": {**choice, "finetune_px": []}},
         {"name": "finetuned", "label": "and its fine-tuning", "set": {**choice, "finetune_px": sizes[:1]}},
     ]
+
+
+def _segmenter_row(study: Study, legs: int) -> dict[str, Any] | None:
+    """A short training for segmentation of the study, from the backbone of `_rows` where one has it; None where it has none."""
+    candidates = [(row.run.start, row, table) for table in study.selected_segmentations for row in table.rows]
+    if not candidates:
+        return None
+    trained = next((run for run, _ in _trainings(study)), None)
+    run_anyway = set()
+    while trained is not None:
+        run_anyway.add(trained.name)
+        trained = trained.start
+    _, row, table = max(
+        candidates,
+        key=lambda found: (found[0] is not None and found[0].name in run_anyway, found[0] is not None),
+    )
+    iterations = min(ITERATIONS, max(1, (study.config.caps.iterations or legs * ITERATIONS) // legs))
+    return {
+        "name": "segmenter",
+        "label": "one training for segmentation",
+        "set": {
+            **table.experiment.set,
+            **row.differs,
+            "segment.iterations": legs * iterations,
+            "segment.interval_iterations": iterations,
+            "segment.warmup_iterations": iterations // 5,
+        },
+    }
 
 
 def _has_labels(run: Run) -> bool:
@@ -121,10 +175,16 @@ def light_table(light: Study) -> Table:
     return light.tables[EXPERIMENT]
 
 
+def light_segmentation(light: Study) -> SegmentationTable | None:
+    """The first light's table of segmentation; None where the study selects none."""
+    return next(iter(light.selected_segmentations), None)
+
+
 def light_results(light: Study) -> list[str]:
     """Outputs of all its jobs on compute nodes: evaluations, labels of every annotator, their fidelity."""
     labels = [marker for job in light.selected_labels for marker in job.markers]
-    return [*light_table(light).inputs, *labels, *map(light.fidelity_of, light.selected_labels)]
+    segmenters = [path for table in light.selected_segmentations for path in table.inputs]
+    return [*light_table(light).inputs, *labels, *map(light.fidelity_of, light.selected_labels), *segmenters]
 
 
 def summary_document(study: Study, light: Study, local: Mapping[str, tuple[str, int]]) -> dict[str, Any]:

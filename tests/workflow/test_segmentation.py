@@ -10,14 +10,10 @@ from typing import Any
 
 import pytest
 
-from tests.scenes import write_scenes
+from tests.scenes import add_segmentation, write_scenes
 
 from .conftest import planned_jobs, run_snakemake
 
-HEAD = {
-    "kind": "fcn", "channels": 8, "convolutions": 1, "concatenate_input": False, "dropout": 0.0,
-    "levels": {"blocks": "even", "scales": [1, 1]}, "auxiliary": {"level": 0, "channels": 8, "convolutions": 1, "dropout": 0.0},
-}  # fmt: skip
 OWN = {"question": "Does a head of one level do?", "paper": "none (ours)", "seeds": [0, 1]}
 
 
@@ -40,28 +36,7 @@ def test_an_added_experiment_is_exactly_its_jobs(tmp_path: Path) -> None:
 def tiny(overlay: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
     """Overlay: eight scenes to train on; FCN on a backbone of hard labels and on one of random weights."""
     write_scenes(tmp_path / "scenes", train=8, val=4)
-    overlay["segmentation_root"] = str(tmp_path / "scenes")
-    overlay["caps"] |= {"iterations": 4, "segment_crop_px": 32, "batch_size": 4}
-    overlay["machine"] |= {"segment_micro_batch": 2, "segment_mem_mb": 1000, "max_job_hours": None}
-    rows = [
-        {"name": "random", "label": "random weights", "set": {"backbone": "random"}},
-        {"name": "hard", "label": "hard labels", "set": {}, "against": "random"},
-    ]
-    overlay["segmentation"] = {
-        "dataset": {
-            "name": "shapes", "num_classes": 3, "classes": "objectInfo.txt", "train_images": 8, "val_images": 4,
-            "image_size": [40, 56],
-        },
-        "heads": {"tiny": HEAD},
-        "testing": {"scales": [1.0], "flip": True},
-        "experiments": {
-            "transfer": {
-                "question": "Does a backbone that was trained help?", "paper": "none (ours)", "seeds": [0],
-                "set": {"model": "lvvit_small", "head": "tiny", "train.supervision": "hard"}, "rows": rows,
-            }
-        },
-    }  # fmt: skip
-    overlay["select"]["segmentation"] = ["transfer"]
+    add_segmentation(overlay, tmp_path / "scenes")
     return overlay
 
 

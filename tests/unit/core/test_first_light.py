@@ -8,7 +8,14 @@ from typing import Any
 import pytest
 
 from tokenlabel.core.errors import ConfigError
-from tokenlabel.core.first_light import light_results, light_table, plan_first_light, rule_of, summary_document
+from tokenlabel.core.first_light import (
+    light_results,
+    light_segmentation,
+    light_table,
+    plan_first_light,
+    rule_of,
+    summary_document,
+)
 from tokenlabel.core.study import Study
 
 
@@ -52,6 +59,31 @@ def test_adapted_annotators_legs_and_hard_labels(raw_config: dict[str, Any]) -> 
     _, light = both(raw_config)
     assert light.selected_labels == []
     assert [row.name for row in light_table(light).rows] == ["run"]
+
+
+def test_segmentation_starts_from_the_training_that_there_is(raw_config: dict[str, Any]) -> None:
+    raw_config["select"]["segmentation"] = ["segmentation_published", "segmentation"]
+    study, light = both(raw_config)
+    table = light_segmentation(light)
+    assert table is not None
+    (row,) = table.rows
+    assert row.run.start is light_table(light).rows[0].run
+    recipe = row.run.spec["recipe"]
+    assert (recipe["iterations"], recipe["interval_iterations"], recipe["warmup_iterations"]) == (50, 50, 10)
+    assert row.run.name not in study.segmentations
+    assert len({run.name for run in light.selected_runs}) == 2
+    rules = {rule["rule"]: rule for rule in summary_document(study, light, {})["rules"]}
+    assert (len(rules["train_segmentation"]["jobs"]), rules["train_segmentation"]["study_jobs"]) == (1, 10)
+    raw_config["select"]["segmentation"] = ["segmentation_published"]
+    _, light = both(raw_config)
+    table = light_segmentation(light)
+    assert table is not None
+    assert (table.rows[0].run.backbone, table.rows[0].run.start) == ("published", None)
+    raw_config["machine"]["leg_epochs"] = 1
+    _, light = both(raw_config)
+    table = light_segmentation(light)
+    assert table is not None
+    assert table.rows[0].run.epochs == 2
 
 
 def test_small_studies_and_caps_that_are_there(raw_config: dict[str, Any]) -> None:
