@@ -640,7 +640,8 @@ def plan_of_light_summary(wildcards):
         local["draw_label_maps"] = ("benchmarks/first_light/label_maps.tsv", 1)
     if light_segmentation(first_light()):
         local["make_segmentation_table"] = (
-            "benchmarks/first_light/segmentation.tsv", len(STUDY.selected_segmentations),
+            "benchmarks/first_light/segmentation.tsv",
+            len(STUDY.selected_segmentations),
         )
     return written_plan((LIGHT_SUMMARY, summary_document(STUDY, first_light(), local)))
 
