@@ -1,6 +1,7 @@
 """The plan, made once per parse, and every function that rules use. Imports tokenlabel.core only, never torch."""
 
 import functools
+import gc
 import os
 import shlex
 import sys
@@ -38,6 +39,9 @@ from tokenlabel.core.report_contents import (
 from tokenlabel.core.so_far import plan_comparison, plan_so_far
 from tokenlabel.core.staleness import stale_shards
 from tokenlabel.core.study import Study
+
+# a graph of thousands of jobs is millions of objects that stay; searching them for garbage again and again is a sixth of the planning
+gc.set_threshold(500_000, 50, 1000)
 
 
 def plan_study():
