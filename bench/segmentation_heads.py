@@ -5,12 +5,15 @@ usage: python bench/segmentation_heads.py [--repeats 3] [--batch 1] [--precision
 The segmenters of Tables 5 and 6 as config.yaml plans them: its heads, crops of 512 px and ADE20K's 150 classes. Sizes are counted
 from the code. Times are LV-ViT-S's, a step being forward and backward of both losses on random pixels. The whole segmenter and its
 backbone alone take turns; the share, of head and losses, is the median of the pairs, in processor seconds. `positions` is the
-interpolation of the position embedding, as a share of the backbone's forward pass.
+interpolation of the position embedding, as a share of the backbone's forward pass. `loss` is what the loss of one head adds to a
+process's largest resident memory, forward and backward, each number of photographs in a process of its own.
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
+import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -31,6 +34,7 @@ from tokenlabel.models import (
     create_segmenter,
 )
 from tokenlabel.models.transformer import interpolate_position_embedding
+from tokenlabel.segment.losses import pixel_cross_entropy
 
 ROWS = (
     "lvvit_s_fcn_token",
@@ -122,6 +126,24 @@ def step_row(spec: dict[str, Any], batch: int, repeats: int, precision: torch.dt
     }  # fmt: skip
 
 
+def loss_bytes(photographs: int, classes: int, crop_px: int) -> int:
+    """Bytes by which the loss of one head raises this process's largest resident memory."""
+    pixel_cross_entropy(torch.zeros(1, 2, 2, 2, requires_grad=True), torch.zeros(1, 4, 4, dtype=torch.long)).backward()
+    logits = torch.randn(photographs, classes, crop_px // 8, crop_px // 8, requires_grad=True)
+    masks = torch.randint(classes, (photographs, crop_px, crop_px))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    pixel_cross_entropy(logits, masks).backward()
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+
+
+def loss_row(spec: dict[str, Any], photographs: int) -> dict[str, Any]:
+    """Megabytes of the loss, measured where nothing was held before."""
+    classes, crop_px = spec["dataset"]["num_classes"], spec["recipe"]["crop_px"]
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        size = pool.apply(loss_bytes, (photographs, classes, crop_px))
+    return {"photographs": photographs, "classes": classes, "crop_px": crop_px, "loss_mb": size / 1e6}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=1, help="crops a step (default: %(default)s)")
@@ -142,6 +164,11 @@ def main() -> None:
         print("step", row)
         if lines:
             lines.add(kind="step", threads=args.threads, **row)
+    for photographs in (1, 2, 4):
+        row = loss_row(specs()[ROWS[0]], photographs)
+        print("loss", row)
+        if lines:
+            lines.add(kind="loss", **row)
 
 
 if __name__ == "__main__":

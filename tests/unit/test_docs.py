@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from campaign.faults import FAULTS
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
 
@@ -46,7 +48,7 @@ def line(**fields: Any) -> str:
 
 @pytest.fixture
 def storage(tables: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(tables, "BENCH", tmp_path)
+    monkeypatch.setattr("docs.table_kinds.BENCH", tmp_path)
     return tmp_path / "labels_storage.jsonl"
 
 
@@ -91,8 +93,8 @@ def test_what_a_page_may_not_have(tables: ModuleType, storage: Path, page: str, 
 def test_faults_are_counted_and_holes_refused(
     tables: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tables, "CAMPAIGN", tmp_path)
-    for name, fault in tables.FAULTS.items():
+    monkeypatch.setattr("docs.table_kinds.CAMPAIGN", tmp_path)
+    for name, fault in FAULTS.items():
         count = 50 if fault.place == "maps" else 1
         held = [count] * (fault.trials - 1) + [count - 1]
         (tmp_path / f"{name}.jsonl").write_text(
