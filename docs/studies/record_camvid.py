@@ -20,7 +20,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a script, this folder is where Python looks
 
 from bench.record import ResultLines
-from docs.studies.record_tinyimagenet20 import t_reach
+from docs.studies.paired_seeds import FEWEST, Row, by_arm, deviation, pair_up, t_reach, write_rows
 from tokenlabel.core.files import read_json
 from tokenlabel.core.study import Study
 
@@ -34,7 +34,6 @@ MEASURES = {
 }  # fmt: skip
 CLASS = "iou "  # before a class's name in a column of the CSV
 VIEWED, JPEG_QUALITY = (0, 33, 66, 100), 80  # photographs of the views: evenly over the held-out ones
-Row = dict[str, Any]
 
 
 def collect_runs(folder: Path) -> Iterator[Row]:
@@ -69,21 +68,19 @@ def read_runs(path: Path = CSV) -> list[Row]:
 
 def summarise(rows: list[Row]) -> Iterator[Row]:
     """The lines of the page's tables: every arm, every pair of arms over the seeds that both have, every class."""
-    arms: dict[str, dict[int, Row]] = {}
-    for row in rows:
-        arms.setdefault(row["arm"], {})[row["seed"]] = row
+    arms = by_arm(rows)
     for arm in arms.values():
         runs = list(arm.values())
         yield {
             "kind": "arm", "arm": runs[0]["arm"], "row": runs[0]["label"], "runs": len(runs),
             "iterations": runs[0]["iterations"],
             **{f"{name}_mean": statistics.fmean(run[name] for run in runs) for name in MEASURES},
-            **{f"{name}_sd": statistics.stdev(run[name] for run in runs) if len(runs) > 1 else None for name in MEASURES},
+            **{f"{name}_sd": deviation([run[name] for run in runs]) for name in MEASURES},
             "train_seconds": statistics.fmean(run["train_seconds"] for run in runs),
         }  # fmt: skip
     for (one, other), measure in itertools.product(PAIRS, MEASURES):
-        pairs = _pairs(arms, one, other)
-        if len(pairs) < 3:  # an interval over two seeds says nothing
+        pairs = pair_up(arms, one, other)
+        if not pairs:
             continue
         differences = [a[measure] - b[measure] for a, b in pairs]
         mean, reach = statistics.fmean(differences), t_reach(differences)
@@ -96,10 +93,10 @@ def summarise(rows: list[Row]) -> Iterator[Row]:
         means = {arm: _mean(runs.values(), column) for arm, runs in arms.items()}
         differences = [
             a[column] - b[column]
-            for a, b in _pairs(arms, "token", "hard")
+            for a, b in pair_up(arms, "token", "hard")
             if a[column] is not None and b[column] is not None
         ]
-        enough = len(differences) > 2
+        enough = len(differences) >= FEWEST
         reach = t_reach(differences) if enough else None
         mean = statistics.fmean(differences) if enough else None
         yield {
@@ -110,11 +107,6 @@ def summarise(rows: list[Row]) -> Iterator[Row]:
 
 def _class_columns(row: Row) -> list[str]:
     return [name for name in row if name.startswith(CLASS)]
-
-
-def _pairs(arms: dict[str, dict[int, Row]], one: str, other: str) -> list[tuple[Row, Row]]:
-    seeds = sorted(arms.get(one, {}).keys() & arms.get(other, {}).keys())
-    return [(arms[one][seed], arms[other][seed]) for seed in seeds]
 
 
 def _mean(runs: Any, name: str) -> float | None:
@@ -222,10 +214,7 @@ def draw_views(folder: Path, path: Path) -> None:
 def main(folder: Path) -> None:
     """Writes CSV, lines, figure and views."""
     rows = list(collect_runs(folder))
-    with open(CSV, "w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_rows(CSV, rows)
     rows = read_runs()
     lines = ResultLines("camvid", fresh=True)
     for line in summarise(rows):

@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import t as student_t
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run as a script, this folder is where Python looks
 
 from bench.record import ResultLines
+from docs.studies.paired_seeds import Row, by_arm, deviation, pair_up, t_reach, write_rows
 from tokenlabel.core.files import read_json
 from tokenlabel.core.planned import Run
 from tokenlabel.core.study import Study
@@ -38,7 +38,6 @@ PAIRS = (
 MEANS = ("top1", "class_top1", "token_agreement", "image_agreement", "token_kl")
 MEASURES = {"top1": "top-1 %", "token_agreement": "tokens that agree %"}
 RESAMPLES = 10_000
-Row = dict[str, Any]
 NUMBERS = ("train_images", "parameters_k", "seed", "epochs", "val_images", "train_seconds")
 
 
@@ -85,30 +84,26 @@ def summarise(rows: list[Row]) -> Iterator[Row]:
     for design in sorted({_design(row) for row in rows}):
         parameters_k, images = design
         about = {"train_images": images, "parameters_k": parameters_k}
-        arms: dict[str, dict[int, Row]] = {}
-        for row in rows:
-            if _design(row) == design:
-                arms.setdefault(row["arm"], {})[row["seed"]] = row
+        arms = by_arm(row for row in rows if _design(row) == design)
         for arm in arms.values():
             runs = list(arm.values())
             yield {
                 "kind": "arm", **about, "arm": runs[0]["arm"], "row": runs[0]["label"], "runs": len(runs),
                 "epochs": runs[0]["epochs"],
                 **{f"{name}_mean": _mean(runs, name) for name in MEANS},
-                **{f"{name}_sd": _deviation(runs, name) for name in MEASURES},
+                **{f"{name}_sd": deviation([run[name] for run in runs]) for name in MEASURES},
                 "head": runs[0]["token_head"],
             }  # fmt: skip
         for (one, other), measure in itertools.product(PAIRS, MEASURES):
-            seeds = sorted(arms.get(one, {}).keys() & arms.get(other, {}).keys())
-            if len(seeds) < 3:  # an interval over two seeds says nothing
+            pairs = pair_up(arms, one, other)
+            if not pairs:
                 continue
-            pairs = [(arms[one][seed], arms[other][seed]) for seed in seeds]
             differences = [a[measure] - b[measure] for a, b in pairs]
             mean, reach = statistics.fmean(differences), t_reach(differences)
             photographs = bootstrapped(pairs) if measure == "top1" else (None, None)
             yield {
                 "kind": "pair", **about, "pair": f"{pairs[0][0]['label']} - {pairs[0][1]['label']}", "arm": one,
-                "over": other, "measure": MEASURES[measure], "field": measure, "runs": len(seeds), "mean": mean,
+                "over": other, "measure": MEASURES[measure], "field": measure, "runs": len(pairs), "mean": mean,
                 "low": mean - reach, "high": mean + reach, "photographs_low": photographs[0],
                 "photographs_high": photographs[1],
             }  # fmt: skip
@@ -121,16 +116,6 @@ def _design(row: Row) -> tuple[int, int]:
 
 def _mean(runs: list[Row], name: str) -> float:
     return statistics.fmean(run[name] for run in runs)
-
-
-def _deviation(runs: list[Row], name: str) -> float | None:
-    return statistics.stdev(run[name] for run in runs) if len(runs) > 1 else None
-
-
-def t_reach(values: list[float]) -> float:
-    """Half of the 95 % interval of the mean, by Student's t."""
-    count = len(values)
-    return float(student_t.ppf(0.975, count - 1)) * statistics.stdev(values) / count**0.5
 
 
 def bootstrapped(pairs: list[tuple[Row, Row]]) -> tuple[float, float]:
@@ -221,10 +206,7 @@ def main(folders: list[Path]) -> None:
     rows: list[Row] = [row for folder in folders for row in collect_runs(folder)]
     made = {_design(row) for row in rows}
     rows += [row for row in read_runs() if _design(row) not in made]
-    with open(CSV, "w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_rows(CSV, rows)
     rows = read_runs()
     lines = ResultLines("tinyimagenet20", fresh=True)
     for line in summarise(rows):
