@@ -32,9 +32,9 @@ FIRST_COLUMNS = (
 HEADINGS = {
     "label": "setting", "top1_mean": "top-1 %", "top1_sd": "sd", "paper_top1": "paper's top-1 %", "top5_mean": "top-5 %",
     "real_top1_mean": "ReaL top-1 %", "parameters_m": "10⁶ parameters", "gmacs": "10⁹ multiply-adds", "gpu_hours": "GPU hours",
-    "miou_ss_mean": "mIoU % (single scale)", "miou_ss_sd": "sd", "paper_miou_ss": "paper's",
-    "miou_ms_mean": "mIoU % (multi-scale)", "miou_ms_sd": "sd", "paper_miou_ms": "paper's", "difference_miou_ms": "difference",
-    "gain_miou_ss_mean": "gain, single scale", "gain_miou_ms_mean": "gain, multi-scale", "against": "over",
+    "miou_ss_mean": "mIoU %, one scale", "miou_ss_sd": "sd", "paper_miou_ss": "paper's",
+    "miou_ms_mean": "mIoU %, multi", "miou_ms_sd": "sd", "paper_miou_ms": "paper's", "difference_miou_ms": "difference",
+    "gain_miou_ss_mean": "gain, one scale", "gain_miou_ms_mean": "gain, multi", "against": "over",
 }  # fmt: skip
 
 SCRIPT = """

@@ -51,7 +51,7 @@ def test_a_table_of_segmentation_leads_with_its_mean_iou(tmp_path: Path) -> None
         if "further" not in cell.split(">")[0]:
             heads.append(cell.split("<button>")[1].split("</button>")[0])
     assert heads == [
-        "setting", "state", "seeds", "mIoU % (single scale)", "sd", "mIoU % (multi-scale)", "gain, multi-scale", "over",
+        "setting", "state", "seeds", "mIoU %, one scale", "sd", "mIoU %, multi", "gain, multi", "over",
     ]  # fmt: skip
 
 
