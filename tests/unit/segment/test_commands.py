@@ -167,7 +167,9 @@ def test_a_prediction_gives_every_pixel_of_every_photograph_a_class(
             model, look.resized(image), size, look, device=CPU, precision=choose_precision("auto", CPU), batch=2
         )
         assert np.array_equal(ids, expected.numpy())
-        assert np.asarray(Image.open(out / f"{name}.overlay.png")).shape[1] == size[1]
+        height, width = np.asarray(Image.open(out / f"{name}.overlay.png")).shape[:2]
+        assert width == size[1] if size[1] > 80 else width > size[1]  # the names have to fit
+        assert height > size[0]
     with open(out / "classes.csv", encoding="utf-8", newline="") as file:
         table = list(csv.DictReader(file))
     assert [(line["id"], line["class"]) for line in table] == [("0", "wall"), ("1", "sky"), ("2", "tree")]
