@@ -412,6 +412,12 @@ def trainings_of_table(wildcards):
     return table.trainings + plan_of_table(table)
 
 
+def trainings_of_transfer(wildcards):
+    """The same for an experiment of segmentation."""
+    table = STUDY.segmentation_tables[wildcards.transfer]
+    return [run.done(seed) for run, seed in table.trainings] + plan_of_table(table)
+
+
 def results_of_published(wildcards):
     """Evaluations of the selected published checkpoints, and the plan that names them."""
     return STUDY.published.inputs + plan_of_table(STUDY.published)

@@ -138,6 +138,27 @@ rule make_segmentation_table:
         " --markdown {output.markdown} --figure {output.figure} --log {log}"
 
 
+use rule draw_curves as draw_segmentation_curves with:
+    input:
+        trainings_of_transfer,
+    output:
+        csv="results/figures/curves_{transfer}.csv",
+        figure=report(
+            "results/figures/curves_{transfer}.png",
+            caption="captions/segmentation_curves.rst",
+            **in_report("training curves"),
+        ),
+    log:
+        "logs/figures/curves_{transfer}.log",
+    benchmark:
+        "benchmarks/figures/curves_{transfer}.tsv"
+    params:
+        python=PYTHON,
+        plan=lambda wildcards: STUDY.segmentation_tables[wildcards.transfer].plan,
+        said=said_of_transfer,
+        about=ABOUT,
+
+
 rule draw_segmentation_views:
     """Photograph, tokens, segmentation and relevance side by side, of one segmenter and the run that its backbone comes from."""
     input:

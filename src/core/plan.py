@@ -180,6 +180,7 @@ def list_targets(study: Study, jobs: JobList) -> dict[tuple[str, str], list[str]
         path = "results/label_fidelity.csv"
         targets["label fidelity", f"snakemake {path}"] = [jobs.add_other(path, fidelity)]
     curves = [path for table in study.selected_tables for path in jobs.add_curves(table)]
+    curves += [path for segmentation in study.selected_segmentations for path in jobs.add_curves(segmentation)]
     if curves:
         targets["training curves", f"snakemake {curves[0]} ..."] = curves
     pages = [path for paths in list(targets.values())[len(study.selected_labels) + 1 :] for path in paths]

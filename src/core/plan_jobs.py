@@ -278,9 +278,10 @@ class JobList:
             before.append(self._add(run.result(seed), "evaluate", model, seconds, trained, guessed=guessed))
         return self.add_other(table.csv, before)
 
-    def add_curves(self, table: Table) -> list[str]:
+    def add_curves(self, table: Table | SegmentationTable) -> list[str]:
         """The figure of an experiment's training curves; none where nothing is trained."""
-        before = [self.add_run(row.run, seed) for row in table.rows if isinstance(row.run, Run) for seed in table.seeds]
+        runs = [row.run for row in table.rows if isinstance(row.run, Training)]
+        before = [self.add_run(run, seed) for run in runs for seed in table.seeds]
         return [self.add_other(path, before) for path in table.curves]
 
     def add_published(self) -> str:

@@ -130,6 +130,7 @@ def report_results(study: Study) -> tuple[Result, ...]:
         # the report shows every evaluation's page of overlays, and Snakemake fails where one is missing
         files = (transfer.csv, transfer.figure, *(run.overlays(seed) for run, seed in transfer.trainings))
         found.append(Result(transfer.name, *about, files, transfer.csv, transfer.so_far[0], selected=chosen))
+        found.append(Result(f"curves_{transfer.name}", *about, tuple(transfer.curves), "", "", selected=chosen))
         if transfer.viewed:
             about = (about[0], VIEWS, "Do tokens, segmentation and relevance lie where the things are?", about[3])
             found.append(Result(f"views_{transfer.name}", *about, (transfer.views,), "", "", selected=chosen))

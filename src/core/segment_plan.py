@@ -90,9 +90,9 @@ class SegmentationTable(ResultTable):
         return list(found.values())
 
     @property
-    def overlays(self) -> list[str]:
-        """Pages of overlays: of the first seed of every row."""
-        return list(dict.fromkeys(row.run.overlays(self.seeds[0]) for row in self.rows))
+    def curves(self) -> list[str]:
+        """Path of the figure of its training curves."""
+        return [str(RESULTS / "figures" / f"curves_{self.name}.png")]
 
     @property
     def views(self) -> str:

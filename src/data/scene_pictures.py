@@ -107,7 +107,7 @@ def largest_classes(masks: Sequence[NDArray[np.integer[Any]]], num_classes: int,
 
 
 def with_legend(picture: Image.Image, named: Sequence[int], classes: Sequence[str]) -> Image.Image:
-    """A picture with colour and name of some classes below it, in as many columns as fit.
+    """A picture with colour and name of some classes below it, in as many columns as fit; as broad as the longest name at least.
 
     Args:
         picture: RGB.
@@ -120,7 +120,8 @@ def with_legend(picture: Image.Image, named: Sequence[int], classes: Sequence[st
     columns = max(1, picture.width // entry)
     line = TEXT_PX + MARGIN_PX
     rows = -(-len(texts) // columns)
-    whole = Image.new("RGB", (picture.width, picture.height + (rows * line + MARGIN_PX if rows else 0)), "white")
+    size = max(picture.width, entry if rows else 0), picture.height + (rows * line + MARGIN_PX if rows else 0)
+    whole = Image.new("RGB", size, "white")
     whole.paste(picture)
     pen = ImageDraw.Draw(whole)
     colours = class_colours(len(classes))

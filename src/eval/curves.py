@@ -1,7 +1,8 @@
-"""Training curves of an experiment's runs: losses, validation accuracy and learning rate against the epoch.
+"""Training curves of an experiment's runs: losses, the measure of the validations and the learning rate against the epoch.
 
 Reads metrics.jsonl beside each evaluation that a table's plan names. Runs without one are left out; capped runs are marked.
 Called by `curves_command`.
+Runs are of classifiers or of segmenters, whose epochs are intervals of steps.
 """
 
 from __future__ import annotations
@@ -24,10 +25,13 @@ from ..engine.reporting import MetricsFile
 from .style import COLOURS, DASHES, add_legend, page, save, styled, words
 
 COLUMNS = ("steps", "learning_rate", "loss", "class_loss", "token_loss", "top1", "top5")
+SCENE_COLUMNS = ("steps", "learning_rate", "loss", "pixel_loss", "auxiliary_loss", "miou", "pixel_accuracy")
 PANELS = {
     "class_loss": "class loss (training)",
     "token_loss": "token loss (training)",
+    "pixel_loss": "pixel loss (training)",
     "top1": "top-1 accuracy (%, validation)",
+    "miou": "mean IoU (%, validation, single scale)",
     "learning_rate": "learning rate",
 }
 MARKED_EPOCHS = 40  # a line with at most so many has a dot at each
@@ -49,7 +53,7 @@ def collect_curves(table: dict[str, Any], base: Path) -> list[Curve]:
     """Reads the metrics of a table's runs.
 
     Args:
-        table: as `Table.as_json` writes it.
+        table: as `Table.as_json` or `SegmentationTable.as_json` writes it.
         base: the folder that its paths are relative to.
 
     Raises:
@@ -62,22 +66,29 @@ def collect_curves(table: dict[str, Any], base: Path) -> list[Curve]:
             if lines:
                 found.append(Curve(row["name"], row["label"], row["run"], int(seed), "; ".join(row["capped"]), lines))
     if not found:
+        place = base / "results" / ("segmentation" if _of_scenes(table) else "runs")
         raise DataError(
-            f"experiment {table['name']}: none of its {len(table['rows'])} runs has a metrics.jsonl under {base / 'results/runs'}. "
+            f"experiment {table['name']}: none of its {len(table['rows'])} runs has a metrics.jsonl under {place}. "
             "Train one first: run snakemake for the table."
         )
     return found
 
 
-def as_csv(curves: Sequence[Curve]) -> str:
+def _of_scenes(table: dict[str, Any]) -> bool:
+    """Whether the table's runs are segmenters."""
+    return table.get("stage") == "segment"
+
+
+def as_csv(table: dict[str, Any], curves: Sequence[Curve]) -> str:
     """Comma-separated text: a line per epoch, full precision, empty where something was not measured."""
+    columns = SCENE_COLUMNS if _of_scenes(table) else COLUMNS
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["name", "label", "run", "seed", "capped", "epoch", *COLUMNS])
+    writer.writerow(["name", "label", "run", "seed", "capped", "epoch", *columns])
     for curve in curves:
         identity = [curve.row, curve.label, curve.run, curve.seed, curve.capped]
         for line in curve.lines:
-            writer.writerow([*identity, int(line["epoch"]), *(line.get(name, "") for name in COLUMNS)])
+            writer.writerow([*identity, int(line["epoch"]), *(line.get(name, "") for name in columns)])
     return out.getvalue()
 
 
@@ -106,7 +117,7 @@ def curves_figure(table: dict[str, Any], curves: Sequence[Curve]) -> Figure:
     for axes in list(grid.flat)[len(panels) :]:
         axes.set_axis_off()
     for axes in grid.flat[max(len(panels) - 2, 0) : len(panels)]:  # the lowest of each column
-        axes.set_xlabel("epochs done")
+        axes.set_xlabel("intervals done" if _of_scenes(table) else "epochs done")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.tick_params(labelbottom=True)
     named = {curve.row: words(curve.label + (" (capped)" if curve.capped else "")) for curve in curves}

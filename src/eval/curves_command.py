@@ -25,6 +25,6 @@ def run(args: argparse.Namespace) -> int:
 
     curves = collect_curves(table, Path())
     draw_curves(table, curves, args.figure)
-    write_text(args.csv, as_csv(curves))
+    write_text(args.csv, as_csv(table, curves))
     logger.info("%s: %d runs", args.figure, len(curves))
     return 0

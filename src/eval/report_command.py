@@ -35,7 +35,8 @@ def run(args: argparse.Namespace) -> int:
     command = [
         sys.executable, "-m", "snakemake", str(args.pages), "--snakefile", str(args.snakefile), "--directory", ".",
         "--nolock", "--quiet", "all", "--report", str(temporary),
-        "--report-html-stylesheet-path", str(args.snakefile.parent / "rules" / "report.css"),
+        # not --report-html-stylesheet-path, which --report replaces by what this says
+        "--report-stylesheet", str(args.snakefile.parent / "rules" / "report.css"),
     ]  # fmt: skip
     if args.configfile:
         command += ["--configfile", *map(str, args.configfile)]

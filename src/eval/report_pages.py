@@ -25,12 +25,16 @@ from ..core.report_contents import damage
 FURTHER_LIBRARIES = ("snakemake", "torchmetrics", "fvcore", "matplotlib", "pydantic")
 # columns of a result table that are seen at first; the others come with a click
 FIRST_COLUMNS = (
-    "label", "state", "seeds", "top1_mean", "top1_sd", "paper_top1", "difference", "real_top1_mean", "parameters_m", "gmacs",
-    "gpu_hours", "capped",
+    "label", "state", "seeds", "top1_mean", "top1_sd", "paper_top1", "difference", "real_top1_mean",
+    "miou_ss_mean", "miou_ss_sd", "paper_miou_ss", "miou_ms_mean", "miou_ms_sd", "paper_miou_ms", "difference_miou_ms",
+    "gain_miou_ss_mean", "gain_miou_ms_mean", "against", "parameters_m", "gmacs", "gpu_hours", "capped",
 )  # fmt: skip
 HEADINGS = {
     "label": "setting", "top1_mean": "top-1 %", "top1_sd": "sd", "paper_top1": "paper's top-1 %", "top5_mean": "top-5 %",
     "real_top1_mean": "ReaL top-1 %", "parameters_m": "10⁶ parameters", "gmacs": "10⁹ multiply-adds", "gpu_hours": "GPU hours",
+    "miou_ss_mean": "mIoU %, one scale", "miou_ss_sd": "sd", "paper_miou_ss": "paper's",
+    "miou_ms_mean": "mIoU %, multi", "miou_ms_sd": "sd", "paper_miou_ms": "paper's", "difference_miou_ms": "difference",
+    "gain_miou_ss_mean": "gain, one scale", "gain_miou_ms_mean": "gain, multi", "against": "over",
 }  # fmt: skip
 
 SCRIPT = """

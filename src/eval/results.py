@@ -68,7 +68,7 @@ def read_result(path: Path, run: str) -> dict[str, Any]:
             f"{path}: measured with the evaluation settings {result['digest']!r}, its name says {expected!r}; it is of another "
             f"configuration. {REMEDY}"
         )
-    _check_training(path, result, run)
+    check_training(path, result, run)
     return result
 
 
@@ -157,10 +157,7 @@ def _check_present(path: Path, result: Mapping[str, Any], needed: Sequence[str])
 
 
 def _check_numbers(path: Path, result: Mapping[str, Any]) -> None:
-    """Looks at every number, so that one that nobody tabulates yet cannot hide a broken measurement."""
-    for name, value in _numbers(result):
-        if not math.isfinite(value):
-            raise DataError(f"{path}: {name} is {value}, which is no measurement. {REMEDY}")
+    check_finite(path, result)
     for name in ("digest", "weights_sha256"):
         if not isinstance(result.get(name, ""), str):
             raise DataError(f"{path}: {name} is {result[name]!r}; expected hexadecimal digits. {REMEDY}")
@@ -186,6 +183,17 @@ def _check_numbers(path: Path, result: Mapping[str, Any]) -> None:
             raise DataError(f"{path}: {name} is {value:g}; expected {legal}. {REMEDY}")
 
 
+def check_finite(path: Path, result: Mapping[str, Any]) -> None:
+    """Looks at every number, so that one that nobody tabulates yet cannot hide a broken measurement.
+
+    Raises:
+        DataError: names the first that is no number.
+    """
+    for name, value in _numbers(result):
+        if not math.isfinite(value):
+            raise DataError(f"{path}: {name} is {value}, which is no measurement. {REMEDY}")
+
+
 def _numbers(value: Any, name: str = "") -> Iterator[tuple[str, float]]:
     """Yields the dotted name and value of every number of a document."""
     if isinstance(value, Mapping):
@@ -198,8 +206,12 @@ def _numbers(value: Any, name: str = "") -> Iterator[tuple[str, float]]:
         yield name, value
 
 
-def _check_training(path: Path, result: Mapping[str, Any], run: str) -> None:
-    """Compares with the marker of the training beside it, where there is one."""
+def check_training(path: Path, result: Mapping[str, Any], run: str) -> None:
+    """Compares an evaluation with the marker of the training beside it, where there is one.
+
+    Raises:
+        DataError: the marker or the evaluation is of another training.
+    """
     marker = path.parent / "done.json"
     if not marker.exists():  # an annotator alone, or results without their runs
         return

@@ -1,7 +1,7 @@
 """What differs between two runs: every key of their specs, code, machine, photographs; and their results beside each other.
 
-Called by `tokenlabel status --diff`. Reads spec.json, summary.json, done.json, the manifest's marker and evaluations; what a
-run has not got yet is None.
+Called by `tokenlabel status --diff`, for classifiers and for segmenters. Reads spec.json, summary.json, done.json, the manifest's
+marker and evaluations; what a run has not got yet is None.
 """
 
 from __future__ import annotations
@@ -17,7 +17,13 @@ from ..core.files import read_json
 from ..core.identity import digest_of
 
 MACHINE = ("device", "precision", "processes", "micro_batch", "batch_size")
-RESULTS = ("final.top1", "best.top1", "epochs", "seconds", "images_per_s", "memory_mb", "resumed")
+RESULTS = (
+    "final.top1", "best.top1", "final.miou", "best.miou", "epochs", "seconds", "images_per_s", "memory_mb", "resumed",
+)  # fmt: skip
+KINDS = {
+    "runs": "data",
+    "segmentation": "scenes",
+}  # folders of runs under results/ -> where the manifests of what they read lie
 Pairs = dict[str, tuple[Any, Any]]
 
 
@@ -42,7 +48,7 @@ def compare_runs(base: Path, first: str, second: str) -> RunDifference:
 
     Args:
         base: folder that holds results/.
-        first: a folder, or a name under results/runs, with or without /seedN; without: its first seed.
+        first: a folder, or a name under results/runs or results/segmentation, with or without /seedN; without: its first seed.
         second: the other one.
 
     Raises:
@@ -65,8 +71,8 @@ def find_run(base: Path, name: str) -> Path:
     Raises:
         DataError: there is none.
     """
-    runs = base / "results" / "runs"
-    places = (Path(name), base / name, runs / name)
+    homes = [base / "results" / kind for kind in KINDS]
+    places = (Path(name), base / name, *(home / name for home in homes))
     for folder in places:
         if (folder / "spec.json").is_file():
             seeds = sorted(folder.glob("seed*"))
@@ -77,10 +83,10 @@ def find_run(base: Path, name: str) -> Path:
         if (folder.parent / "spec.json").is_file():
             there = sorted(path.name for path in folder.parent.glob("seed*"))
             raise DataError(f"{folder.parent}: no {folder.name}. It has: {', '.join(there) or 'no seed yet'}.")
-        if folder.is_dir() and folder.parent.resolve() == runs.resolve():
+        if folder.is_dir() and folder.parent.resolve() in [home.resolve() for home in homes]:
             raise DataError(f"{folder}: no spec.json, so the run cannot be compared. Snakemake writes it anew.")
-    known = [path.parent.name for path in runs.glob("*/spec.json")]
-    raise DataError(str(unknown_name("run", name, known, str(runs))))
+    known = [path.parent.name for home in homes for path in home.glob("*/spec.json")]
+    raise DataError(str(unknown_name("run", name, known, " and ".join(map(str, homes)))))
 
 
 def flattened(document: Any, path: str = "") -> dict[str, Any]:
@@ -113,7 +119,8 @@ def _facts(base: Path, folder: Path, problems: list[str]) -> dict[str, dict[str,
         )
     summary, done = flattened(read(folder / "summary.json")), read(folder / "done.json")
     data = spec.get("dataset") or {}
-    manifest = read(base / "results" / "data" / f"{data.get('name')}-{digest_of(data)}" / "manifest.done")
+    kind = "segmentation" if spec.get("stage") == "segment" else "runs"
+    manifest = read(base / "results" / KINDS[kind] / f"{data.get('name')}-{digest_of(data)}" / "manifest.done")
     results = {name: summary[name] for name in RESULTS if name in summary}
     for path in sorted(folder.glob("evaluation-*.json")):
         results |= {
@@ -144,6 +151,7 @@ def _pairs(first: Mapping[str, Any], second: Mapping[str, Any]) -> Pairs:
 
 
 def _shown(base: Path, folder: Path) -> str:
-    with contextlib.suppress(ValueError):
-        return folder.resolve().relative_to((base / "results" / "runs").resolve()).as_posix()
+    for kind in KINDS:
+        with contextlib.suppress(ValueError):
+            return folder.resolve().relative_to((base / "results" / kind).resolve()).as_posix()
     return str(folder)

@@ -1,13 +1,13 @@
 """Reads the evaluation of one segmenter and refuses what is none of the run whose folder it lies in; called by tables and status.
 
-Guarantees that the numbers that tables take are finite percentages, measured with the settings that the file's name says, and
-that no two seeds are one. Nothing is mended or left out: the first defect is one line with file and remedy.
+Guarantees that every number is finite, that those which tables take are percentages, measured with the settings that the file's
+name says of the training that lies beside it, and that no two seeds are one. Nothing is mended or left out: the first
+defect is one line with file and remedy.
 """
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +15,7 @@ from typing import Any
 
 from ..core.errors import DataError
 from ..core.files import read_json
-
-REMEDY = "Delete it and run snakemake again."
+from .results import REMEDY, check_finite, check_training
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ def read_segmentation(path: Path, run: str) -> SegmentationResult:
 
     Raises:
         FileNotFoundError: there is none.
-        DataError: it is damaged, incomplete, of another evaluation, run or seed, or a number is none that can be.
+        DataError: it is damaged, incomplete, of another evaluation, run, seed or training, or a number is none that can be.
     """
     try:
         found = read_json(path)
@@ -70,13 +69,15 @@ def read_segmentation(path: Path, run: str) -> SegmentationResult:
                 f"{path}: {name} is {json.dumps(found.get(name))}, its place says {json.dumps(expected)}; it is of another "
                 f"evaluation, or the folder was copied. {REMEDY}"
             )
+    check_finite(path, found)
+    check_training(path, found, run)
     return SegmentationResult(
         miou_ss=_share(path, found, "single", "miou"),
         pixel_acc_ss=_share(path, found, "single", "pixel_accuracy"),
         miou_ms=_share(path, found, "multi", "miou"),
         pixel_acc_ms=_share(path, found, "multi", "pixel_accuracy"),
-        parameters_m=_number(path, found, "parameters_m"),
-        images=int(_number(path, found, "images")),
+        parameters_m=_number(path, found, "parameters_m", above_zero=True),
+        images=int(_number(path, found, "images", above_zero=True)),
         skipped=int(_number(path, found, "skipped")),
         seed=int(found["seed"]),
     )
@@ -115,8 +116,9 @@ def _share(path: Path, found: Mapping[str, Any], scale: str, name: str) -> float
     return float(value)
 
 
-def _number(path: Path, found: Mapping[str, Any], name: str) -> float:
+def _number(path: Path, found: Mapping[str, Any], name: str, *, above_zero: bool = False) -> float:
     value = found.get(name)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
-        raise DataError(f"{path}: {name} is {value!r}; expected a number, 0 or above. {REMEDY}")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0 or (above_zero and not value):
+        legal = "above 0" if above_zero else "0 or above"
+        raise DataError(f"{path}: {name} is {value!r}; expected a number {legal}. {REMEDY}")
     return float(value)

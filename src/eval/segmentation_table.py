@@ -136,11 +136,8 @@ def _row(
     other = measured.get(row["against"]) if row["against"] else None
     pairs = [(own[seed], other[seed]) for seed in own if seed in other] if other else []
     for measure in ("miou_ss", "miou_ms"):
-        gains = [
-            here - there
-            for one, two in pairs
-            if (here := getattr(one, measure)) is not None and (there := getattr(two, measure)) is not None
-        ]
+        here, there = (_values([pair[side] for pair in pairs], measure) for side in (0, 1))
+        gains = [one - two for one, two in zip(here, there, strict=False)]  # none where a pair had nothing to measure
         numbers[f"gain_{measure}_mean"], numbers[f"gain_{measure}_sd"] = _mean(gains), _deviation(gains)
     hours = [gpu_hours(base, [row["run"]], int(seed), kind="segmentation") for seed in own]
     spent = [found for found in hours if found is not None]

@@ -55,10 +55,8 @@ def run(args: argparse.Namespace) -> int:
         found = _measure(args.run_folder, spec, machine, manifest, args.out.with_suffix(".png"))
         counts["images"] = found["images"]
         for name in ("single", "multi"):
-            logger.info(
-                "%s scale: mIoU %.2f %%, pixel accuracy %.2f %% of %d scenes",
-                name, found[name]["miou"], found[name]["pixel_accuracy"], found["images"],
-            )  # fmt: skip
+            miou, accuracy = ("none" if share is None else f"{share:.2f} %" for share in found[name].values())
+            logger.info("%s scale: mIoU %s, pixel accuracy %s of %d scenes", name, miou, accuracy, found["images"])
         write_text(classes_file(args.out), classes_csv(found["classes"]))
         write_json(
             args.out,

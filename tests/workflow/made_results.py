@@ -30,8 +30,8 @@ def make_results(directory: Path, config: dict[str, Any]) -> Study:
         for path in table.curves:
             draw_picture(directory / path)
     results = directory / "results"
-    for name in ("label_fidelity", "label_maps"):
-        draw_picture(results / "figures" / f"{name}.png")
+    draw_picture(results / "figures" / "label_fidelity.png")
+    draw_picture(results / "figures" / "label_maps.png", height=2400)  # higher than a window, as it is
     with (results / "label_fidelity.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["annotator", "cosine"])
@@ -39,10 +39,10 @@ def make_results(directory: Path, config: dict[str, Any]) -> Study:
     return study
 
 
-def draw_picture(path: Path) -> None:
+def draw_picture(path: Path, height: int = 120) -> None:
     """A small picture that decodes."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.linspace(0, 255, 120 * 200, dtype=np.uint8).reshape(120, 200)).save(path)
+    Image.fromarray(np.linspace(0, 255, height * 200, dtype=np.uint8).reshape(height, 200)).save(path)
 
 
 def _evaluation(path: str, number: int) -> dict[str, Any]:

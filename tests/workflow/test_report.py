@@ -109,6 +109,8 @@ def test_every_figure_opens_and_decodes(report: Browser) -> None:
         assert report.evaluate(f"{image}.naturalWidth") > 100, path
         width = report.evaluate(f"{image}.getBoundingClientRect().right")
         assert width <= report.evaluate("innerWidth"), f"{path} runs out of the window"
+        top = report.evaluate(f"{image}.getBoundingClientRect().top")
+        assert top >= 0, f"the top of {path} is cut off, and no scrolling shows it"
 
 
 @needs_browser

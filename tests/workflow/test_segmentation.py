@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from tests.scenes import add_segmentation, write_scenes
 
@@ -31,6 +32,12 @@ def test_an_added_experiment_is_exactly_its_jobs(tmp_path: Path) -> None:
         "evaluate_segmentation": 6, "make_segmentation_table": 1,
     }  # fmt: skip
 
+    curves = run_snakemake(tmp_path, "-n", "results/figures/curves_own.png", overlay=overlay)
+    assert planned_jobs(curves) == {
+        "make_manifest": 1, "annotate_shard": 64, "train_run": 2, "make_scene_manifest": 1, "train_segmentation": 6,
+        "draw_segmentation_curves": 1,
+    }  # fmt: skip
+
 
 @pytest.fixture
 def tiny(overlay: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
@@ -41,7 +48,9 @@ def tiny(overlay: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
 
 
 def test_a_tiny_study_runs_from_masks_to_its_table(tiny: dict[str, Any], tmp_path: Path) -> None:
-    finished = run_snakemake(tmp_path, "results/transfer.csv", "--cores", "2", overlay=tiny)
+    tiny["machine"]["validate_every_epochs"] = 1
+    made = ["results/transfer.csv", "results/figures/curves_transfer.png", "results/figures/transfer_views.png"]
+    finished = run_snakemake(tmp_path, *made, "--cores", "2", overlay=tiny)
     assert finished.returncode == 0, finished.stderr[-5000:]
     random, hard = csv.DictReader(io.StringIO((tmp_path / "results" / "transfer.csv").read_text(encoding="utf-8")))
     assert (random["state"], hard["state"], hard["against"], hard["gain_seeds"]) == ("done", "done", "random", "1")
@@ -57,6 +66,13 @@ def test_a_tiny_study_runs_from_masks_to_its_table(tiny: dict[str, Any], tmp_pat
     (evaluation,) = (folder / "seed0").glob("evaluation-*.json")
     assert {path.suffix for path in (folder / "seed0").glob("evaluation-*")} == {".json", ".csv", ".png"}
     assert json.loads(evaluation.read_text(encoding="utf-8"))["images"] == 4
+    with (tmp_path / "results/figures/curves_transfer.csv").open(encoding="utf-8", newline="") as file:
+        curves = list(csv.DictReader(file))
+    assert [(line["name"], line["epoch"]) for line in curves] == [("random", "0"), ("hard", "0")]
+    assert all(float(line["pixel_loss"]) > 0 and 0 <= float(line["miou"]) <= 100 for line in curves)
+    for name in ("curves_transfer", "transfer_views"):
+        with Image.open(tmp_path / "results" / "figures" / f"{name}.png") as figure:
+            assert figure.width > 600
     tiny["segmentation_root"] = "/moved"  # where the scenes are changes no number
     tiny["segmentation"]["testing"]["flip"] = False
     measured_anew = planned_jobs(run_snakemake(tmp_path, "-n", "results/transfer.csv", overlay=tiny))

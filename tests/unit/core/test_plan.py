@@ -71,6 +71,14 @@ def test_every_target_has_a_row_and_shared_parts_are_paid_for_once(raw_config: R
     assert all(row.basis == "estimate" for row in plan.rows)
 
 
+def test_curves_of_segmenters_are_among_the_jobs_of_the_report(raw_config: Raw) -> None:
+    raw_config["select"]["segmentation"] = ["segmentation"]
+    plan = price(raw_config)
+    assert row_of(plan, "training curves").additional_gpu_hours == 0
+    assert row_of(plan, "training curves").hours["segment"] > 0
+    assert row_of(plan, "report").jobs == 761  # as `snakemake -n all` counts them, but for the rule `all` itself
+
+
 def test_hours_are_operations_over_the_achieved_rate(two: Raw) -> None:
     """By hand: 310 epochs of 1,281,167 photographs, 6.55 G multiply-adds, forward factor 3, 31 validations."""
     plan = price(two)

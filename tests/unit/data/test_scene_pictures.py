@@ -65,3 +65,12 @@ def test_legend_stands_below_the_picture_in_the_classes_colours() -> None:
     assert tuple(class_colours(3)[0].tolist()) in seen
     assert tuple(class_colours(3)[1].tolist()) not in seen
     assert with_legend(picture, [], ["sky"]).tobytes() == picture.tobytes()
+
+
+def test_a_narrow_pictures_legend_is_not_cut_off() -> None:
+    names = ["sky", "pedestrian crossing"]
+    broad, narrow = (with_legend(Image.new("RGB", (width, 50)), [1, 0], names) for width in (400, 20))
+    words = [(np.asarray(whole)[50:].sum(-1) < 300).sum() for whole in (broad, narrow)]  # black
+    assert words[0] == words[1] > 0
+    assert narrow.getpixel((19, 49)) == (0, 0, 0)
+    assert narrow.getpixel((20, 49)) == (255, 255, 255)

@@ -53,7 +53,7 @@ def write_metrics(base: Path, table: dict[str, Any], rows: slice = slice(None), 
 def test_the_csv_has_every_epoch_of_every_run_and_no_step(raw_config: dict[str, Any], tmp_path: Path) -> None:
     table = plan(raw_config, "ablation_supervision")
     write_metrics(tmp_path, table)
-    lines = list(csv.DictReader(io.StringIO(as_csv(collect_curves(table, tmp_path)))))
+    lines = list(csv.DictReader(io.StringIO(as_csv(table, collect_curves(table, tmp_path)))))
     assert len(lines) == len(table["rows"]) * 2 * 4
     third = lines[8 + 4 + 1]  # second row, seed 1, epoch 1
     assert (third["name"], third["seed"], third["epoch"]) == (table["rows"][1]["name"], "1", "1")
@@ -99,6 +99,47 @@ def test_the_command_writes_both_files(
     assert (tmp_path / "c.csv").read_text().count("\n") == 1 + 3 * 2 * 4
     with Image.open(tmp_path / "c.png") as image:
         assert image.format == "PNG"
+
+
+def test_segmenters_have_their_own_losses_and_measure(raw_config: dict[str, Any], tmp_path: Path) -> None:
+    planned = Study.plan(raw_config).segmentation_tables["segmentation"]
+    table = planned.as_json()
+    assert planned.curves == ["results/figures/curves_segmentation.png"]
+    with pytest.raises(
+        DataError, match=r"segmentation: none of its 6 runs has a metrics\.jsonl under .*/results/segmentation\."
+    ):
+        collect_curves(table, tmp_path)
+    for row in table["rows"][:2]:
+        (evaluation,) = row["seeds"].values()
+        (tmp_path / evaluation).parent.mkdir(parents=True)
+        file = MetricsFile((tmp_path / evaluation).parent / "metrics.jsonl")
+        for interval in range(3):
+            file.append({"epoch": interval, "step": 1, "loss": 99.0})
+            line = {
+                "epoch": interval,
+                "steps": 4000,
+                "learning_rate": 1e-5,
+                "loss": 2.0,
+                "pixel_loss": 1.5 - interval / 4,
+            }
+            file.append(line | ({"miou": 40.0 + interval, "pixel_accuracy": 80.0} if interval else {}))
+    curves = collect_curves(table, tmp_path)
+    lines = list(csv.DictReader(io.StringIO(as_csv(table, curves))))
+    assert [(line["pixel_loss"], line["miou"]) for line in lines] == [
+        ("1.5", ""),
+        ("1.25", "41.0"),
+        ("1.0", "42.0"),
+    ] * 2
+    assert "top1" not in lines[0]
+    with styled():
+        figure = curves_figure(table, curves)
+        assert_text_on_page(figure)
+    loss, miou, rate = figure.axes[:3]
+    assert [axes.get_title(loc="left") for axes in (loss, miou, rate)] == [
+        "pixel loss (training)", "mean IoU (%, validation, single scale)", "learning rate",
+    ]  # fmt: skip
+    assert list(miou.get_lines()[0].get_xdata()) == [2, 3]
+    assert rate.get_xlabel() == "intervals done"
 
 
 def test_every_training_of_a_table_is_awaited_once_and_tables_without_one_have_no_curves(

@@ -41,6 +41,20 @@ def test_a_table_leads_with_what_is_read_first_and_leaves_out_empty_columns(tmp_
     assert 'class="problem"' not in page
 
 
+def test_a_table_of_segmentation_leads_with_its_mean_iou(tmp_path: Path) -> None:
+    head = (
+        "name,label,state,seeds,miou_ss_mean,miou_ss_sd,pixel_acc_ss_mean,miou_ms_mean,against,gain_miou_ms_mean,run\n"
+    )
+    write(tmp_path, "results/beta.csv", head + "token,token labels,done,3,30.94,1.50,76.90,32.20,hard,0.80,r\n")
+    heads, seen = [], make_pages(contents(), tmp_path)["beta"].split("<tr>")[1]
+    for cell in seen.split("<th")[1:]:
+        if "further" not in cell.split(">")[0]:
+            heads.append(cell.split("<button>")[1].split("</button>")[0])
+    assert heads == [
+        "setting", "state", "seeds", "mIoU %, one scale", "sd", "mIoU %, multi", "gain, multi", "over",
+    ]  # fmt: skip
+
+
 def test_a_table_of_another_kind_keeps_its_columns_as_they_are(tmp_path: Path) -> None:
     write(tmp_path, "results/beta.csv", "target,jobs,gpu_hours\nmain,86,10550.33\n")
     page = make_pages(contents(), tmp_path)["beta"]

@@ -123,7 +123,11 @@ def test_a_capped_row_and_other_scenes_have_no_difference(raw_config: Raw, tmp_p
             "single.miou is 101.0; expected between 0 and 100 percent",
         ),
         ({"multi": {}}, "no multi.miou"),
-        ({"parameters_m": float("nan")}, "parameters_m is nan; expected a number"),
+        ({"parameters_m": float("nan")}, "parameters_m is nan, which is no measurement"),
+        ({"parameters_m": "30"}, "parameters_m is '30'; expected a number above 0"),
+        ({"images": 0}, "images is 0; expected a number above 0"),
+        ({"multi": {"miou": float("nan"), "pixel_accuracy": 80.0}}, "multi.miou is nan, which is no measurement"),
+        ({"classes": [{"iou": float("inf")}]}, "classes[0].iou is inf, which is no measurement"),
     ],
 )
 def test_what_is_no_evaluation_of_the_run_is_refused(table: Raw, tmp_path: Path, changes: Raw, said: str) -> None:
@@ -133,6 +137,44 @@ def test_what_is_no_evaluation_of_the_run_is_refused(table: Raw, tmp_path: Path,
     assert said in str(caught.value)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"seconds": 61.0}, "train_seconds 60.0 is not that of the training beside it (61.0 in done.json)"),
+        ({"digest": "00000000"}, "of the run '00000000', but its folder belongs to"),
+        ({"seed": 1}, "of seed 1, but it lies in seed0"),
+    ],
+)
+def test_an_evaluation_of_another_training_than_the_one_beside_it_is_refused(
+    table: Raw, tmp_path: Path, changes: Raw, said: str
+) -> None:
+    """As after a training that was made anew: its evaluation waits for no marker's time, so nothing else would tell."""
+    path = finish(tmp_path, table["rows"][0], 0, 46.0, train_seconds=60.0)
+    marker = {"digest": table["rows"][0]["run"].rsplit("-", 1)[-1], "seed": 0, "seconds": 60.0}
+    write_json(path.parent / "done.json", marker)
+    assert collect_segmentation(table, tmp_path, complete=False)[0].seeds == 1
+    write_json(path.parent / "done.json", marker | changes)
+    with pytest.raises(DataError) as caught:
+        collect_segmentation(table, tmp_path, complete=False)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("content", ["", '{"digest": "', "[]", "\xff"])
+def test_a_half_written_evaluation_is_refused_by_name(table: Raw, tmp_path: Path, content: str) -> None:
+    path = finish(tmp_path, table["rows"][0], 0, 46.0)
+    path.write_bytes(content.encode("latin-1"))
+    with pytest.raises(DataError, match=r"evaluation-\w+\.json: .* Delete it and run snakemake again\."):
+        collect_segmentation(table, tmp_path, complete=False)
+
+
+def test_seeds_without_anything_to_measure_make_no_mean_and_no_gain(table: Raw, tmp_path: Path) -> None:
+    fill(tmp_path, table)
+    finish(tmp_path, table["rows"][1], 1, 47.6, single={"miou": None, "pixel_accuracy": None})
+    token = collect_segmentation(table, tmp_path, complete=False)[1]
+    assert (token.miou_ss_mean, token.gain_miou_ss_mean, token.gain_seeds) == (None, None, 2)
+    assert token.gain_miou_ms_mean == pytest.approx(1.2)
 
 
 def test_what_is_missing_or_of_other_scenes_is_named(table: Raw, tmp_path: Path) -> None:
@@ -148,7 +190,8 @@ def test_status_knows_trainings_evaluations_and_what_nothing_needs(study: Study,
     run, seed = study.segmentation_tables["segmentation"].trainings[0]
     assert run.start is not None
     write_json(tmp_path / run.scenes.marker, {})
-    write_json(tmp_path / run.done(seed), {})
+    marker = {"digest": run.name.rsplit("-", 1)[-1], "seed": seed}
+    write_json(tmp_path / run.done(seed), marker)
     finish(tmp_path, table["rows"][0], seed, 46.0)
     write_json(tmp_path / "results/segmentation/lvvit_s-old-12345678/seed0/done.json", {})
     status = gather(tmp_path, study, "here", look_s=0.0)
@@ -160,4 +203,4 @@ def test_status_knows_trainings_evaluations_and_what_nothing_needs(study: Study,
     (unused,) = status.unreferenced
     assert (unused.folder, unused.why) == ("results/segmentation/lvvit_s-old-12345678", "of another configuration")
     assert not status.problems
-    assert read_json(tmp_path / run.done(seed)) == {}
+    assert read_json(tmp_path / run.done(seed)) == marker

@@ -494,6 +494,42 @@ def test_two_runs_beside_each_other(place: Workplace, capsys: pytest.CaptureFixt
         assert "Did you mean" not in error
 
 
+def test_two_segmenters_beside_each_other(raw_config: Raw, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = Study.plan(raw_config).segmentation_tables["segmentation"].rows
+    runs = [row.run for row in rows if row.head == "upernet"][:2]  # own labels, token labels
+    for run, miou in zip(runs, (46.5, 47.9), strict=True):
+        folder = tmp_path / run.folder
+        write_json(tmp_path / run.document[0], run.spec)
+        write_json(folder / "seed0" / "summary.json", {"final": {"epoch": 39, "miou": miou}, "device": "cuda"})
+        write_json(tmp_path / run.result(0), {"single": {"miou": miou}, "images": 2000, "seconds": 1.0})
+    write_json(tmp_path / runs[0].scenes.marker, {"splits": {"val": {}}})
+    difference = compare_runs(tmp_path, runs[0].name, f"{runs[1].name}/seed0")
+    assert (difference.first, difference.second) == tuple(f"{run.name}/seed0" for run in runs)
+    assert list(difference.groups["settings"]) == ["start"]
+    assert difference.groups["data"] == {}
+    assert difference.groups["results"]["final.miou"] == (46.5, 47.9)
+    evaluation = Path(runs[0].result(0)).stem
+    assert difference.groups["results"][f"{evaluation}.single.miou"] == (46.5, 47.9)
+    assert difference.groups["results"][f"{evaluation}.images"] == (2000, 2000)
+    place = compare_runs(tmp_path, f"results/segmentation/{runs[0].name}", str(tmp_path / runs[1].folder / "seed0"))
+    assert place.groups == difference.groups
+    assert main(["status", "--directory", str(tmp_path), "--diff", runs[0].name[:-1], runs[1].name]) == 2
+    assert f"Did you mean '{runs[0].name}'" in capsys.readouterr().err
+
+
+def test_the_manifest_of_a_segmenter_is_that_of_its_scenes(raw_config: Raw, tmp_path: Path) -> None:
+    first = Study.plan(raw_config).segmentation_tables["segmentation"].rows[0].run
+    raw_config["segmentation"]["dataset"]["version"] = "other"
+    second = Study.plan(raw_config).segmentation_tables["segmentation"].rows[0].run
+    for run, scenes in ((first, 2000), (second, 1999)):
+        write_json(tmp_path / run.document[0], run.spec)
+        write_json(tmp_path / run.scenes.marker, {"splits": {"val": {"images": scenes}}})
+    difference = compare_runs(tmp_path, first.name, second.name)
+    assert list(difference.groups["settings"]) == ["dataset.release"]
+    before, after = difference.groups["data"]["manifest"]
+    assert None not in (before, after)
+
+
 def test_a_run_without_an_end_and_a_torn_file_are_compared_as_far_as_they_go(place: Workplace) -> None:
     for run in (place.exact, place.residual[0]):
         write_json(place.base / run.document[0], run.spec)

@@ -115,6 +115,28 @@ def test_scales_are_averaged_as_probabilities(tiny: Make) -> None:
     torch.testing.assert_close(at(2.0), logits[0].softmax(dim=0))
 
 
+@pytest.mark.parametrize("size", [(48, 64), (47, 61), (20, 75), (5, 7)])
+def test_windows_scales_and_mirror_images_together_are_what_they_are_by_hand(tiny: Make, size: tuple[int, int]) -> None:
+    """Sides that no window, step or token divides, and such as are smaller than a window or a token."""
+    model, image, window, stride = small(tiny()).eval(), torch.randn(3, *size), 32, 20
+    parts = []
+    for scale in (0.75, 1.0, 1.25):
+        height, width = (round(side * scale) for side in size)
+        scaled = nn.functional.interpolate(image[None], size=(height, width), mode="bilinear", antialias=True)[0]
+        for turned in (scaled, scaled.flip(2)):
+            total, count = torch.zeros(model.num_classes, height, width), torch.zeros(height, width)
+            for bottom in {min(top + window, height) for top in range(0, max(height - window + stride, 1), stride)}:
+                for right in {min(left + window, width) for left in range(0, max(width - window + stride, 1), stride)}:
+                    place = slice(max(bottom - window, 0), bottom), slice(max(right - window, 0), right)
+                    with torch.no_grad():
+                        total[:, *place] += model(turned[None, :, *place])[0]
+                    count[place] += 1
+            logits = total / count if turned is scaled else (total / count).flip(2)
+            parts.append(nn.functional.interpolate(logits[None], size=size, mode="bilinear")[0].softmax(0))
+    found = predict(model, image, window_px=window, stride_px=stride, scales=(0.75, 1.0, 1.25), flip=True, batch=2)
+    torch.testing.assert_close(found, torch.stack(parts).mean(0))
+
+
 def test_large_constant_regions_survive_every_scale() -> None:
     """Left half one colour, right half another: at any scale the halves stay where they are."""
     model, image = NoContext(), torch.zeros(3, 32, 64)
