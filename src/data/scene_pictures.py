@@ -2,7 +2,7 @@
 
 A class has the same colour in every picture of every model, whatever else is in it and however many classes there are; ids
 outside the classes (ignored pixels) are grey. Called by segmentation's evaluation and prediction and by `visualise`; never
-reads a file. Colours: each one as far as possible from all before it in CIELAB (CIE 1976), so the first dozen differ most.
+reads a file. Colours: Kelly's of maximum contrast, then each one as far as possible from all before it in CIELAB (CIE 1976).
 """
 
 from __future__ import annotations
@@ -16,6 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+# K. L. Kelly, Twenty-two colors of maximum contrast (1965): his first six stand first, also for readers who do not tell red from
+# green; white, black, grey and two more yellows are left out, and those nearest to others come last
+KELLY = (
+    "f3c300", "875692", "f38400", "a1caf1", "be0032", "c2b280", "008856", "e68fac", "0067a5", "8db600", "882d17", "2b3d26",
+    "f99379", "604e97", "654522", "e25822", "b3446c",
+)  # fmt: skip
 IGNORED_COLOUR = (128, 128, 128)
 OPACITY = 0.6  # of a class over its photograph: both can be made out
 LEVELS = 16  # of each channel among which colours are looked for: 4,096 in all, of which the darkest are left out
@@ -36,20 +42,22 @@ def class_colours(count: int) -> NDArray[np.uint8]:
 def _colours_up_to(count: int) -> tuple[tuple[int, int, int], ...]:
     levels = np.linspace(0, 255, LEVELS).round()
     choice = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(-1, 3)
-    lab = _lab(choice)
+    lab = lab_of(choice)
     chroma = np.hypot(lab[:, 1], lab[:, 2])
     usable = (lab[:, 0] >= DARKEST) & (lab[:, 0] <= LIGHTEST) & (chroma >= FAINTEST)
     choice, place = choice[usable], lab[usable] * (LIGHTNESS_WEIGHT, 1, 1)
-    distance = chroma[usable]  # from grey, which the ignored pixels and the photograph have
-    chosen = []
-    for _ in range(min(count, len(choice))):
+    chosen = [tuple(bytes.fromhex(colour)) for colour in KELLY]
+    kelly = lab_of(np.array(chosen, dtype=float)) * (LIGHTNESS_WEIGHT, 1, 1)
+    # from grey, too, which the ignored pixels and the photograph have
+    distance = np.minimum(chroma[usable], np.linalg.norm(place[:, None] - kelly, axis=2).min(axis=1))
+    for _ in range(min(count - len(KELLY), len(choice))):
         best = int(distance.argmax())
         chosen.append(tuple(int(level) for level in choice[best]))
         distance = np.minimum(distance, np.linalg.norm(place - place[best], axis=1))
     return tuple(chosen[index % len(chosen)] for index in range(count))  # type: ignore[misc]
 
 
-def _lab(colours: NDArray[Any]) -> NDArray[np.float64]:
+def lab_of(colours: NDArray[Any]) -> NDArray[np.float64]:
     """CIELAB of sRGB colours in 0..255, (n, 3): distances are about what people see."""
     shares = colours / 255.0
     linear = np.where(shares <= 0.04045, shares / 12.92, ((shares + 0.055) / 1.055) ** 2.4)

@@ -9,6 +9,7 @@ from PIL import Image
 from tokenlabel.data.scene_pictures import (
     IGNORED_COLOUR,
     class_colours,
+    lab_of,
     largest_classes,
     lay_classes,
     paint_classes,
@@ -20,9 +21,9 @@ def test_colours_are_stable_by_class_and_differ() -> None:
     many = class_colours(150)
     np.testing.assert_array_equal(many[:11], class_colours(11))
     assert len(np.unique(many, axis=0)) == 150
-    first = class_colours(12).astype(int)
-    apart = np.abs(first[:, None] - first[None]).sum(-1) + 999 * np.eye(12, dtype=int)
-    assert apart.min() > 100  # of 765
+    first = lab_of(class_colours(12))
+    apart = np.linalg.norm(first[:, None] - first[None], axis=-1) + 999 * np.eye(12)
+    assert apart.min() > 25  # in CIELAB, where about 2 can just be told apart
     assert (np.ptp(many.astype(int), axis=1) > 20).all()  # none is as grey as an ignored pixel
 
 
