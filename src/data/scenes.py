@@ -220,6 +220,12 @@ def pair_scenes(
     Raises:
         DataError: a folder is missing or has no photograph, two photographs share a name, or one has no mask or a mask none.
     """
+    for place in (images.place, masks.place):
+        if not place.is_dir():
+            raise DataError(
+                f"{place}: no such folder. Correct segmentation.dataset.train or val; their folders are relative to "
+                "segmentation_root."
+            )
     found = [entry for entry in list_files(images.place, IMAGE_SUFFIXES) if _has(entry, image_suffix)]
     drawn = [entry for entry in list_files(masks.place, _MASK_SUFFIXES) if _has(entry, mask_suffix)]
     if images.place == masks.place:

@@ -268,6 +268,11 @@ def test_upernet_trains_with_recomputed_blocks_and_single_photographs(
     assert load_segmenter(tmp_path).config.head.kind == "upernet"
 
 
+def test_crops_of_one_token_train_in_single_photographs(spec: Spec, workplace: Workplace, tmp_path: Path) -> None:
+    spec["recipe"] |= {"crop_px": 16, "batch_size": 3, "iterations": 4, "interval_iterations": 4}
+    assert train(spec, workplace, tmp_path)["images"] == 12  # micro-batches of two and of one
+
+
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [
