@@ -9,14 +9,26 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 import pydantic
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from .config_types import Fraction, Frozen, Name, PaperTable, Pixels, Positive, Seeds
 
 Backbone = Literal["trained", "random", "published"]
 Rate = Annotated[float, Field(gt=0)]
 Dropout = Annotated[float, Field(ge=0, lt=1)]
+_FORMATS = (".png", ".jpg", ".jpeg")  # that somebody may write behind the ending of a name
 RESCALINGS = (4.0, 2.0, 1.0, 0.5)  # that the heads can make of a map of tokens
+
+
+def _without_format(ending: str) -> str:
+    if "/" in ending:
+        raise ValueError("the end of a file's name; folders are train and val")
+    if ending.lower().endswith(_FORMATS):
+        raise ValueError("the end of a name before the dot of its format; leave the format out")
+    return ending
+
+
+NameEnding = Annotated[str, AfterValidator(_without_format)]
 
 
 class SceneFolders(Frozen):
@@ -37,6 +49,8 @@ class SceneDataset(Frozen):
     ignore_id: Annotated[int, Field(ge=0, le=65535)] | None
     train: SceneFolders
     val: SceneFolders
+    image_suffix: NameEnding
+    mask_suffix: NameEnding
     on_unreadable: Literal["record", "fail"]
     max_unreadable_fraction: Fraction
     train_images: Positive

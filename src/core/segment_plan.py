@@ -216,6 +216,8 @@ def machine_section(config: Config) -> dict[str, Any]:
     return {
         "train": dataset.train.model_dump(),
         "val": dataset.val.model_dump(),
+        "image_suffix": dataset.image_suffix,
+        "mask_suffix": dataset.mask_suffix,
         "classes": dataset.classes,
         "on_unreadable": dataset.on_unreadable,
         "max_unreadable_fraction": dataset.max_unreadable_fraction,

@@ -52,11 +52,14 @@ def decode_image(encoded: bytes) -> Image.Image:
             upright = ImageOps.exif_transpose(picture)
             return _eight_bits(upright).convert("RGB")
     except Exception as error:  # noqa: BLE001 - Pillow's decoders raise almost any type on damaged bytes
-        text = re.sub(r" <_io\.BytesIO object at 0x[0-9a-f]+>", " the file", str(error))  # an address differs every run
-        if _HEIC.match(encoded):
-            text = "HEIC is not read; convert the photograph to JPEG or PNG"
-        reason = " ".join(text.split()) or type(error).__name__
+        reason = "HEIC is not read; convert the photograph to JPEG or PNG" if _HEIC.match(encoded) else in_words(error)
         raise UnreadableImageError(f"{type(error).__name__}: {reason}"[:200]) from None
+
+
+def in_words(error: Exception) -> str:
+    """Pillow's reason on one line, without the address of the bytes it was given, which differs from run to run."""
+    text = re.sub(r" <_io\.BytesIO object at 0x[0-9a-f]+>", " the file", str(error))
+    return " ".join(text.split()) or type(error).__name__
 
 
 def upright_size(encoded: bytes) -> tuple[int, int]:
@@ -70,7 +73,7 @@ def upright_size(encoded: bytes) -> tuple[int, int]:
             turned = picture.getexif().get(ExifTags.Base.Orientation, 1) in range(FIRST_TURNED, 9)
             width, height = picture.size
     except Exception as error:  # noqa: BLE001 - as in decode_image
-        raise UnreadableImageError(f"{type(error).__name__}: {error}"[:200]) from None
+        raise UnreadableImageError(f"{type(error).__name__}: {in_words(error)}"[:200]) from None
     return (width, height) if turned else (height, width)
 
 

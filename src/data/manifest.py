@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -97,13 +98,16 @@ def load_manifest(folder: Path, split: str) -> Manifest:
     file = folder / f"{split}.npz"
     try:
         summary = read_json(folder / "manifest.done")
-        with np.load(file, allow_pickle=False) as arrays:
+        with (
+            open(file, "rb") as opened,
+            np.load(opened, allow_pickle=False) as arrays,
+        ):  # of a torn one it leaves its own open
             columns = {name: arrays[name] for name in arrays.files}
     except FileNotFoundError as error:
         raise DataError(
             f"{error.filename}: the manifest is missing. Delete {folder} and run snakemake again."
         ) from None
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
         raise DataError(f"{file}: damaged manifest ({error}). Delete {folder} and run snakemake again.") from None
     columns.setdefault(
         "archive", np.zeros(len(columns["sample_id"]), np.int32)

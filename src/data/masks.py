@@ -18,10 +18,12 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps
 
 from ..core.errors import ConfigError, DataError, UnreadableImageError
+from .images import in_words
 
 IGNORED = -1  # class index of a pixel that neither training nor testing counts
 _NO_CLASS = -2  # in tables: an id that stands for nothing
 _MAX_ID = 65535  # of a 16-bit PNG
+_MOST_CLASSES = 32767  # that class indices of 16 bits with a sign tell apart
 _PNG = b"\x89PNG\r\n\x1a\n"
 # Pillow's modes of one channel that hold what the file holds; I of a 16-bit PNG comes from Pillow before 11
 _ID_MODES = ("1", "L", "P", "I;16", "I;16B", "I")
@@ -50,7 +52,7 @@ def decode_mask(encoded: bytes) -> NDArray[np.uint16]:
                 turned = picture.getexif().get(ExifTags.Base.Orientation, 1) != 1
                 ids = np.asarray(ImageOps.exif_transpose(picture) if turned else picture)
     except Exception as error:  # noqa: BLE001 - Pillow's decoders raise almost any type on damaged bytes
-        raise UnreadableImageError(f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]) from None
+        raise UnreadableImageError(f"{type(error).__name__}: {in_words(error)}"[:200]) from None
     if file_format != "PNG":
         raise DataError(
             f"the mask is {file_format}, expected PNG: other formats change ids or are rare. Save the mask as PNG with one "
@@ -76,7 +78,7 @@ class ClassIds:
         ignore_id: of pixels that do not count, no class's; None: all count.
 
     Raises:
-        ConfigError: the ignored id is that of a class, or the last id is beyond 16 bits.
+        ConfigError: no whole numbers in range, the ignored id is that of a class, or the last id is beyond 16 bits.
     """
 
     count: int
@@ -84,6 +86,15 @@ class ClassIds:
     ignore_id: int | None
 
     def __post_init__(self) -> None:
+        for key, value, least, most in (  # a spec may be by hand
+            ("num_classes", self.count, 1, _MOST_CLASSES),
+            ("first_id", self.first_id, 0, _MAX_ID),
+            ("ignore_id", 0 if self.ignore_id is None else self.ignore_id, 0, _MAX_ID),
+        ):
+            if type(value) is not int or not least <= value <= most:
+                raise ConfigError(
+                    f"segmentation.dataset.{key} is {value!r}; expected a whole number from {least} to {most}."
+                )
         if self.ignore_id in self.ids:
             raise ConfigError(
                 f"segmentation.dataset.ignore_id {self.ignore_id} is the id of a class: {self.count} classes have ids "

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -173,7 +174,8 @@ def build_scene_manifests(spec: Mapping[str, Any], machine: Mapping[str, Any]) -
 
     Args:
         spec: of the scenes: num_classes, first_id, ignore_id, images (of the training split at most; null: all).
-        machine: segmentation_root, scenes (folders of each split, class file, on_unreadable, max_unreadable_fraction), threads.
+        machine: segmentation_root, scenes (folders of each split, endings of the names, class file, on_unreadable,
+            max_unreadable_fraction), threads.
 
     Returns:
         split -> manifest, for train and val.
@@ -188,7 +190,9 @@ def build_scene_manifests(spec: Mapping[str, Any], machine: Mapping[str, Any]) -
     sources = {split: _sources(machine, split) for split in SPLITS}  # says what is missing before anything is read
     class_file = None if places["classes"] is None else Path(machine["segmentation_root"]) / places["classes"]
     classes = read_class_names(class_file, ids)
-    pairs = {split: pair_scenes(*sources[split]) for split in SPLITS}
+    # a machine.json by hand may leave the endings out: most scenes have none
+    endings = places.get("image_suffix", ""), places.get("mask_suffix", "")
+    pairs = {split: pair_scenes(*sources[split], *endings) for split in SPLITS}
     if spec["images"] is not None:
         kept = sorted(pairs["train"], key=lambda pair: derived_seed("images", pair[0].path))[: spec["images"]]
         pairs["train"] = sorted(kept, key=lambda pair: pair[0].path)
@@ -199,8 +203,16 @@ def build_scene_manifests(spec: Mapping[str, Any], machine: Mapping[str, Any]) -
     return manifests
 
 
-def pair_scenes(images: ByteSource, masks: ByteSource) -> list[tuple[Entry, Entry]]:
-    """Pairs photographs and masks by their path without the suffix; in a folder of both, the PNGs are the masks.
+def pair_scenes(
+    images: ByteSource, masks: ByteSource, image_suffix: str = "", mask_suffix: str = ""
+) -> list[tuple[Entry, Entry]]:
+    """Pairs photographs and masks by their path without format and ending; files without the ending are passed over.
+
+    In a folder of both, a file is what the longer ending says; where both are equally long, as without any, the PNGs are the masks.
+
+    Args:
+        images, masks: the folders.
+        image_suffix, mask_suffix: how names end before the dot of the format: `_leftImg8bit`, `_gtFine_labelTrainIds`.
 
     Returns:
         photograph and mask of each scene, sorted by the photograph's path.
@@ -208,32 +220,55 @@ def pair_scenes(images: ByteSource, masks: ByteSource) -> list[tuple[Entry, Entr
     Raises:
         DataError: a folder is missing or has no photograph, two photographs share a name, or one has no mask or a mask none.
     """
-    suffixes = IMAGE_SUFFIXES - _MASK_SUFFIXES if images.place == masks.place else IMAGE_SUFFIXES
-    photographs = _by_stem(images.place, list_files(images.place, suffixes))
-    drawn = _by_stem(masks.place, list_files(masks.place, _MASK_SUFFIXES))
-    if not photographs:
-        raise DataError(f"{images.place}: no photograph. Expected image files, each with a mask of the same name.")
-    for found, others, what, other in (
-        (photographs, drawn, "photograph", f"mask (PNG) of the same name in {masks.place}"),
-        (drawn, photographs, "mask", f"photograph of the same name in {images.place}"),
+    for place in (images.place, masks.place):
+        if not place.is_dir():
+            raise DataError(
+                f"{place}: no such folder. Correct segmentation.dataset.train or val; their folders are relative to "
+                "segmentation_root."
+            )
+    found = [entry for entry in list_files(images.place, IMAGE_SUFFIXES) if _has(entry, image_suffix)]
+    drawn = [entry for entry in list_files(masks.place, _MASK_SUFFIXES) if _has(entry, mask_suffix)]
+    if images.place == masks.place:
+        both = {entry.path for entry in found} & {entry.path for entry in drawn}
+        if len(image_suffix) > len(mask_suffix):
+            drawn = [entry for entry in drawn if entry.path not in both]
+        else:
+            found = [entry for entry in found if entry.path not in both]
+    if not found:
+        ending = f" whose name ends in {image_suffix!r} (segmentation.dataset.image_suffix)" if image_suffix else ""
+        raise DataError(
+            f"{images.place}: no photograph{ending}. Expected image files, each with a mask of the same name."
+        )
+    photographs, masks_of = _by_name(images.place, found, image_suffix), _by_name(masks.place, drawn, mask_suffix)
+    endings = f" but for the endings {image_suffix!r} and {mask_suffix!r}" if image_suffix or mask_suffix else ""
+    remedy = "Add it, or remove the {}."
+    if not photographs.keys() & masks_of.keys():
+        remedy += " Where all names differ by an ending, set segmentation.dataset.image_suffix and mask_suffix."
+    for mine, others, what, other in (
+        (photographs, masks_of, "photograph", f"mask (PNG) of the same name{endings} in {masks.place}"),
+        (masks_of, photographs, "mask", f"photograph of the same name{endings} in {images.place}"),
     ):
-        lonely = [entry.path for stem, entry in found.items() if stem not in others]
+        lonely = [entry.path for name, entry in mine.items() if name not in others]
         if lonely:
             place = images.place if what == "photograph" else masks.place
             more = f" (nor have {len(lonely) - 1:,} more)" if len(lonely) > 1 else ""
-            raise DataError(f"{place / lonely[0]}: this {what} has no {other}{more}. Add it, or remove the {what}.")
-    return [(entry, drawn[stem]) for stem, entry in photographs.items()]
+            raise DataError(f"{place / lonely[0]}: this {what} has no {other}{more}. {remedy.format(what)}")
+    return [(entry, masks_of[name]) for name, entry in photographs.items()]
 
 
-def _by_stem(place: Path, entries: Sequence[Entry]) -> dict[str, Entry]:
+def _has(entry: Entry, ending: str) -> bool:
+    return not ending or PurePosixPath(entry.path).stem.endswith(ending)
+
+
+def _by_name(place: Path, entries: Sequence[Entry], ending: str) -> dict[str, Entry]:
     found: dict[str, Entry] = {}
     for entry in entries:
-        stem = str(PurePosixPath(entry.path).with_suffix(""))
-        if stem in found:
+        name = str(PurePosixPath(entry.path).with_suffix("")).removesuffix(ending)
+        if name in found:
             raise DataError(
-                f"{place}: {found[stem].path} and {entry.path} have one name, so they would share a mask. Rename or remove one."
+                f"{place}: {found[name].path} and {entry.path} have one name, so they would share a mask. Rename or remove one."
             )
-        found[stem] = entry
+        found[name] = entry
     return found
 
 
@@ -370,7 +405,10 @@ def load_scene_manifest(folder: Path, split: str) -> SceneManifest:
     file = folder / f"{split}.npz"
     try:
         summary = read_json(folder / "manifest.done")
-        with np.load(file, allow_pickle=False) as arrays:
+        with (
+            open(file, "rb") as opened,
+            np.load(opened, allow_pickle=False) as arrays,
+        ):  # of a torn one it leaves its own open
             columns = {name: arrays[name] for name in _COLUMNS}
             image_paths, mask_paths = (tuple(arrays[name].tolist()) for name in ("image_paths", "mask_paths"))
         return SceneManifest(
@@ -387,7 +425,7 @@ def load_scene_manifest(folder: Path, split: str) -> SceneManifest:
         raise DataError(
             f"{error.filename}: the scenes' manifest is missing. Delete {folder} and run snakemake again."
         ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile) as error:
         raise DataError(
             f"{file}: damaged manifest of scenes ({error}). Delete {folder} and run snakemake again."
         ) from None

@@ -81,7 +81,7 @@ def choose_blocks(blocks: str | Sequence[int], depth: int, count: int) -> tuple[
 
 
 def measure_levels(backbone: TokenModel, blocks: Sequence[int]) -> FeatureLevels:
-    """Runs one blank image that is not square.
+    """Runs a small blank image that is not square; one of timm's networks also one that is larger than its own.
 
     Args:
         backbone: after `keep_levels`; left as it was.
@@ -93,14 +93,19 @@ def measure_levels(backbone: TokenModel, blocks: Sequence[int]) -> FeatureLevels
     name = f"{TIMM_PREFIX}{backbone.architecture}" if isinstance(backbone, TimmTokenModel) else type(backbone).__name__
     token_px = backbone.image_px // backbone.grid[0]
     size = PROBE[0] * token_px, PROBE[1] * token_px
+    sizes = [size]
+    if isinstance(
+        backbone, TimmTokenModel
+    ):  # some take smaller images than their own, and end in an index beyond their positions
+        sizes.append(((backbone.grid[0] + 1) * token_px, (backbone.grid[1] + 2) * token_px))
     anchor = next(backbone.parameters())
-    image = torch.zeros(1, 3, *size, device=anchor.device, dtype=anchor.dtype)
     refusal = (
         f"{name} takes images of {backbone.image_px} px only, a segmenter needs any height and width; LV-ViT, T2T-ViT, ViT, "
         "DeiT, Swin and CNNs give them"
     )
     with eval_mode(backbone), torch.no_grad(), timm_says(refusal):
-        maps = _read(backbone, image, blocks)
+        blank = [torch.zeros(1, 3, *sides, device=anchor.device, dtype=anchor.dtype) for sides in sizes]
+        maps, *_ = [_read(backbone, image, blocks) for image in blank]
     strides = tuple(size[0] // found.shape[-2] for found in maps)
     if any(
         (found.shape[-2] * stride, found.shape[-1] * stride) != size

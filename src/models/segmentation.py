@@ -162,7 +162,7 @@ def create_segmenter(
     """
     described = read_head(head)
     if crop_px is not None:
-        tokens_per_side(crop_px, backbone.image_px // backbone.grid[0])
+        tokens_per_side(crop_px, backbone.image_px // backbone.grid[0], "crop_px")
         if backbone.position_name in backbone.state_dict():  # Swin and CNNs have none, and Swin's windows would change
             backbone.set_image_px(crop_px)
     return SegmentationModel(backbone, described, num_classes).train()

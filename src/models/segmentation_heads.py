@@ -22,7 +22,7 @@ CLASSIFIER_STD = 0.01  # of the last layer's first weights: all classes start ne
 
 
 class PooledBatchNorm(nn.BatchNorm2d):
-    """Batch norm behind pooling to one cell: a batch of one image has one value a channel, which has no variance.
+    """Batch norm also of one cell, behind pooling or of a crop of one token: of one image that is one value, without variance.
 
     Such a batch is normalised with the running statistics and leaves them as they are.
     """
@@ -108,8 +108,7 @@ class PyramidPooling(nn.Module):
     def __init__(self, source: int, channels: int, pool_sizes: Sequence[int]) -> None:
         super().__init__()
         self.pools = nn.ModuleList(
-            nn.Sequential(nn.AdaptiveAvgPool2d(size), convolution(source, channels, 1, norm=PooledBatchNorm))
-            for size in pool_sizes
+            nn.Sequential(nn.AdaptiveAvgPool2d(size), convolution(source, channels, 1)) for size in pool_sizes
         )
         self.joint = convolution(source + len(pool_sizes) * channels, channels, 3)
 
@@ -215,11 +214,11 @@ def create_auxiliary(head: Head, sources: Sequence[int], num_classes: int) -> FC
     )  # fmt: skip
 
 
-def convolution(source: int, channels: int, kernel: int, norm: type[nn.Module] = nn.BatchNorm2d) -> nn.Module:
+def convolution(source: int, channels: int, kernel: int) -> nn.Module:
     """A convolution that keeps rows and columns, with norm and ReLU: torchvision's, in Kaiming's initialisation."""
     from torchvision.ops import Conv2dNormActivation  # here, for the base install reads models without it
 
-    layer: nn.Module = Conv2dNormActivation(source, channels, kernel, norm_layer=norm)
+    layer: nn.Module = Conv2dNormActivation(source, channels, kernel, norm_layer=PooledBatchNorm)
     nn.init.kaiming_normal_(layer.get_parameter("0.weight"), mode="fan_out", nonlinearity="relu")
     return layer
 

@@ -220,8 +220,13 @@ class TokenTransformer(TokenModel):
         return self.grad_checkpointing and self.training and torch.is_grad_enabled()
 
 
-def tokens_per_side(image_px: int, token_px: int) -> int:
+def tokens_per_side(image_px: int, token_px: int, key: str = "image_px") -> int:
     """Tokens along a side of the image.
+
+    Args:
+        image_px: side of the image.
+        token_px: of a token.
+        key: of the setting that says image_px, for the error.
 
     Raises:
         ConfigError: image_px is no multiple of token_px; the message names the nearest legal sides.
@@ -230,9 +235,7 @@ def tokens_per_side(image_px: int, token_px: int) -> int:
         return image_px // token_px
     below = image_px // token_px * token_px
     nearest = f"{below} or {below + token_px}" if below > 0 else f"{token_px}"
-    raise ConfigError(
-        f"image_px is {image_px}; it must be a multiple of the token size {token_px} px. Nearest: {nearest}"
-    )
+    raise ConfigError(f"{key} is {image_px}; it must be a multiple of the token size {token_px} px. Nearest: {nearest}")
 
 
 def initialise_linear(module: nn.Module) -> None:

@@ -3,7 +3,8 @@
 Drawing and doing are apart: draws derive from one seed per (run, pass, scene) and from the mask, and the same pixels come out of
 them in a loader process or on a GPU. A square is cut out before it is resized, in the photograph's own pixels, so that a large
 scale costs no more than a small one; the scale is the drawn one in both directions. Called by the batches. Source: section 4.4,
-which follows Swin's settings in mmsegmentation; it differs in antialiasing, and in hue by 18 degrees and not 18 of 180 steps.
+which follows Swin's settings in mmsegmentation; it differs in antialiasing, and in colours, which are torchvision's operations
+(brightness multiplies and does not add, contrast keeps the mean grey, hue turns by 18 degrees and not by 18 of 180 steps).
 """
 
 from __future__ import annotations

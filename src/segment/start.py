@@ -34,7 +34,8 @@ def build_segmenter(
         weights_root: folder that file: and folder: are relative to.
 
     Raises:
-        CheckpointError: weights that are missing, damaged, of another model or run, or not of the stated digest.
+        CheckpointError: weights that are missing, damaged, of another model or run, or not of the stated digest; a folder where
+            the spec starts from none.
         ConfigError: head, backbone and crop do not fit together.
     """
     torch.manual_seed(derived_seed("initialise", seed))
@@ -55,6 +56,11 @@ def _backbone(spec: dict[str, Any], start_folder: Path | None, weights_root: Pat
         stochastic_depth=source["stochastic_depth"],
         **settings,
     )
+    if spec["start"] is None and start_folder is not None:
+        raise CheckpointError(
+            f"--start {start_folder}: the spec starts from no run (start: null), so its backbone would not be used. Leave "
+            "--start out, or give the spec the digest that the run's done.json has."
+        )
     if spec["start"] is not None:
         if start_folder is None:
             raise CheckpointError("this run starts from a backbone's run; give --start, the seed folder of that run.")

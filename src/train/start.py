@@ -35,6 +35,11 @@ def build_model(spec: dict[str, Any], start_folder: Path | None, seed: int, weig
     """
     torch.manual_seed(derived_seed("initialise", seed))
     model = model_of_spec(spec)
+    if spec["start"] is None and start_folder is not None:
+        raise CheckpointError(
+            f"--start {start_folder}: the spec starts from no run (start: null), so its weights would not be used. Leave "
+            "--start out, or give the spec the digest that the run's done.json has."
+        )
     if spec["start"] is not None:
         if start_folder is None:
             raise CheckpointError("this run continues another one; give --start, the seed folder of that run.")

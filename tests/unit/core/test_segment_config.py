@@ -33,6 +33,8 @@ MISTAKES = [
     ("segmentation.heads.fcn.auxiliary.level", 4, "auxiliary.level 4 must be below the number of levels, 2"),
     ("segmentation.dataset.ignore_id", 150, "ignore_id 150 is the id of a class"),
     ("segmentation.dataset.num_classes", 1, "1 is not legal: input should be greater than or equal to 2"),
+    ("segmentation.dataset.mask_suffix", "_L.png", "before the dot of its format; leave the format out"),
+    ("segmentation.dataset.image_suffix", "left/_rgb", "the end of a file's name; folders are train and val"),
     ("segmentation.recipes.paper.interval_iterations", 3000, "a multiple of interval_iterations 3000; nearest: 159000 or 162000"),
     ("segmentation.recipes.paper.warmup_iterations", 160000, "warmup_iterations 160000 must be below iterations 160000"),
     ("segmentation.recipes.paper.min_learning_rate", 1.0, "min_learning_rate 1 is above learning_rate 6e-05"),

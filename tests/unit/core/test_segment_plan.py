@@ -81,9 +81,11 @@ def test_machine_settings_and_labels_of_the_paper_change_no_digest(raw_config: R
     raw_config["segmentation_root"] = "/elsewhere"
     raw_config["machine"]["segment_micro_batch"] = 8
     raw_config["segmentation"]["dataset"]["train"]["images"] = "photographs"
+    raw_config["segmentation"]["dataset"] |= {"image_suffix": "_rgb", "mask_suffix": "_L"}
     study = Study.plan(raw_config)
     assert before.name in study.segmentations
     machine = study.machine()
+    assert (machine["scenes"]["image_suffix"], machine["scenes"]["mask_suffix"]) == ("_rgb", "_L")
     assert (machine["segmentation_root"], machine["segment_micro_batch"]) == ("/elsewhere", 8)
     assert machine["scenes"]["train"] == {"images": "photographs", "masks": "annotations/training"}
     assert machine["scenes"]["classes"] == "objectInfo150.txt"

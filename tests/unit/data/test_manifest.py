@@ -74,6 +74,17 @@ def test_round_trip_and_shards(folder: Path, tmp_path: Path) -> None:
     assert encoded == (folder / "train" / read.path(3)).read_bytes()
 
 
+@pytest.mark.parametrize("kept", [0, 200, 0.5], ids=["empty", "header", "half"])
+def test_a_torn_manifest_is_refused_in_one_line(folder: Path, tmp_path: Path, kept: float) -> None:
+    write_json(
+        tmp_path / "m" / "manifest.done", save_manifests(tmp_path / "m", build_manifests(spec(), machine(folder)))
+    )
+    whole = (tmp_path / "m" / "train.npz").read_bytes()
+    (tmp_path / "m" / "train.npz").write_bytes(whole[: int(kept * len(whole)) if 0 < kept < 1 else int(kept)])
+    with pytest.raises(DataError, match=r"train\.npz: damaged manifest .*Delete .* and run snakemake again"):
+        load_manifest(tmp_path / "m", "train")
+
+
 def test_one_added_photograph_changes_one_shard(folder: Path) -> None:
     before = build_manifests(spec(shards=4), machine(folder))["train"].shard_digests
     Image.new("RGB", (9, 9)).save(folder / "train" / "n10" / "new.jpg")

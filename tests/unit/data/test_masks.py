@@ -75,7 +75,7 @@ def test_a_mask_is_turned_as_its_photograph_is() -> None:
         (encoded(Image.fromarray(IDS).convert("LA")), DataError, r"has colours \(LA\)"),
         (encoded(Image.fromarray(IDS), "JPEG"), DataError, r"the mask is JPEG, expected PNG"),
         (encoded(Image.fromarray(IDS))[:-30], UnreadableImageError, "."),
-        (b"", UnreadableImageError, "UnidentifiedImageError"),
+        (b"", UnreadableImageError, r"UnidentifiedImageError: cannot identify image file the file$"),
     ],
     ids=["colours", "colours and alpha", "grey and alpha", "jpeg", "truncated", "empty"],
 )
@@ -99,6 +99,12 @@ def test_ids_of_no_class_are_named() -> None:
         ClassIds(2, 0, None).class_indices(ids)
     with pytest.raises(ConfigError, match=r"ignore_id 1 is the id of a class: 2 classes have ids 0 to 1"):
         ClassIds(2, 0, 1)
+    for count, first_id, ignore_id, said in (
+        ("three", 0, None, r"num_classes is 'three'; expected a whole number from 1 to 32767"), (0, 0, None, "num_classes is 0"),
+        (2, -1, None, "first_id is -1"), (2, 0, 70000, "ignore_id is 70000"), (2, 0, "255", "ignore_id is '255'"),
+    ):  # fmt: skip
+        with pytest.raises(ConfigError, match=said):
+            ClassIds(count, first_id, ignore_id)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"9 classes from first_id 65530 end at id 65538"):
         ClassIds(9, 65530, 0)
 

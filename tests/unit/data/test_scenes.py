@@ -118,6 +118,64 @@ def test_photographs_and_masks_may_share_a_folder(root: Path) -> None:
     assert len(manifest) == 8
 
 
+def renamed(root: Path, kind: str, ending: str) -> None:
+    for folder in ("training", "validation"):
+        for path in (root / kind / folder).iterdir():
+            path.rename(path.with_name(f"{path.stem}{ending}.png"))
+
+
+def test_names_may_end_differently(root: Path) -> None:
+    """As Cityscapes has them: a photograph has several PNGs, of which one holds the ids."""
+    renamed(root, "images", "_leftImg8bit")
+    renamed(root, "annotations", "_gtFine_labelTrainIds")
+    for path in list((root / "annotations" / "training").iterdir()):
+        name = path.name.removesuffix("_gtFine_labelTrainIds.png")
+        Image.new("RGB", (56, 40)).save(path.with_name(f"{name}_gtFine_color.png"))
+        Image.new("L", (56, 40), 77).save(path.with_name(f"{name}_gtFine_labelIds.png"))
+    machine = scene_machine(root)
+    machine["scenes"] |= {"image_suffix": "_leftImg8bit", "mask_suffix": "_gtFine_labelTrainIds"}
+    manifest = build_scene_manifests(scene_spec(), machine)["train"]
+    assert len(manifest) == 8
+    assert manifest.image_paths[2] == "scene_002_leftImg8bit.png"
+    assert manifest.mask_paths[2] == "scene_002_gtFine_labelTrainIds.png"
+    mask = root / "annotations" / "training" / "scene_002_gtFine_labelTrainIds.png"
+    assert manifest.open(machine).read(2).mask.tolist() == (np.array(Image.open(mask)).astype(int) - 1).tolist()
+    mask.unlink()
+    with pytest.raises(DataError, match=r"scene_002_leftImg8bit\.png: this photograph has no mask .*_labelTrainIds'"):
+        build_scene_manifests(scene_spec(), machine)
+
+
+@pytest.mark.parametrize(
+    ("image_suffix", "mask_suffix"), [("", "_L"), ("_rgb", ""), ("_rgb", "_ids"), (".rgb", ".L")],
+)  # fmt: skip
+def test_photographs_and_masks_of_one_format_may_share_a_folder_by_their_endings(
+    root: Path, image_suffix: str, mask_suffix: str
+) -> None:
+    expected = build_scene_manifests(scene_spec(), scene_machine(root))
+    machine = scene_machine(root)
+    machine["scenes"] |= {"image_suffix": image_suffix, "mask_suffix": mask_suffix}
+    renamed(root, "images", image_suffix)
+    renamed(root, "annotations", mask_suffix)
+    for split, folder in (("train", "training"), ("val", "validation")):
+        for path in (root / "annotations" / folder).iterdir():
+            path.rename(root / "images" / folder / path.name)
+        machine["scenes"][split] = {"images": f"images/{folder}", "masks": f"images/{folder}"}
+    manifest = build_scene_manifests(scene_spec(), machine)["train"]
+    assert manifest.image_paths[2] == f"scene_002{image_suffix}.png"
+    assert manifest.mask_paths[2] == f"scene_002{mask_suffix}.png"
+    assert (manifest.class_pixels == expected["train"].class_pixels).all()
+
+
+def test_names_that_all_end_differently_are_refused_with_the_keys_to_set(root: Path) -> None:
+    renamed(root, "annotations", "_L")
+    with pytest.raises(DataError, match=r"has no mask .*\(nor have 7 more\).*image_suffix and mask_suffix\.$"):
+        build_scene_manifests(scene_spec(), scene_machine(root))
+    machine = scene_machine(root)
+    machine["scenes"] |= {"image_suffix": "_photo", "mask_suffix": "_L"}
+    with pytest.raises(DataError, match=r"no photograph whose name ends in '_photo'"):
+        build_scene_manifests(scene_spec(), machine)
+
+
 def other_size(root: Path) -> None:
     Image.open(mask(root)).resize((28, 20), Image.Resampling.NEAREST).save(mask(root))
 
@@ -285,9 +343,11 @@ def test_a_manifest_that_is_missing_or_damaged(drawn: Path, tmp_path: Path) -> N
     with pytest.raises(DataError, match=r"the scenes' manifest is missing"):
         load_scene_manifest(tmp_path, "train")
     write_scene_manifests(tmp_path, drawn)
-    (tmp_path / "val.npz").write_bytes(b"PK rubbish")
-    with pytest.raises(DataError, match=r"val\.npz: damaged manifest of scenes"):
-        load_scene_manifest(tmp_path, "val")
+    written = (tmp_path / "train.npz").read_bytes()
+    for damaged in (b"PK rubbish", b"", written[: len(written) // 2], written.replace(b"s\0\0\0c", b"s\0\0\0k")):
+        (tmp_path / "val.npz").write_bytes(damaged)
+        with pytest.raises(DataError, match=r"val\.npz: damaged manifest of scenes"):
+            load_scene_manifest(tmp_path, "val")
 
 
 def test_the_command(drawn: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

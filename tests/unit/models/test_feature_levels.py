@@ -168,6 +168,14 @@ def test_networks_that_do_not_fit_are_refused_in_one_line(name: str, words: str)
     assert "\n" not in str(caught.value)
 
 
+def test_a_network_that_takes_smaller_images_than_its_own_but_no_larger_ones_is_refused() -> None:
+    """MViT's positions are an index that ends with its own size."""
+    model = create_model("timm/mvitv2_tiny", 5, 224)
+    model.keep_levels(4)
+    with pytest.raises(ConfigError, match=r"mvitv2_tiny takes images of 224 px only.*index 111 is out of bounds"):
+        measure_levels(model, (1, 2, 3, 4))
+
+
 def test_a_timm_network_without_intermediate_features(monkeypatch: pytest.MonkeyPatch) -> None:
     """Older timm has such."""
     model = create_model("timm/resnet18", 5, 64)

@@ -129,7 +129,7 @@ def test_positions_of_the_crops_are_learnt_where_asked(tiny: Make) -> None:
     model = create_segmenter(tiny(image_px=64), fcn(8), 3, crop_px=96)
     assert (model.image_px, model.token_px) == (96, 16)
     assert model.backbone.state_dict()["pos_embed"].shape == (1, 37, 24)
-    with pytest.raises(ConfigError, match="image_px is 100; it must be a multiple of the token size 16"):
+    with pytest.raises(ConfigError, match="crop_px is 100; it must be a multiple of the token size 16"):
         create_segmenter(tiny(), fcn(8), 3, crop_px=100)
 
 
@@ -141,7 +141,7 @@ def test_crops_of_timm_networks(name: str, learnt_px: int) -> None:
     model = create_segmenter(create_model(name, 5, 224), fcn(8), 3, crop_px=96)
     assert model.image_px == learnt_px
     assert model(torch.randn(2, 3, 96, 96)).logits.shape[:2] == (2, 3)
-    with pytest.raises(ConfigError, match=r"image_px is 90; it must be a multiple of the token size"):
+    with pytest.raises(ConfigError, match=r"crop_px is 90; it must be a multiple of the token size"):
         create_segmenter(create_model(name, 5, 224), fcn(8), 3, crop_px=90)
 
 

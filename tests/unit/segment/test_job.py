@@ -110,6 +110,24 @@ def test_killed_and_continued_it_is_the_same_run(
     require_equal_runs(tmp_path, unbroken(spec, workplace, whole))
 
 
+def test_killed_in_a_validation_and_continued_it_is_the_same_run(
+    spec: Spec, workplace: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No step of the interval is left, but its line tells the rate of the last one."""
+    machine = {"validate_every_epochs": 2}
+    train(spec, workplace, tmp_path / "whole", machine)
+
+    def killed(*_: Any, **__: Any) -> Any:
+        raise KilledError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(job, "measure_scenes", killed)
+        with pytest.raises(KilledError):
+            train(spec, workplace, tmp_path / "killed", machine)
+    train(spec, workplace, tmp_path / "killed", machine)
+    require_equal_runs(tmp_path / "killed", tmp_path / "whole")
+
+
 def test_legs_leave_what_the_unbroken_run_leaves(
     spec: Spec, workplace: Workplace, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -248,6 +266,11 @@ def test_upernet_trains_with_recomputed_blocks_and_single_photographs(
     assert (marker["images"], marker["micro_batch"]) == (24, micro_batch)
     assert lines(tmp_path)[-1]["miou"] > 0
     assert load_segmenter(tmp_path).config.head.kind == "upernet"
+
+
+def test_crops_of_one_token_train_in_single_photographs(spec: Spec, workplace: Workplace, tmp_path: Path) -> None:
+    spec["recipe"] |= {"crop_px": 16, "batch_size": 3, "iterations": 4, "interval_iterations": 4}
+    assert train(spec, workplace, tmp_path)["images"] == 12  # micro-batches of two and of one
 
 
 @pytest.mark.parametrize(

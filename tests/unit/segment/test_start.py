@@ -56,6 +56,12 @@ def test_it_starts_from_a_runs_backbone(spec: Spec, run_folder: Path, caplog: py
     assert not [record for record in caplog.records if record.levelname == "WARNING"]  # the classifier is nobody's loss
 
 
+def test_a_run_that_the_spec_does_not_name_is_refused(spec: Spec, run_folder: Path) -> None:
+    """Its backbone would be left unused without a word."""
+    with pytest.raises(CheckpointError, match=r"--start .*seed0: the spec starts from no run"):
+        build_segmenter(spec, run_folder, 0)
+
+
 def test_heads_depend_on_the_seed_alone(spec: Spec, run_folder: Path) -> None:
     drawn, again, other = (build_segmenter(spec, None, seed) for seed in (0, 0, 1))
     spec["start"] = "1a2b3c4d"
