@@ -120,7 +120,7 @@ def find_stale_shards():
     try:
         said = read_json(manifest)
         digests = {split: found["shard_digests"] for split, found in said["splits"].items()}
-    except (OSError, ValueError, KeyError, TypeError):  # damaged: the jobs that read it say so
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # damaged: the jobs that read it say so
         return set()
     stale = [marker for job in STUDY.labels.values() for marker in stale_shards(Path(job.folder), digests)]
     newest = max((marker.stat().st_mtime for marker in stale), default=0.0)

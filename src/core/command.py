@@ -17,6 +17,8 @@ from .errors import ConfigError, DataError, exit_on_user_error, missing_packages
 from .files import read_json
 from .log import log_failure, set_up_logging
 
+WRITTEN_AT_START = "The workflow writes it when it starts; run snakemake."
+
 
 def add_job_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds what every job of the workflow takes."""
@@ -52,8 +54,13 @@ class Section(dict[str, Any]):
         return dict, (dict(self),)
 
 
-def read_document(path: Path, what: str) -> dict[str, Any]:
+def read_document(path: Path, what: str, remedy: str = WRITTEN_AT_START) -> dict[str, Any]:
     """Reads a JSON object that a job was pointed to.
+
+    Args:
+        path: of the file.
+        what: it is, for errors.
+        remedy: what to do where it is missing.
 
     Returns:
         the object; a key that it lacks raises a ConfigError of one line where it is asked for.
@@ -64,7 +71,7 @@ def read_document(path: Path, what: str) -> dict[str, Any]:
     try:
         document = read_json(path)
     except FileNotFoundError:
-        raise DataError(f"{path}: {what} is missing. The workflow writes it when it starts; run snakemake.") from None
+        raise DataError(f"{path}: {what} is missing. {remedy}") from None
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: {what} cannot be read ({error}).") from None
     if not isinstance(document, dict):

@@ -7,6 +7,7 @@ Values live in config.yaml, not here; here are only types, legal ranges and how 
 from __future__ import annotations
 
 import difflib
+import json
 import math
 import types
 import typing
@@ -476,7 +477,9 @@ def check_machine(document: Mapping[str, Any], where: str) -> None:
         ConfigError: a value that is not legal.
     """
     try:
-        Machine.model_validate({key: document[key] for key in Machine.model_fields if key in document})
+        # strictly: jobs read the document itself, in which "24" would stay a string
+        known = {key: document[key] for key in Machine.model_fields if key in document}
+        Machine.model_validate_json(json.dumps(known), strict=True)
     except pydantic.ValidationError as error:
         wrong = [_sentence(item, "machine") for item in error.errors() if item["type"] != "missing"]
         if wrong:

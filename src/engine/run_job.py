@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -226,7 +227,8 @@ def run_training(
 def recipe_of(spec: dict[str, Any], kind: type[Recipe]) -> Recipe:
     """The recipe of a spec, of the stage's kind; a wrong value of a spec by hand is a ConfigError of one line."""
     try:
-        return kind.model_validate(spec["recipe"])
+        # strictly: augmentation and loss read the spec itself, in which "24" would stay a string
+        return kind.model_validate_json(json.dumps(spec["recipe"]), strict=True)
     except pydantic.ValidationError as error:  # the workflow's own is validated when it is planned
         problems = describe_problems(error, "recipe").replace("configuration key ", "")
         raise ConfigError(f"spec.json: {problems}. Mend it, or let snakemake write it.") from None

@@ -53,6 +53,8 @@ def test_a_missing_key_is_one_line_with_its_path(tmp_path: Path, look: Any, key:
     ("key", "value", "said"),
     [
         ("micro_batch", 0, "machine.micro_batch: 0 is not legal"),
+        ("micro_batch", "24", "machine.micro_batch: '24' is not legal: input should be a valid integer"),
+        ("compile", "yes", "machine.compile: 'yes' is not legal"),
         ("threads", "many", "machine.threads: 'many' is not legal"),
         ("device", "gpu", "machine.device: 'gpu' is not legal. Did you mean 'cpu'?"),
         ("checkpoint_seconds", -1.0, "machine.checkpoint_seconds: -1.0 is not legal"),

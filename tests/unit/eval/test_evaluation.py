@@ -162,7 +162,7 @@ def test_what_is_missing_is_said_before_the_model_is_loaded(data: tuple[dict[str
 
 
 def test_the_job_of_a_run_leaves_a_document_and_a_line_for_each_class(
-    data: tuple[dict[str, Any], Manifest], tmp_path: Path
+    data: tuple[dict[str, Any], Manifest], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     machine, manifest = data
     run, settings = tmp_path / "run" / "seed0", {"depth": 1, "width": 32, "heads": 2}
@@ -186,6 +186,14 @@ def test_the_job_of_a_run_leaves_a_document_and_a_line_for_each_class(
         out,
     ]
     job = [*arguments, "--manifest", Path(machine["data_root"]) / "manifest", "--log", tmp_path / "log"]
+    for damage, said in (
+        (None, "is missing. Give --run, the seed folder of a finished training"),
+        ("{", "cannot be read"),
+    ):
+        (run / "done.json").unlink() if damage is None else (run / "done.json").write_text(damage)
+        assert main(["evaluate", "run", *map(str, job)]) == 2
+        assert f"{run / 'done.json'}: the marker of the run to measure {said}" in capsys.readouterr().err
+    write_json(run / "done.json", {"seconds": 12.5, "unreadable": 1})
     assert main(["evaluate", "run", *map(str, job)]) == 0
     found = json.loads(out.read_text())
     logits = logits_by_hand(model, machine, manifest)

@@ -361,6 +361,26 @@ def test_what_cannot_be_read_is_named_and_the_rest_is_told(place: Workplace) -> 
     assert place.gather().manifest.state == "unreadable"  # type: ignore[union-attr]
 
 
+def test_metrics_that_no_training_wrote_are_named_and_the_rest_is_told(place: Workplace) -> None:
+    place.manifest()
+    place.shards("a", "b")
+    run = place.residual[0]
+    metrics = place.base / run.folder / "seed0" / "metrics.jsonl"
+    sound = '{"epoch": 0, "steps": 2, "seconds": 3.0}'
+    for line in ('{"epoch": "1", "seconds": 3.0}', '{"epoch": null, "step": 1}', '{"epoch": 1, "seconds": "long"}'):
+        write_text(metrics, f"{sound}\n{line}\n")
+        assert place.job(run).epochs_done == 1
+        (problem,) = place.gather().problems
+        assert f"{metrics}: {line!r} is no line of a training" in problem
+    write_text(metrics, f'{sound}\n{{"epoch": 1, "seconds": null}}\n')
+    lease = metrics.with_name("run.lease")
+    with owner(lease):
+        found = next(job for job in place.gather(LOOK_S).jobs if job.name == f"{run.name} seed 0")
+        assert (found.state, found.epochs_done, found.remaining_s) == ("running", 1, (run.epochs - 1) * 3.0)
+    write_text(lease, "[]")
+    assert place.job(run).state == "stalled"
+
+
 @pytest.mark.parametrize(
     "content", [None, "{", "[]", '{"a": 1}'], ids=["missing", "torn", "a list", "another version's"]
 )

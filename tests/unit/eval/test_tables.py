@@ -198,6 +198,8 @@ DEFECTS: list[tuple[str, Callable[[Path], Any], str]] = [
     ("empty", lambda path: path.write_text(""), "half-written, or no JSON"),
     ("no text", lambda path: path.write_bytes(b"\xff\xfe\x00"), "half-written, or no JSON"),
     ("a list", lambda path: path.write_text("[1]"), "an evaluation is a JSON object, found list"),
+    ("nested without end", lambda path: path.write_text("[" * 100_000), "half-written, or no JSON"),
+    ("a number without end", change(val_images=10**400), "val_images is inf, which is no measurement"),
     ("no accuracy", change(top1=None), "this evaluation has no top1"),
     ("nothing at all", lambda path: path.write_text("{}"), "has no digest, top1, top5, val_images"),
     ("NaN", change(top1=math.nan), "top1 is nan, which is no measurement"),
