@@ -23,6 +23,7 @@ from tokenlabel.core.first_light import (
 from tokenlabel.core.identity import digest_of
 from tokenlabel.core.log import git_commit
 from tokenlabel.core.markers import forget_begun
+from tokenlabel.core.overlays import refuse_repeated_keys
 from tokenlabel.core.placement import nodes_of, processes_of
 from tokenlabel.core.plan import plan_study as price_study
 from tokenlabel.core.report_contents import (
@@ -42,6 +43,9 @@ from tokenlabel.core.study import Study
 def plan_study():
     """Validates the configuration; a mistake ends Snakemake with one line and exit code 1."""
     try:
+        if workflow.exec_mode == ExecMode.DEFAULT:
+            for path in workflow.configfiles:
+                refuse_repeated_keys(Path(path))
         return Study.plan(config)
     except TokenLabelError as error:
         stop(error)
