@@ -197,8 +197,9 @@ class _Survey:
             return JobStatus(name, marker, "interrupted", log=log)
         if end.error:
             return JobStatus(name, marker, "failed", end.error, log)
-        doubt = "" if lease else "it may be running; "  # without a lease nobody can tell
-        return JobStatus(name, marker, "interrupted", f"{doubt}last line: {end.last}" if end.last else "", log)
+        # without a lease nobody can tell; a job that has just begun has an empty log
+        reasons = [*([] if lease else ["it may be running"]), *([f"last line: {end.last}"] if end.last else [])]
+        return JobStatus(name, marker, "interrupted", "; ".join(reasons), log)
 
     def _is_there(self, path: str) -> bool:
         """Whether a file exists; also where nobody can tell, because reading it then says why."""

@@ -244,6 +244,17 @@ def test_a_job_that_failed_says_why_from_its_own_log(place: Workplace, tmp_path:
     assert f"\n      {failed.log}" in page
 
 
+def test_a_job_without_a_lease_may_be_running_also_before_its_logs_first_line(place: Workplace) -> None:
+    place.manifest()
+    place.done(place.exact)
+    log = place.base / place.exact.result(0).replace("results/", "logs/", 1).replace(".json", ".log")
+    for text, said in (("", "it may be running"), ("2026-01-02 03:04:05,678 INFO x\n", "it may be running; last line: 2026-")):
+        write_text(log, text)
+        (job,) = [job for job in place.gather().jobs if job.path == place.exact.result(0)]
+        assert job.state == "interrupted"
+        assert job.reason.startswith(said)
+
+
 def test_a_log_of_other_bytes_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
     path = tmp_path / "x.log"
     path.write_bytes(b"\xff\xfe\n" * 40_000 + b"2026-01-02 03:04:05,678 ERROR no space\n")
