@@ -248,7 +248,10 @@ def test_a_job_without_a_lease_may_be_running_also_before_its_logs_first_line(pl
     place.manifest()
     place.done(place.exact)
     log = place.base / place.exact.result(0).replace("results/", "logs/", 1).replace(".json", ".log")
-    for text, said in (("", "it may be running"), ("2026-01-02 03:04:05,678 INFO x\n", "it may be running; last line: 2026-")):
+    for text, said in (
+        ("", "it may be running"),
+        ("2026-01-02 03:04:05,678 INFO x\n", "it may be running; last line: 2026-"),
+    ):
         write_text(log, text)
         (job,) = [job for job in place.gather().jobs if job.path == place.exact.result(0)]
         assert job.state == "interrupted"
