@@ -14,12 +14,12 @@ import torch
 
 from tests.conftest import machine_settings, write_manifests
 from tokenlabel.cli import main
-from tokenlabel.core.errors import CheckpointError, DataError
+from tokenlabel.core.errors import CheckpointError, ConfigError, DataError
 from tokenlabel.core.files import write_json
 from tokenlabel.core.identity import digest_of
 from tokenlabel.data.images import decode_image, resize_and_centre_crop, to_tensor
 from tokenlabel.data.manifest import Manifest
-from tokenlabel.eval.evaluation import Further, evaluate_published
+from tokenlabel.eval.evaluation import Further, evaluate_published, evaluate_run
 from tokenlabel.models import (
     TokenModel,
     create_model,
@@ -159,6 +159,18 @@ def test_what_is_missing_is_said_before_the_model_is_loaded(data: tuple[dict[str
         Further.open(asked, machine | {"test_sets": {"imagenet_a": "imagenet-a"}}, manifest)
     with pytest.raises(DataError, match=r"machine.json has no place for it"):
         Further.open(asked, machine, manifest)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("crop", 0), ("crop", 1.5), ("crop", "0.9"), ("crop", True), ("interpolation", None), ("use_ema", "no")],
+)
+def test_settings_by_hand_that_make_no_sense_are_one_line(
+    data: tuple[dict[str, Any], Manifest], tmp_path: Path, key: str, value: Any
+) -> None:
+    spec = {"crop": 0.9, "interpolation": "bicubic", "use_ema": True, key: value}
+    with pytest.raises(ConfigError, match=f"^the evaluation's spec: {key} is {value!r}, expected .*Mend it"):
+        evaluate_run(tmp_path, spec, *data)
 
 
 def test_the_job_of_a_run_leaves_a_document_and_a_line_for_each_class(
