@@ -22,7 +22,7 @@ from tokenlabel.core.first_light import (
 )
 from tokenlabel.core.identity import digest_of
 from tokenlabel.core.log import git_commit
-from tokenlabel.core.markers import forget_begun
+from tokenlabel.core.markers import forget_begun, legs_of_finished
 from tokenlabel.core.overlays import refuse_repeated_keys
 from tokenlabel.core.placement import nodes_of, processes_of
 from tokenlabel.core.plan import plan_study as price_study
@@ -486,7 +486,7 @@ def leg_before(wildcards):
 
 def last_leg_before(run, seed):
     """Marker of the last leg but one of a finished run; none where it ran in one piece."""
-    legs = read_json(Path(run.done(seed))).get("legs", 1)
+    legs = legs_of_finished(Path(run.done(seed)))
     return [run.leg_done(seed, legs - 1, legs)] if legs > 1 else []
 
 
