@@ -18,6 +18,7 @@ from .errors import ConfigError, DataError, exit_on_user_error, missing_packages
 from .files import read_json
 from .log import log_failure, set_up_logging
 
+MEND = "Mend it, or delete it and run snakemake, which makes it again."
 WRITTEN_AT_START = "The workflow writes it when it starts; run snakemake."
 
 
@@ -78,9 +79,9 @@ def read_document(
     except FileNotFoundError:
         raise DataError(f"{path}: {what} is missing. {remedy}") from None
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: {what} cannot be read ({error}).") from None
+        raise DataError(f"{path}: {what} cannot be read ({error}). {MEND}") from None
     if not isinstance(document, dict):
-        raise DataError(f"{path}: {what} must be a JSON object, found {type(document).__name__}.")
+        raise DataError(f"{path}: {what} must be a JSON object, found {type(document).__name__}. {MEND}")
     found = Section(document, f"{path}: {what}")
     for section in sections:
         *outer, name = section.split(".")

@@ -159,7 +159,7 @@ def _check_present(path: Path, result: Mapping[str, Any], needed: Sequence[str])
 
 def _check_numbers(path: Path, result: Mapping[str, Any]) -> None:
     """Looks at every number, so that one that nobody tabulates yet cannot hide a broken measurement."""
-    for name, value in _numbers(result):
+    for name, value in numbers_of(result):
         if not math.isfinite(value):
             raise DataError(f"{path}: {name} is {value}, which is no measurement. {REMEDY}")
     for name in ("digest", "weights_sha256"):
@@ -187,14 +187,14 @@ def _check_numbers(path: Path, result: Mapping[str, Any]) -> None:
             raise DataError(f"{path}: {name} is {value:g}; expected {legal}. {REMEDY}")
 
 
-def _numbers(value: Any, name: str = "") -> Iterator[tuple[str, float]]:
+def numbers_of(value: Any, name: str = "") -> Iterator[tuple[str, float]]:
     """Yields the dotted name and value of every number of a document."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
-            yield from _numbers(inner, f"{name}.{key}" if name else str(key))
+            yield from numbers_of(inner, f"{name}.{key}" if name else str(key))
     elif isinstance(value, list):
         for position, inner in enumerate(value):
-            yield from _numbers(inner, f"{name}[{position}]")
+            yield from numbers_of(inner, f"{name}[{position}]")
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
         yield name, math.inf if abs(value) > LARGEST else float(value)  # an integer of JSON has no end
 
