@@ -34,6 +34,7 @@ from tokenlabel.core.report_contents import (
     overlays_place,
     report_results,
     whole,
+    whole_evaluations,
 )
 from tokenlabel.core.so_far import plan_comparison, plan_so_far
 from tokenlabel.core.staleness import stale_shards
@@ -669,7 +670,9 @@ def results_to_show(wildcards):
         if whole(result.files) or (result.selected and not alone) or (result.cheap and making):
             shown += result.files
         elif result.so_far and (making or whole([result.so_far])):
-            shown.append(result.so_far)
+            table = STUDY.tables.get(result.name) or STUDY.segmentation_tables[result.name]
+            if not making or whole_evaluations(table.inputs):  # else the page says that there is none
+                shown.append(result.so_far)
     return shown
 
 

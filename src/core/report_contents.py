@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -197,6 +198,22 @@ def inert(text: str) -> str:
 def as_rst(text: str) -> str:
     """Text for a caption in reStructuredText, without any markup of its own."""
     return inert(re.sub(r"([\\*`|_<>:\[\]])", r"\\\1", " ".join(text.split())))
+
+
+def whole_evaluations(paths: Iterable[str]) -> bool:
+    """Whether those evaluations that exist are whole JSON without a NaN; a table so far is made of no others."""
+
+    def refuse(constant: str) -> None:
+        raise ValueError(constant)
+
+    for path in paths:
+        try:
+            json.loads(Path(path).read_bytes(), parse_constant=refuse)
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError, RecursionError):
+            return False
+    return True
 
 
 def damage(path: Path) -> str | None:
