@@ -302,7 +302,7 @@ def test_the_index_of_tables_so_far_names_what_is_refused_and_goes_on(
 ) -> None:
     table, paths = one_row(raw_config, tmp_path, [0])
     write_json(tmp_path / "damaged.json", table)
-    write_json(tmp_path / "sound.json", Study.plan(raw_config).tables["ablation_residual"].as_json())
+    write_json(tmp_path / "sound.json", Study.plan(raw_config).tables["ablation_architectures"].as_json())
     change(top1=math.nan)(paths["0"])
     monkeypatch.chdir(tmp_path)
     specs = ["--specs", "damaged.json", "sound.json"]
@@ -310,4 +310,4 @@ def test_the_index_of_tables_so_far_names_what_is_refused_and_goes_on(
     damaged, sound = csv.DictReader((tmp_path / "i.csv").read_text().splitlines())
     assert (damaged["table"], damaged["done"]) == (table["name"], "")
     assert "top1 is nan, which is no measurement. Delete it" in damaged["refused"]
-    assert (sound["table"], sound["rows"], sound["refused"]) == ("ablation_residual", "3", "")
+    assert (sound["table"], sound["rows"], sound["refused"]) == ("ablation_architectures", "8", "")
