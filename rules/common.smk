@@ -24,7 +24,8 @@ from tokenlabel.core.first_light import (
 )
 from tokenlabel.core.identity import digest_of
 from tokenlabel.core.log import git_commit
-from tokenlabel.core.markers import forget_begun
+from tokenlabel.core.markers import forget_begun, legs_of_finished
+from tokenlabel.core.overlays import refuse_repeated_keys
 from tokenlabel.core.placement import nodes_of, processes_of
 from tokenlabel.core.plan import plan_study as price_study
 from tokenlabel.core.report_contents import (
@@ -35,6 +36,7 @@ from tokenlabel.core.report_contents import (
     overlays_place,
     report_results,
     whole,
+    whole_evaluations,
 )
 from tokenlabel.core.so_far import plan_comparison, plan_so_far
 from tokenlabel.core.staleness import stale_shards
@@ -47,6 +49,9 @@ gc.set_threshold(500_000, 50, 1000)
 def plan_study():
     """Validates the configuration; a mistake ends Snakemake with one line and exit code 1."""
     try:
+        if workflow.exec_mode == ExecMode.DEFAULT:
+            for path in workflow.configfiles:
+                refuse_repeated_keys(Path(path))
         return Study.plan(config)
     except TokenLabelError as error:
         stop(error)
@@ -125,7 +130,7 @@ def find_stale_shards():
     try:
         said = read_json(manifest)
         digests = {split: found["shard_digests"] for split, found in said["splits"].items()}
-    except (OSError, ValueError, KeyError, TypeError):  # damaged: the jobs that read it say so
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # damaged: the jobs that read it say so
         return set()
     stale = [marker for job in STUDY.labels.values() for marker in stale_shards(Path(job.folder), digests)]
     newest = max((marker.stat().st_mtime for marker in stale), default=0.0)
@@ -502,7 +507,7 @@ def leg_before(wildcards):
 
 def last_leg_before(run, seed):
     """Marker of the last leg but one of a finished run; none where it ran in one piece."""
-    legs = read_json(Path(run.done(seed))).get("legs", 1)
+    legs = legs_of_finished(Path(run.done(seed)))
     return [run.leg_done(seed, legs - 1, legs)] if legs > 1 else []
 
 
@@ -694,7 +699,9 @@ def results_to_show(wildcards):
         if whole(result.files) or (result.selected and not alone) or (result.cheap and making):
             shown += result.files
         elif result.so_far and (making or whole([result.so_far])):
-            shown.append(result.so_far)
+            table = STUDY.tables.get(result.name) or STUDY.segmentation_tables[result.name]
+            if not making or whole_evaluations(table.inputs):  # else the page says that there is none
+                shown.append(result.so_far)
     return shown
 
 

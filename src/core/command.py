@@ -7,6 +7,7 @@ A stage's `command.py` has `add_arguments(parser)` and `run(args) -> int`; `pyth
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
 import sys
 from collections.abc import Callable, Sequence
@@ -16,6 +17,9 @@ from typing import Any
 from .errors import ConfigError, DataError, exit_on_user_error, missing_packages_named
 from .files import read_json
 from .log import log_failure, set_up_logging
+
+MEND = "Mend it, or delete it and run snakemake, which makes it again."
+WRITTEN_AT_START = "The workflow writes it when it starts; run snakemake."
 
 
 def add_job_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,24 +56,42 @@ class Section(dict[str, Any]):
         return dict, (dict(self),)
 
 
-def read_document(path: Path, what: str) -> dict[str, Any]:
+def read_document(
+    path: Path, what: str, remedy: str = WRITTEN_AT_START, sections: Sequence[str] = ()
+) -> dict[str, Any]:
     """Reads a JSON object that a job was pointed to.
+
+    Args:
+        path: of the file.
+        what: it is, for errors.
+        remedy: what to do where it is missing.
+        sections: keys that must be objects where they are there; dotted for those inside others.
 
     Returns:
         the object; a key that it lacks raises a ConfigError of one line where it is asked for.
 
     Raises:
         DataError: it is missing or no JSON object.
+        ConfigError: a section is no object.
     """
     try:
         document = read_json(path)
     except FileNotFoundError:
-        raise DataError(f"{path}: {what} is missing. The workflow writes it when it starts; run snakemake.") from None
+        raise DataError(f"{path}: {what} is missing. {remedy}") from None
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: {what} cannot be read ({error}).") from None
+        raise DataError(f"{path}: {what} cannot be read ({error}). {MEND}") from None
     if not isinstance(document, dict):
-        raise DataError(f"{path}: {what} must be a JSON object, found {type(document).__name__}.")
-    return Section(document, f"{path}: {what}")
+        raise DataError(f"{path}: {what} must be a JSON object, found {type(document).__name__}. {MEND}")
+    found = Section(document, f"{path}: {what}")
+    for section in sections:
+        *outer, name = section.split(".")
+        holder = functools.reduce(lambda inner, key: inner[key], outer, found)
+        if not isinstance(holder.get(name, {}), dict):
+            raise ConfigError(
+                f"{path}: {what}: {section} is {type(holder[name]).__name__}, expected an object. Mend it, or let snakemake write "
+                "the file."
+            )
+    return found
 
 
 def read_machine(path: Path) -> dict[str, Any]:
@@ -79,7 +101,7 @@ def read_machine(path: Path) -> dict[str, Any]:
         DataError: as `read_document`.
         ConfigError: a value that is not legal.
     """
-    from .config import check_machine  # pydantic takes a moment that other commands need not wait
+    from .machine_file import check_machine  # pydantic takes a moment that other commands need not wait
 
     document = read_document(path, "the machine settings")
     check_machine(document, str(path))

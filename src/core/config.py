@@ -465,25 +465,6 @@ class Config(Frozen):
     select: Select
 
 
-def check_machine(document: Mapping[str, Any], where: str) -> None:
-    """Checks the values of a machine.json, which may be by hand; keys that a job misses, it says itself.
-
-    Args:
-        document: of the file.
-        where: its path, for the error.
-
-    Raises:
-        ConfigError: a value that is not legal.
-    """
-    try:
-        Machine.model_validate({key: document[key] for key in Machine.model_fields if key in document})
-    except pydantic.ValidationError as error:
-        wrong = [_sentence(item, "machine") for item in error.errors() if item["type"] != "missing"]
-        if wrong:
-            said = wrong[0].removeprefix("configuration key ")
-            raise ConfigError(f"{where}: {said}. Mend it, or let snakemake write the file.") from None
-
-
 def load_config(raw: Mapping[str, Any]) -> Config:
     """Validates a merged configuration.
 
@@ -610,13 +591,14 @@ def describe_problems(error: pydantic.ValidationError, within: str = "") -> str:
         within: the section's path, "" for the whole.
     """
     problems = sorted(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
-    lines = [_sentence(item, within) for item in problems[:3]]
+    lines = [describe_problem(item, within) for item in problems[:3]]
     if len(problems) > 3:
         lines.append(f"and {len(problems) - 3} more")
     return "; ".join(lines)
 
 
-def _sentence(item: Any, within: str) -> str:
+def describe_problem(item: Any, within: str) -> str:
+    """One problem of pydantic's report as a sentence; `within` as for `describe_problems`."""
     path = [part for part in item["loc"] if not _is_type_tag(part)]
     where = ".".join(filter(None, [within, *map(str, path)])).replace(".[", "[")
     found = item.get("input")

@@ -173,6 +173,14 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _lease_in(path: Path) -> dict[str, Any]:
+    """What a lease says; ValueError where it is none, as while its owner is creating it."""
+    held = read_json(path)
+    if not isinstance(held, dict):
+        raise ValueError(f"a lease is a JSON object, found {type(held).__name__}")
+    return held
+
+
 class Lease:
     """An exclusive right to make one output, held by a file beside it while a job runs.
 
@@ -226,7 +234,7 @@ class Lease:
 
     def _is_ours(self) -> bool:
         try:
-            held = read_json(self.path)
+            held = _lease_in(self.path)
         except (FileNotFoundError, ValueError):  # ValueError: another job has just created it
             return False
         except OSError:
@@ -248,7 +256,7 @@ class Lease:
     def is_held(self) -> bool:
         """Whether another job's lease lies there; not one whose owner was a process of this host that is gone."""
         try:
-            return not self._owner_is_dead(read_json(self.path))
+            return not self._owner_is_dead(_lease_in(self.path))
         except FileNotFoundError:
             return False
         except ValueError:  # another job has just created it
@@ -266,7 +274,7 @@ class Lease:
         still_since = time.monotonic()
         while True:
             try:
-                held = read_json(self.path)
+                held = _lease_in(self.path)
             except FileNotFoundError:
                 return
             except ValueError:

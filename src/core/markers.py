@@ -40,6 +40,16 @@ def read_kept(marker: Path) -> dict[str, Any] | None:
     return document if isinstance(document, dict) else None
 
 
+def legs_of_finished(marker: Path) -> int:
+    """In how many legs a finished run was trained, by its marker or, where that is damaged, by the copy; 1 where neither says."""
+    for path in (marker, kept_copy(marker)):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            legs = read_json(path).get("legs", 1)
+            if isinstance(legs, int) and legs >= 1:
+                return legs
+    return 1
+
+
 def forget_begun(records: Path, study: Path) -> None:
     """Removes Snakemake's record that a job was begun, where the job's marker is there: a marker is written last and whole.
 

@@ -57,7 +57,39 @@ def read_yaml(path: Path, of: str) -> dict[str, Any]:
         raise ConfigError(f"{path}: cannot be read ({' '.join(str(error).split())}).") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: expected a dictionary of {of}, found {type(content).__name__}.")
+    refuse_repeated_keys(path)
     return content
+
+
+def refuse_repeated_keys(path: Path) -> None:
+    """Refuses a file in which a key stands twice in one section: YAML keeps the last and loses, say, an experiment.
+
+    Raises:
+        ConfigError: names both lines.
+    """
+    try:
+        top = yaml.compose(path.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):  # whoever reads it says so
+        return
+    seen: set[int] = set()  # sections that aliases repeat are one
+    sections: list[tuple[str, Any]] = [("", top)]
+    while sections:
+        name, node = sections.pop()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            sections += [(name, inner) for inner in node.value]
+        elif isinstance(node, yaml.MappingNode):
+            lines: dict[str, int] = {}
+            for key, value in node.value:
+                line = key.start_mark.line + 1
+                if key.value != "<<" and lines.setdefault(str(key.value), line) != line:
+                    raise ConfigError(
+                        f"{path}, line {line}: {key.value!r} stands in line {lines[key.value]} of {name or 'the file'} already, "
+                        "which would be lost. Rename or remove one."
+                    )
+                sections.append((f"{name}.{key.value}".removeprefix("."), value))
 
 
 def _merged(base: dict[str, Any], overlay: dict[str, Any]) -> dict[str, Any]:

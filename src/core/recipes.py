@@ -6,10 +6,17 @@ small data set makes smaller, by the same `check_shares`.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
-from .config import Machine, Recipe
+import pydantic
+
+from .config import Machine, Recipe, describe_problems
 from .errors import ConfigError
+
+AnyRecipe = TypeVar("AnyRecipe", bound=pydantic.BaseModel)
 
 
 @dataclass(frozen=True)
@@ -55,6 +62,25 @@ def with_batch(recipe: Recipe, batch_size: int) -> Recipe:
             "warmup_learning_rate": min(recipe.warmup_learning_rate, highest),
         }
     )
+
+
+def recipe_of(spec: Mapping[str, Any], kind: type[AnyRecipe], where: str = "spec.json") -> AnyRecipe:
+    """The recipe of a spec, of the stage's kind.
+
+    Args:
+        spec: of a training; the workflow's own was validated when it was planned, one by hand was not.
+        kind: Recipe, or another stage's.
+        where: the file, for the error.
+
+    Raises:
+        ConfigError: a value that is not legal.
+    """
+    try:
+        # strictly: augmentation and loss read the spec itself, in which "24" would stay a string
+        return kind.model_validate_json(json.dumps(spec["recipe"]), strict=True)
+    except pydantic.ValidationError as error:
+        problems = describe_problems(error, "recipe").replace("configuration key ", "")
+        raise ConfigError(f"{where}: {problems}. Mend it, or let snakemake write it.") from None
 
 
 def check_schedule(recipe: Recipe, machine: Machine, where: str, nodes: int = 1) -> None:

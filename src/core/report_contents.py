@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from .planned import RESULTS, Table, Training
 from .segment_plan import SegmentationTable
@@ -26,28 +28,51 @@ ABOUT_PAGES = {  # pages that are no result's -> what they are
 VIEWS = "Side by side"  # label of a segmenter's page beside its classifier
 PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
 
-# results that are no experiment's: name -> (folder of the menu, what it is, files of the job that makes it)
+
+class Other(NamedTuple):
+    """A result that is no experiment's.
+
+    Attributes:
+        category, label, question: as a Result's.
+        files: of the job that makes it, under results/.
+        cheap: whether it needs no run.
+        experiment: whose selection selects it; "" for none, it is made when it is asked for.
+        possible: whether a study can have it; asking for one that it cannot have would end the report.
+    """
+
+    category: str
+    label: str
+    question: str
+    files: tuple[str, ...]
+    cheap: bool = False
+    experiment: str = ""
+    possible: Callable[[Study], bool] = lambda _: True
+
+
 OTHERS = {
-    "plan": (BEFORE, "Plan", "What will the study cost?", ("plan.csv", "figures/plan.png")),
-    "published": (
+    "plan": Other(BEFORE, "Plan", "What will the study cost?", ("plan.csv", "figures/plan.png"), cheap=True),
+    "published": Other(
         BEFORE,
         "Published checkpoints",
         "Do the published checkpoints reach their printed accuracy here?",
         ("published.csv", "figures/published.png"),
     ),
-    "accuracy_parameters": (
+    "accuracy_parameters": Other(
         "Fig.  1, accuracy against parameters",
         "",
         "How accurate are models of one size?",
         ("figures/accuracy_parameters.csv", "figures/accuracy_parameters.png"),
+        experiment="main",
     ),
-    "comparison_cait": (
+    "comparison_cait": Other(
         "Table 12, comparison with CaiT",
         "",
         "How do LV-ViT's settings and accuracy compare with CaiT's?",
         ("comparison_cait.csv",),
+        cheap=True,
+        possible=lambda study: compared_row(study) is not None,
     ),
-    "so_far": (ABOUT_FOLDER, "Progress", "How far is every table?", ("so_far/index.csv",)),
+    "so_far": Other(ABOUT_FOLDER, "Progress", "How far is every table?", ("so_far/index.csv",), cheap=True),
 }
 
 
@@ -102,13 +127,12 @@ class Result:
 def report_results(study: Study) -> tuple[Result, ...]:
     """Everything that the study's report may show, in reading order."""
     found = []
-    for name, (category, label, question, files) in OTHERS.items():
-        if name == "comparison_cait" and compared_row(study) is None:
-            continue  # this study cannot have it, and asking for it would end the report
-        paths = tuple(str(RESULTS / file) for file in files)
-        chosen = name == "accuracy_parameters" and "main" in study.config.select.experiments
-        cheap = name in ("plan", "so_far", "comparison_cait")
-        found.append(Result(name, category, label, question, "", paths, paths[0], "", selected=chosen, cheap=cheap))
+    for name, other in OTHERS.items():
+        if other.possible(study):
+            paths = tuple(str(RESULTS / file) for file in other.files)
+            chosen = other.experiment in study.config.select.experiments
+            about = (other.category, other.label, other.question, "")
+            found.append(Result(name, *about, paths, paths[0], "", selected=chosen, cheap=other.cheap))
     if study.used_labels:
         paths = (str(RESULTS / "label_fidelity.csv"), str(RESULTS / "figures" / "label_fidelity.png"))
         question = "Are the stored labels what their annotator says of the same crop?"
@@ -175,6 +199,22 @@ def inert(text: str) -> str:
 def as_rst(text: str) -> str:
     """Text for a caption in reStructuredText, without any markup of its own."""
     return inert(re.sub(r"([\\*`|_<>:\[\]])", r"\\\1", " ".join(text.split())))
+
+
+def whole_evaluations(paths: Iterable[str]) -> bool:
+    """Whether those evaluations that exist are whole JSON without a NaN; a table so far is made of no others."""
+
+    def refuse(constant: str) -> None:
+        raise ValueError(constant)
+
+    for path in paths:
+        try:
+            json.loads(Path(path).read_bytes(), parse_constant=refuse)
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError, RecursionError):
+            return False
+    return True
 
 
 def damage(path: Path) -> str | None:

@@ -86,6 +86,11 @@ class Manifest:
                 f"data_root {root}: no such folder on this machine ({platform.node()}). Set data_root to where the data set lies."
             )
         location = machine["dataset"][self.source]
+        if location is None:
+            raise DataError(
+                f"machine settings: dataset.{self.source} is null, and the manifest's split {self.split} lies there. Set it to "
+                "that folder or tar, or let snakemake write the file."
+            )
         return ByteSource(root, location, machine["dataset"]["format"], self.archives)
 
 

@@ -19,7 +19,7 @@ import resource
 import sys
 import time
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from ..core.errors import ConfigError, OutputError
 from ..core.files import read_json, write_json, write_text
 from ..core.log import git_commit, in_time, library_versions, logger
+from ..core.metrics_lines import parse_metrics_line
 from ..core.seeds import derived_seed
 
 TIMES = ("seconds", "images_per_s", "memory_mb")
@@ -57,16 +58,16 @@ class MetricsFile:
         return [line for line in self.all_lines() if "step" in line]
 
     def all_lines(self) -> list[dict[str, float]]:
-        """All whole lines; one cut off by a kill is ignored."""
+        """All whole lines; one cut off by a kill is ignored.
+
+        Raises:
+            DataError: a line is JSON, but nothing that a training writes.
+        """
         found = []
         if self.path.exists():
             for text in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
-                try:
-                    line = json.loads(text)
-                except ValueError:
-                    continue
-                if isinstance(line, dict):
-                    found.append({name: math.nan if value is None else value for name, value in line.items()})
+                with suppress(ValueError):
+                    found.append(parse_metrics_line(text, self.path))
         return found
 
     def keep_before(self, epoch: int, step: int = 0) -> None:
@@ -270,7 +271,7 @@ def summarise(lines: list[dict[str, float]]) -> dict[str, Any]:
         of equals), None without one.
     """
     names = next((names for names in _VALIDATIONS if any(names[0] in line for line in lines)), _VALIDATIONS[0])
-    measured = [{name: line[name] for name in ("epoch", *names)} for line in lines if names[0] in line]
+    measured = [{name: line[name] for name in ("epoch", *names) if name in line} for line in lines if names[0] in line]
     counts = {name: int(sum(line.get(name, 0) for line in lines)) for name in _COUNTS}
     seconds = sum(line.get("seconds", 0.0) for line in lines)
     last = lines[-1] if lines else {}

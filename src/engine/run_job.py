@@ -12,14 +12,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import pydantic
 import torch
 from torch import nn
 
-from ..core.config import describe_problems
-from ..core.errors import CheckpointError, ConfigError, OutputError
+from ..core.errors import CheckpointError, OutputError
 from ..core.files import Lease, read_json, remove_leftovers_in, sha256_of, write_json, write_json_if_changed
 from ..core.identity import digest_of
 from ..core.log import logger
@@ -33,7 +31,6 @@ from .processes import ALONE, Processes, join_processes
 from .reporting import Reporter
 from .stopping import DEADLINE_EXIT, Stop, StoppedError, find_deadline, put_back_into_queue, stopping_after_step
 
-Recipe = TypeVar("Recipe", bound=pydantic.BaseModel)
 DONE = "done.json"
 REQUEUED_S = 120.0  # from the request to Slurm's signal; nothing else may happen in between
 
@@ -221,15 +218,6 @@ def run_training(
             else:
                 write_json(done, marker)
     return marker
-
-
-def recipe_of(spec: dict[str, Any], kind: type[Recipe]) -> Recipe:
-    """The recipe of a spec, of the stage's kind; a wrong value of a spec by hand is a ConfigError of one line."""
-    try:
-        return kind.model_validate(spec["recipe"])
-    except pydantic.ValidationError as error:  # the workflow's own is validated when it is planned
-        problems = describe_problems(error, "recipe").replace("configuration key ", "")
-        raise ConfigError(f"spec.json: {problems}. Mend it, or let snakemake write it.") from None
 
 
 def _newest_checkpoint(folder: Path) -> Path | None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.command import add_job_arguments, read_document, read_machine
-from ..core.files import read_json, write_json, write_text
+from ..core.files import write_json, write_text
 from ..core.identity import digest_of
 from ..core.log import job_log, logger
 
@@ -33,6 +33,12 @@ def run(args: argparse.Namespace) -> int:
 
     manifest = load_manifest(args.manifest, "val")
     manifest.open_source(machine)
+    trained = read_document(
+        args.run_folder / "done.json",
+        "the marker of the run to measure",
+        "Give --run, the seed folder of a finished training.",
+    )
+    training = {"train_seconds": trained["seconds"], "train_unreadable": trained["unreadable"]}
     from .evaluation import evaluate_run
     from .measures import classes_csv
 
@@ -43,15 +49,13 @@ def run(args: argparse.Namespace) -> int:
         numbers = found.numbers
         counts["images"] = numbers["val_images"]
         log_numbers(numbers)
-        trained = read_json(args.run_folder / "done.json")
         write_text(classes_file(args.out), classes_csv(found.classes))  # first: who finds the document finds both
         write_json(
             args.out,
             {
                 "digest": digest_of(evaluation),
                 **numbers,
-                "train_seconds": trained["seconds"],
-                "train_unreadable": trained["unreadable"],
+                **training,
                 "seconds": round(time.monotonic() - started, 3),
             },
         )

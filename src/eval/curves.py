@@ -1,8 +1,8 @@
 """Training curves of an experiment's runs: losses, the measure of the validations and the learning rate against the epoch.
 
-Reads metrics.jsonl beside each evaluation that a table's plan names. Runs without one are left out; capped runs are marked.
-Called by `curves_command`.
-Runs are of classifiers or of segmenters, whose epochs are intervals of steps.
+Reads metrics.jsonl beside each evaluation that a table's plan names. Runs without one are left out; capped runs are marked. One
+that is not what the training beside it wrote is refused. Runs are of classifiers or of segmenters, whose epochs are intervals of
+steps. Called by `curves_command`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from ..core.errors import DataError
-from ..engine.reporting import MetricsFile
+from ..core.files import read_json
+from ..engine.reporting import MetricsFile, summarise
 from .style import COLOURS, DASHES, add_legend, page, save, styled, words
 
 COLUMNS = ("steps", "learning_rate", "loss", "class_loss", "token_loss", "top1", "top5")
@@ -34,6 +35,7 @@ PANELS = {
     "miou": "mean IoU (%, validation, single scale)",
     "learning_rate": "learning rate",
 }
+REMEDY = "Restore it from a copy, or delete it: the curves are then drawn without this run."
 MARKED_EPOCHS = 40  # a line with at most so many has a dot at each
 
 
@@ -57,13 +59,15 @@ def collect_curves(table: dict[str, Any], base: Path) -> list[Curve]:
         base: the folder that its paths are relative to.
 
     Raises:
-        DataError: no run has any.
+        DataError: no run has any, or one's are damaged or of another training.
     """
     found = []
     for row in table["rows"]:
         for seed, evaluation in row["seeds"].items():
-            lines = MetricsFile((base / evaluation).parent / "metrics.jsonl").lines()
+            file = MetricsFile((base / evaluation).parent / "metrics.jsonl")
+            lines = _readable(file)
             if lines:
+                _check_lines(file.path, lines, _columns(table))
                 found.append(Curve(row["name"], row["label"], row["run"], int(seed), "; ".join(row["capped"]), lines))
     if not found:
         place = base / "results" / ("segmentation" if _of_scenes(table) else "runs")
@@ -79,9 +83,51 @@ def _of_scenes(table: dict[str, Any]) -> bool:
     return table.get("stage") == "segment"
 
 
+def _columns(table: dict[str, Any]) -> tuple[str, ...]:
+    """What is shown of each epoch."""
+    return SCENE_COLUMNS if _of_scenes(table) else COLUMNS
+
+
+def _readable(file: MetricsFile) -> list[dict[str, float]]:
+    try:
+        return file.lines()
+    except OSError as error:
+        raise DataError(f"{file.path}: cannot be read ({error.strerror}).") from None
+
+
+def _check_lines(path: Path, lines: list[dict[str, float]], columns: Sequence[str]) -> None:
+    """Refuses what no training leaves: an epoch that is missing or there twice, no numbers, lines of another training."""
+    for place, line in enumerate(lines):
+        if line["epoch"] != place:
+            raise DataError(
+                f"{path}: epoch {line['epoch']} stands where epoch {place} should be; the file was changed or is damaged. {REMEDY}"
+            )
+        for name in columns:
+            if not math.isfinite(line.get(name, 0.0)):
+                raise DataError(
+                    f"{path}: {name} of epoch {place} is no number, which no training goes on from. {REMEDY}"
+                )
+    summary = path.with_name("summary.json")
+    if not summary.exists():
+        return
+    try:
+        said = read_json(summary)
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{summary}: cannot be read ({error}). Delete it: nothing but curves and hours rests on it."
+        ) from None
+    measured = summarise(lines)
+    said = said if isinstance(said, dict) else {}
+    wrong = [name for name in ("epochs", "steps", "losses") if said.get(name, measured[name]) != measured[name]]
+    if wrong:
+        raise DataError(
+            f"{path}: its {' and '.join(wrong)} are not those of {summary.name} beside it; it is of another training. {REMEDY}"
+        )
+
+
 def as_csv(table: dict[str, Any], curves: Sequence[Curve]) -> str:
     """Comma-separated text: a line per epoch, full precision, empty where something was not measured."""
-    columns = SCENE_COLUMNS if _of_scenes(table) else COLUMNS
+    columns = _columns(table)
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["name", "label", "run", "seed", "capped", "epoch", *columns])

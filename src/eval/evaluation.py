@@ -6,13 +6,14 @@ evaluation jobs.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..core.errors import CheckpointError, DataError
+from ..core.errors import CheckpointError, ConfigError, DataError
 from ..core.files import sha256_of
 from ..data.manifest import Manifest
 from ..engine.device import choose_device, choose_precision, set_threads
@@ -54,9 +55,11 @@ def evaluate_run(
         labels_folder: an annotator's maps of that split, to compare the tokens with; None: not compared.
 
     Raises:
+        ConfigError: settings that make no sense.
         CheckpointError: the run has no weights, or they give logits that are no numbers.
         DataError: photographs, labels or test sets are missing or do not fit.
     """
+    check_settings(evaluation)
     further = Further.open(evaluation, machine, manifest)
     loaded = load_model(seed_folder, use_ema=evaluation["use_ema"])
     job = _Job(loaded.model, loaded.report.where, evaluation, machine, manifest)
@@ -97,6 +100,7 @@ def evaluate_published(
             f"published checkpoint {name}: {root / file} is missing. Fetch {source} and put it there, or set weights_root; "
             "select.published leaves it out."
         )
+    check_settings(spec)
     further = Further.open(spec, machine, manifest)
     loaded = load_published(spec["model"], root, spec["image_px"], use_ema=spec["use_ema"])
     job = _Job(loaded.model, loaded.report.where, spec, machine, manifest)
@@ -139,6 +143,24 @@ class Further:
                 images=expected["images"], maps=root,
             )  # fmt: skip
         return cls(real, sets)
+
+
+def check_settings(evaluation: dict[str, Any]) -> None:
+    """Refuses a spec by hand that makes no sense; the workflow's was validated when it was planned.
+
+    Raises:
+        ConfigError: crop, interpolation or use_ema is not legal.
+    """
+    legal: dict[str, tuple[str, Callable[[Any], bool]]] = {
+        "crop": ("a share of the shorter side, in (0, 1]", lambda crop: type(crop) in (int, float) and 0 < crop <= 1),
+        "interpolation": ("bilinear or bicubic", lambda name: name in ("bilinear", "bicubic")),
+        "use_ema": ("true or false", lambda chosen: isinstance(chosen, bool)),
+    }
+    for key, (words, is_legal) in legal.items():
+        if not is_legal(evaluation[key]):
+            raise ConfigError(
+                f"the evaluation's spec: {key} is {evaluation[key]!r}, expected {words}. Mend it, or let snakemake write the file."
+            )
 
 
 class _Job:

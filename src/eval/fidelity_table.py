@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,13 @@ import numpy as np
 
 from ..core.command import read_document
 from ..core.errors import DataError
+from .results import numbers_of
 from .style import BLUE, ORANGE, SMALL_PT, page, save, styled, words
 
 COUNTS = ("annotator", "labels", "label_mass", "labeled", "unreadable", "photographs", "crops")
 JOBS = ("shards", "hours", "images_per_s", "bytes_per_image", "devices")  # of the shards' own summaries
+ENDS = {"mean": "", "low": "_low", "high": "_high"}  # of an interval -> what a column's name ends in
+REMEDY = "Delete it and run snakemake."
 PANELS = {"cosine": "cosine", "top1_agreement": "top-1 agreement", "kl": "KL (nats)"}
 
 
@@ -30,20 +34,38 @@ def read_fidelity(paths: Sequence[Path]) -> list[dict[str, Any]]:
     """
     found = [read_document(path, "the fidelity of labels") for path in paths]
     for path, entry in zip(paths, found, strict=True):
-        if not {"measures", "entropy", *COUNTS} <= entry.keys():
-            raise DataError(f"{path}: no measurement of label fidelity. Delete it and run snakemake.")
+        if not _is_measurement(entry, found[0]):
+            raise DataError(f"{path}: no measurement of label fidelity. {REMEDY}")
+        for name, value in numbers_of(entry):
+            if not math.isfinite(value):
+                raise DataError(f"{path}: {name} is {value}, which is no measurement. {REMEDY}")
     return found
+
+
+def _is_measurement(entry: dict[str, Any], first: dict[str, Any]) -> bool:
+    """Whether everything that table and figure read of it is there, as in the first one."""
+    measures, entropy = entry.get("measures"), entry.get("entropy")
+    if not isinstance(measures, dict) or not isinstance(entropy, dict) or not set(COUNTS) <= entry.keys():
+        return False
+    names = {*PANELS, "cell_entropy", *first["measures"]}
+    ends = [
+        measures.get(name, {}).get(end) for name in names for end in ENDS if isinstance(measures.get(name, {}), dict)
+    ]
+    share = entropy.get("share")
+    numbers = [*ends, entropy.get("highest"), *(share if isinstance(share, list) and share else [None])]
+    return len(ends) == len(names) * len(ENDS) and all(
+        isinstance(number, (int, float)) and not isinstance(number, bool) for number in numbers
+    )
 
 
 def fidelity_csv(found: Sequence[dict[str, Any]]) -> str:
     """Comma-separated text: counts, then mean, low and high of each measure, four decimals."""
     out = io.StringIO()
     names = list(found[0]["measures"])
-    ends = {"mean": "", "low": "_low", "high": "_high"}
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([*COUNTS, *JOBS, *(f"{name}{end}" for name in names for end in ends.values())])
+    writer.writerow([*COUNTS, *JOBS, *(f"{name}{end}" for name in names for end in ENDS.values())])
     for entry in found:
-        measured = [f"{entry['measures'][name][end]:.4f}" for name in names for end in ends]
+        measured = [f"{entry['measures'][name][end]:.4f}" for name in names for end in ENDS]
         jobs = [entry.get("jobs", {}).get(name) for name in JOBS]
         writer.writerow([*(entry[name] for name in COUNTS), *jobs, *measured])
     return out.getvalue()

@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..core.command import read_document
+from ..core.errors import DataError
 from ..core.files import write_text
 from ..core.log import logger
 
-COLUMNS = ("table", "paper", "rows", "done", "partial", "planned", "seeds", "seeds_planned", "capped_rows")
+COLUMNS = ("table", "paper", "rows", "done", "partial", "planned", "seeds", "seeds_planned", "capped_rows", "refused")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Writes one line per table: rows by state, seeds that are finished of those planned, rows that a cap changed."""
+    """Writes one line per table: rows by state, seeds finished and planned, rows that a cap changed, what is refused and why."""
     from .markdown import format_table
     from .segmentation_table import SegmentationResultRow, collect_segmentation
     from .tables import ResultRow, collect_rows
@@ -33,10 +34,15 @@ def run(args: argparse.Namespace) -> int:
     for path in args.specs:
         table = read_document(path, "the table's plan")
         rows: Sequence[ResultRow | SegmentationResultRow]
-        if table.get("stage") == "segment":
-            rows = [row for row in collect_segmentation(table, Path(), complete=False) if row.state != "paper"]
-        else:
-            rows = collect_rows(table, Path(), complete=False)
+        try:
+            if table.get("stage") == "segment":
+                rows = [row for row in collect_segmentation(table, Path(), complete=False) if row.state != "paper"]
+            else:
+                rows = collect_rows(table, Path(), complete=False)
+        except DataError as error:  # the table itself is not made of it; the others are told all the same
+            logger.warning("%s", error)
+            lines.append([table["name"], table["paper"], str(len(table["rows"])), *[""] * 6, str(error)])
+            continue
         lines.append(
             [
                 table["name"],
@@ -46,6 +52,7 @@ def run(args: argparse.Namespace) -> int:
                 str(sum(row.seeds for row in rows)),
                 str(sum(row.seeds_planned for row in rows)),
                 str(sum(bool(row.capped) for row in rows)),
+                "",
             ]
         )
     out = io.StringIO()

@@ -7,13 +7,12 @@ Called by `evaluation` and `tokenlabel evaluate`. Source: Beyer et al. 2020, "Ar
 from __future__ import annotations
 
 import importlib.util
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from ..core.errors import DataError
-from ..core.files import sha256_of
+from ..core.files import parse_json, sha256_of
 from ..data.manifest import Manifest
 
 _NAME = re.compile(r"ILSVRC2012_val_(\d{8})")
@@ -67,7 +66,7 @@ def read_real_labels(path: Path, size_bytes: int | None = None, sha256: str | No
             "again, or correct bytes and sha256."
         )
     try:
-        labels = json.loads(path.read_bytes())
+        labels = parse_json(path.read_bytes())
     except ValueError as error:
         raise DataError(f"evaluation.real_labels: {path}: no JSON ({error}). Fetch it again.") from None
     if not isinstance(labels, list) or not all(

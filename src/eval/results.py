@@ -6,13 +6,13 @@ says, of the training that lies beside it. Nothing is mended or left out: the fi
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ..core.errors import DataError
+from ..core.files import read_json
 
 Evaluation = TypeVar("Evaluation")
 NEEDED = ("digest", "top1", "top5", "val_images", "parameters_m", "gmacs", "weights_sha256")
@@ -21,6 +21,7 @@ PERCENT = ("top1", "top5", "real_top1", "ece", "class_top1", "token_agreement", 
 AT_LEAST_ZERO = ("token_kl", "images_per_s", "peak_memory_mb")
 ABOVE_ZERO = ("val_images", "parameters_m", "gmacs")
 SAME_OF_ALL_SEEDS = ABOVE_ZERO
+LARGEST = 1e300
 REMEDY = "Delete it and run snakemake again."
 
 
@@ -136,7 +137,7 @@ def check_seeds_differ(results: Mapping[Path, Mapping[str, Any]]) -> None:
 
 def _read_object(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -189,21 +190,21 @@ def check_finite(path: Path, result: Mapping[str, Any]) -> None:
     Raises:
         DataError: names the first that is no number.
     """
-    for name, value in _numbers(result):
+    for name, value in numbers_of(result):
         if not math.isfinite(value):
             raise DataError(f"{path}: {name} is {value}, which is no measurement. {REMEDY}")
 
 
-def _numbers(value: Any, name: str = "") -> Iterator[tuple[str, float]]:
+def numbers_of(value: Any, name: str = "") -> Iterator[tuple[str, float]]:
     """Yields the dotted name and value of every number of a document."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
-            yield from _numbers(inner, f"{name}.{key}" if name else str(key))
+            yield from numbers_of(inner, f"{name}.{key}" if name else str(key))
     elif isinstance(value, list):
         for position, inner in enumerate(value):
-            yield from _numbers(inner, f"{name}[{position}]")
+            yield from numbers_of(inner, f"{name}[{position}]")
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
-        yield name, value
+        yield name, math.inf if abs(value) > LARGEST else float(value)  # an integer of JSON has no end
 
 
 def check_training(path: Path, result: Mapping[str, Any], run: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
-import json
+import math
 import re
 import shlex
 from collections import Counter
@@ -20,6 +20,7 @@ from typing import Any
 
 from ..core.errors import DataError
 from ..core.files import read_json
+from ..core.metrics_lines import parse_metrics_line
 from ..core.planned import AnnotatorJob, LabelJob, Run, Table, Training
 from ..core.segment_plan import SceneJob, SegmentationRun, SegmentationTable
 from ..core.staleness import stale_shards
@@ -196,8 +197,9 @@ class _Survey:
             return JobStatus(name, marker, "interrupted", log=log)
         if end.error:
             return JobStatus(name, marker, "failed", end.error, log)
-        doubt = "" if lease else "it may be running; "  # without a lease nobody can tell
-        return JobStatus(name, marker, "interrupted", f"{doubt}last line: {end.last}" if end.last else "", log)
+        # without a lease nobody can tell; a job that has just begun has an empty log
+        reasons = [*([] if lease else ["it may be running"]), *([f"last line: {end.last}"] if end.last else [])]
+        return JobStatus(name, marker, "interrupted", "; ".join(reasons), log)
 
     def _is_there(self, path: str) -> bool:
         """Whether a file exists; also where nobody can tell, because reading it then says why."""
@@ -311,10 +313,14 @@ class _Survey:
         found = []
         for line in text.splitlines():
             try:
-                said = json.loads(line)
+                said = parse_metrics_line(line, self._base / path)
             except ValueError:  # the first of the tail, or one being written
                 continue
-            if isinstance(said, dict) and "epoch" in said and ("step" in said or "seconds" in said):
+            except DataError as error:
+                self._status.problems.append(str(error))
+                continue
+            measured = [said[name] for name in ("seconds", "steps") if name in said]
+            if ("step" in said or "seconds" in said) and all(map(math.isfinite, measured)):
                 found.append(said)
         return found
 

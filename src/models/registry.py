@@ -39,6 +39,10 @@ def create_model(name: str, num_classes: int = 1000, image_px: int = 224, **sett
     Raises:
         ConfigError: unknown name or setting, or a value that does not fit.
     """
+    if not isinstance(name, str):  # of a document by hand
+        raise ConfigError(
+            f"model {name!r}: a model's name is a string. Legal: {', '.join(model_names())}, {TIMM_PREFIX}<name>"
+        )
     for what, value in (("num_classes", num_classes), ("image_px", image_px)):
         if not _like(value, 1):
             raise ConfigError(f"model {name}: {what} is {value!r}; it must be an integer")

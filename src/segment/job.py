@@ -14,11 +14,12 @@ import numpy as np
 from ..core.errors import ConfigError
 from ..core.files import sha256_of
 from ..core.log import logger
+from ..core.recipes import recipe_of
 from ..core.segment_config import SegmentRecipe
 from ..data.scenes import SceneManifest
 from ..engine.loop import FitResult, Task
 from ..engine.optimisation import LinearSchedule, Optimisation
-from ..engine.run_job import Run, recipe_of, run_training
+from ..engine.run_job import Run, run_training
 from ..models.segmentation import SegmentationModel, save_segmenter
 from ..models.weights import WEIGHTS_FILE
 from .augment import SceneAugmentation

@@ -16,6 +16,8 @@ from ..core.log import job_log
 from ..data.manifest import Manifest, load_manifest
 from ..engine.run_arguments import add_run_arguments, leg_of, read_first
 
+SECTIONS = ("dataset", "model", "model.settings", "recipe")  # of a run's spec
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments of a training job."""
@@ -44,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _read(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any], dict[str, Manifest]]:
     """Spec, machine and manifests; what is wrong with them is the first thing that the job says, before torch loads."""
-    spec, machine = read_document(args.spec, "the run's spec"), read_machine(args.machine)
+    spec, machine = read_document(args.spec, "the run's spec", sections=SECTIONS), read_machine(args.machine)
     manifests = {split: load_manifest(args.manifest, split) for split in ("train", "val")}
     manifests["train"].open_source(machine)
     return spec, machine, manifests

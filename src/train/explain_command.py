@@ -7,6 +7,7 @@ a value are is written once, in the configuration's own comments.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import shutil
 import textwrap
@@ -19,9 +20,11 @@ from typing import Any
 from ..core.command import read_document
 from ..core.config import Config, RandAugmentOperation, Recipe, load_config
 from ..core.errors import DataError, unknown_name
+from ..core.files import read_json
+from ..core.identity import digest_of
 from ..core.overlays import read_configuration, study_files
 from ..core.recipe_sources import RecipeSources, read_recipe_sources
-from ..core.recipes import Schedule, check_schedule, with_batch
+from ..core.recipes import Schedule, check_schedule, recipe_of, with_batch
 from ..core.rows import canonical_recipe, capped_model, capped_recipe
 
 COUNTERPARTS = {"released_code": "paper_text", "finetune": "paper_text_finetune"}
@@ -62,6 +65,7 @@ def run(args: argparse.Namespace) -> int:
     sources = read_recipe_sources(files)
     model_name = _known("model", args.model or config.defaults.model, config.models)
     images = min(config.dataset.train_images, config.caps.images or config.dataset.train_images)
+    of = ""
     if args.spec is None:
         name = _known("recipe", args.recipe or config.defaults.recipe, config.recipes)
         model, _ = capped_model(config.models[model_name], config.caps)
@@ -69,10 +73,12 @@ def run(args: argparse.Namespace) -> int:
         settings = explain_recipe(name, config, sources)
     else:
         spec = read_document(args.spec, "the run's spec")
-        if not isinstance(spec.get("recipe"), dict):
-            raise DataError(f"{args.spec}: no spec of a training (no recipe in it). Give a spec.json of results/runs.")
-        images = spec["dataset"].get("images") or images
-        settings, name = explain_spec(spec, config, sources)
+        if not all(isinstance(spec.get(key), dict) for key in ("recipe", "dataset", "model")):
+            raise DataError(
+                f"{args.spec}: no spec of a training (recipe, dataset, model). Give a spec.json of results/runs."
+            )
+        settings, name = explain_spec(spec, config, sources, str(args.spec))
+        images, of = _photographs_of(args.spec, spec, images, config.dataset.name)
         title = f"{spec['stage']} of {args.spec}, nearest recipe {name}, model {spec['model']['architecture']}"
         image_px, drop = spec["image_px"], spec["model"]["stochastic_depth"]
     other = _known("recipe", args.against or COUNTERPARTS.get(name, "released_code"), config.recipes)
@@ -93,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(document, indent=2, ensure_ascii=False))  # noqa: T201
         return 0
     lines = [
-        f"{title} at {image_px} px, stochastic depth {drop:g}, {images:,} photographs",
+        f"{title} at {image_px} px, stochastic depth {drop:g}, {images:,} photographs{of}",
         *describe_schedule(recipe, config, images),
     ]
     width = max(shutil.get_terminal_size().columns, WIDTH_LEAST)
@@ -120,9 +126,15 @@ def explain_recipe(name: str, config: Config, sources: RecipeSources) -> list[Se
     return found
 
 
-def explain_spec(spec: Mapping[str, Any], config: Config, sources: RecipeSources) -> tuple[list[Setting], str]:
-    """A run's values, sources taken from the recipe of the configuration that is nearest to it; and that recipe's name."""
-    recipe = Recipe.model_validate(spec["recipe"]).model_dump(mode="json")
+def explain_spec(
+    spec: Mapping[str, Any], config: Config, sources: RecipeSources, where: str
+) -> tuple[list[Setting], str]:
+    """A run's values, sources taken from the recipe of the configuration that is nearest to it; and that recipe's name.
+
+    Raises:
+        ConfigError: a value that is not legal; `where` is the spec's file.
+    """
+    recipe = recipe_of(spec, Recipe, where).model_dump(mode="json")
     known = {name: explain_recipe(name, config, sources) for name in config.recipes}
     nearest = min(known, key=lambda name: sum(setting.value != recipe[setting.key] for setting in known[name]))
     return [
@@ -133,6 +145,22 @@ def explain_spec(spec: Mapping[str, Any], config: Config, sources: RecipeSources
         )
         for setting in known[nearest]
     ], nearest
+
+
+def _photographs_of(path: Path, spec: Mapping[str, Any], configured: int, configured_name: str) -> tuple[int, str]:
+    """Training photographs of a run, as its manifest counted them, and a warning where it is not there and nothing else knows."""
+    data = spec["dataset"]
+    if isinstance(data.get("images"), int):
+        return data["images"], ""
+    manifest = path.resolve().parent.parent.parent / "data" / f"{data.get('name')}-{digest_of(data)}" / "manifest.done"
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        return int(read_json(manifest)["splits"]["train"]["images"]), ""
+    if data.get("name") == configured_name:
+        return configured, ""
+    return (
+        configured,
+        f" (of {configured_name}: those of {data.get('name')} are not known here; give --configfile, its overlays)",
+    )
 
 
 def differences(ours: Sequence[Setting], theirs: Sequence[Setting]) -> dict[str, tuple[Setting, Setting]]:

@@ -18,11 +18,11 @@ from ..core.config import Recipe
 from ..core.errors import CheckpointError, LabelError
 from ..core.files import sha256_of
 from ..core.identity import digest_of
-from ..core.recipes import scaled_rate, with_batch
+from ..core.recipes import recipe_of, scaled_rate, with_batch
 from ..data.manifest import Manifest
 from ..engine.loop import FitResult, Task
 from ..engine.optimisation import Optimisation
-from ..engine.run_job import Run, recipe_of, run_training
+from ..engine.run_job import Run, run_training
 from ..engine.validation import CenterCrops, measure_accuracy
 from ..labels import LabelStore
 from ..models import TokenModel, describe_model, save_weights, settings_of_spec, write_model_config

@@ -134,6 +134,18 @@ def test_a_mistake_is_one_line_that_names_it(
 
 
 # each of the two ways in which a study can be wrong, for real; that the lines are right, the test above says
+def test_an_experiment_that_stands_twice_in_an_overlay_stops_the_plan(tmp_path: Path) -> None:
+    """YAML would keep the last of them and say nothing."""
+    row = "{question: '?', paper: none, seeds: [0], rows: [{name: a, set: {}}]}"
+    (tmp_path / "mine.yaml").write_text(f"experiments:\n  mine: {row}\n  mine: {row}\n")
+    finished = run_snakemake(tmp_path, "-n", "all", "--configfile", str(tmp_path / "mine.yaml"))
+    assert finished.returncode != 0
+    (line,) = [line for line in finished.stderr.splitlines() if line.startswith("error: ")]
+    assert line.endswith(
+        "line 3: 'mine' stands in line 2 of experiments already, which would be lost. Rename or remove one."
+    )
+
+
 @pytest.mark.parametrize(
     ("change", "expected"),
     [mistake[1:] for mistake in MISTAKES if mistake[0] in ("misspelt key", "batch that processes cannot share")],

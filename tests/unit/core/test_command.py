@@ -53,6 +53,11 @@ def test_a_missing_key_is_one_line_with_its_path(tmp_path: Path, look: Any, key:
     ("key", "value", "said"),
     [
         ("micro_batch", 0, "machine.micro_batch: 0 is not legal"),
+        ("micro_batch", "24", "machine.micro_batch: '24' is not legal: input should be a valid integer"),
+        ("compile", "yes", "machine.compile: 'yes' is not legal"),
+        ("data_root", None, "data_root: None is not legal: input should be a valid string"),
+        ("dataset", {"format": "folder", "train": None}, "dataset.train: None is not legal"),
+        ("dataset", [], "dataset: [] is not legal"),
         ("threads", "many", "machine.threads: 'many' is not legal"),
         ("device", "gpu", "machine.device: 'gpu' is not legal. Did you mean 'cpu'?"),
         ("checkpoint_seconds", -1.0, "machine.checkpoint_seconds: -1.0 is not legal"),
@@ -71,6 +76,12 @@ def test_a_machine_by_hand_may_leave_out_what_a_job_does_not_ask_for(tmp_path: P
     assert machine["threads"] == 1
     with pytest.raises(ConfigError, match=r"the machine settings: no key micro_batch\. Add it"):
         machine["micro_batch"]
+
+
+def test_a_section_that_is_no_object_is_one_line(tmp_path: Path) -> None:
+    path = written(tmp_path, {"model": {"settings": "x"}})
+    with pytest.raises(ConfigError, match=rf"^{path}: the spec: model\.settings is str, expected an object\. Mend it"):
+        read_document(path, "the spec", sections=("dataset", "model", "model.settings"))
 
 
 def test_what_is_no_object_is_refused(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tokenlabel.core.files import read_json
-from tokenlabel.core.markers import forget_begun, kept_copy, read_kept, write_marker
+from tokenlabel.core.markers import forget_begun, kept_copy, legs_of_finished, read_kept, write_marker
 
 
 def test_a_marker_has_a_copy_that_outlives_it(tmp_path: Path) -> None:
@@ -59,3 +59,14 @@ def test_a_job_that_was_begun_and_has_its_marker_counts_as_finished(
 def test_a_study_that_was_never_begun_has_nothing_to_forget(tmp_path: Path) -> None:
     forget_begun(tmp_path / ".snakemake" / "incomplete", tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("damage", ["{", "[]", '{"legs": "x"}', '{"legs": 0}'])
+def test_a_damaged_markers_legs_are_those_of_its_copy(tmp_path: Path, damage: str) -> None:
+    marker = tmp_path / "done.json"
+    write_marker(marker, {"legs": 3})
+    assert legs_of_finished(marker) == 3
+    marker.write_text(damage)
+    assert legs_of_finished(marker) == 3
+    kept_copy(marker).write_text(damage)
+    assert legs_of_finished(marker) == 1

@@ -18,6 +18,7 @@ from tokenlabel.core.report_contents import (
     overlays_place,
     report_results,
     whole,
+    whole_evaluations,
 )
 from tokenlabel.core.study import Study
 
@@ -140,3 +141,13 @@ def test_a_table_of_segmentation_has_a_page_of_views_of_its_first_row_with_token
     assert results["views_segmentation"].category == results["segmentation"].category
     assert tables["segmentation_published"].viewed is None  # no run of a classifier: nothing to show beside it
     assert "views_segmentation_published" not in results
+
+
+@pytest.mark.parametrize(
+    ("content", "sound"), [(None, True), ('{"top1": 80.0}', True), ('{"top1": NaN}', False), ("{", False), ("", False)]
+)
+def test_evaluations_of_which_a_table_so_far_can_be_made(tmp_path: Path, content: str | None, sound: bool) -> None:
+    path = tmp_path / "evaluation.json"
+    if content is not None:
+        path.write_text(content)
+    assert whole_evaluations([str(path)]) is sound

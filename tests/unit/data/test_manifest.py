@@ -183,6 +183,14 @@ def test_a_file_name_that_is_not_utf8_is_named(folder: Path) -> None:
         build_manifests(spec(), machine(folder))
 
 
+def test_a_split_whose_place_is_null_in_machine_json_is_named(folder: Path) -> None:
+    manifest = build_manifests(spec(), machine(folder))["val"]
+    with pytest.raises(
+        DataError, match=r"machine settings: dataset\.val is null, and the manifest's split val lies there"
+    ):
+        manifest.open_source(machine(folder, val=None))
+
+
 def test_a_changed_photograph_is_refused(folder: Path) -> None:
     manifest = build_manifests(spec(), machine(folder))["train"]
     source = manifest.open_source(machine(folder))

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from tokenlabel.core.errors import OutputError
+from tokenlabel.core.errors import DataError, OutputError
 from tokenlabel.core.files import read_json
 from tokenlabel.core.log import logger
 from tokenlabel.engine.reporting import TIMES, MetricsFile, Reporter, summarise
@@ -86,6 +86,18 @@ def test_lines_and_steps_are_told_apart_and_what_is_no_number_is_null(tmp_path: 
     assert line["images_per_s"] == 0.5
     assert line["memory_mb"] > 50  # torch is loaded in this process
     assert math.isnan(step["loss"])
+
+
+@pytest.mark.parametrize(
+    "line", ['{"epoch": "1"}', '{"loss": 1.0}', '{"epoch": 1, "loss": "high"}', "[1]", '{"epoch": true}']
+)
+def test_a_line_that_no_training_writes_is_named(tmp_path: Path, line: str) -> None:
+    train(reporter(tmp_path), stop=(1, 3))
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write(f"{line}\n")
+    with pytest.raises(DataError, match=r"metrics\.jsonl: .* is no line of a training.*Remove that line") as caught:
+        reporter(tmp_path).resume(1, 2)
+    assert repr(line) in str(caught.value)
 
 
 def test_the_summary_says_exactly_what_the_lines_add_up_to(tmp_path: Path) -> None:

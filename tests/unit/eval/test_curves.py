@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,46 @@ def test_runs_that_are_missing_are_left_out_and_none_at_all_is_an_error(
         collect_curves(table, tmp_path)
     write_metrics(tmp_path, table, slice(1, 2))
     assert [(curve.row, curve.seed) for curve in collect_curves(table, tmp_path)] == [("scale_2", 0), ("scale_2", 1)]
+
+
+def exchange(found: str, other: str) -> Callable[[Path], Any]:
+    """Changes the text of metrics.jsonl."""
+
+    def apply(path: Path) -> None:
+        text = path.read_text()
+        assert found in text
+        path.write_text(text.replace(found, other, 1))
+
+    return apply
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (exchange('{"epoch": 1, "steps"', '{"epoch": 0, "steps"'), "epoch 0 stands where epoch 1 should be"),
+        (exchange('{"epoch": 1, "steps"', '{"epoch": 1, "steps" '), None),  # the same in other words
+        (exchange('{"epoch": 1, "steps"', '{"epoch" 1, "steps"'), "epoch 2 stands where epoch 1 should be"),
+        (exchange('"top1": 11.0', '"top1": NaN'), "top1 of epoch 1 is no number"),
+        (exchange('"top1": 11.0', '"top1": "11"'), "is no line of a training"),
+        (lambda path: path.with_name("summary.json").write_text('{"epochs": 300}'), "its epochs are not those of summary.json"),
+        (lambda path: path.with_name("summary.json").write_text("{"), "summary.json: cannot be read"),
+    ],
+    ids=["doubled epoch", "sound", "damaged line", "NaN", "words", "of another training", "torn summary"],
+)  # fmt: skip
+def test_metrics_that_are_not_what_the_training_wrote_are_refused_by_name(
+    raw_config: dict[str, Any], tmp_path: Path, spoil: Callable[[Path], Any], said: str | None
+) -> None:
+    table = plan(raw_config, "ablation_residual")
+    write_metrics(tmp_path, table)
+    path = (tmp_path / table["rows"][1]["seeds"]["1"]).parent / "metrics.jsonl"
+    spoil(path)
+    if said is None:
+        assert len(collect_curves(table, tmp_path)) == 6
+        return
+    with pytest.raises(DataError, match=said) as caught:
+        collect_curves(table, tmp_path)
+    assert str(path.parent) in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_the_figure_shows_each_run_in_a_colour_of_its_own(raw_config: dict[str, Any], tmp_path: Path) -> None:

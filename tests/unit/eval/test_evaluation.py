@@ -14,12 +14,12 @@ import torch
 
 from tests.conftest import machine_settings, write_manifests
 from tokenlabel.cli import main
-from tokenlabel.core.errors import CheckpointError, DataError
+from tokenlabel.core.errors import CheckpointError, ConfigError, DataError
 from tokenlabel.core.files import write_json
 from tokenlabel.core.identity import digest_of
 from tokenlabel.data.images import decode_image, resize_and_centre_crop, to_tensor
 from tokenlabel.data.manifest import Manifest
-from tokenlabel.eval.evaluation import Further, evaluate_published
+from tokenlabel.eval.evaluation import Further, evaluate_published, evaluate_run
 from tokenlabel.models import (
     TokenModel,
     create_model,
@@ -161,8 +161,20 @@ def test_what_is_missing_is_said_before_the_model_is_loaded(data: tuple[dict[str
         Further.open(asked, machine, manifest)
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("crop", 0), ("crop", 1.5), ("crop", "0.9"), ("crop", True), ("interpolation", None), ("use_ema", "no")],
+)
+def test_settings_by_hand_that_make_no_sense_are_one_line(
+    data: tuple[dict[str, Any], Manifest], tmp_path: Path, key: str, value: Any
+) -> None:
+    spec = {"crop": 0.9, "interpolation": "bicubic", "use_ema": True, key: value}
+    with pytest.raises(ConfigError, match=f"^the evaluation's spec: {key} is {value!r}, expected .*Mend it"):
+        evaluate_run(tmp_path, spec, *data)
+
+
 def test_the_job_of_a_run_leaves_a_document_and_a_line_for_each_class(
-    data: tuple[dict[str, Any], Manifest], tmp_path: Path
+    data: tuple[dict[str, Any], Manifest], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     machine, manifest = data
     run, settings = tmp_path / "run" / "seed0", {"depth": 1, "width": 32, "heads": 2}
@@ -186,6 +198,14 @@ def test_the_job_of_a_run_leaves_a_document_and_a_line_for_each_class(
         out,
     ]
     job = [*arguments, "--manifest", Path(machine["data_root"]) / "manifest", "--log", tmp_path / "log"]
+    for damage, said in (
+        (None, "is missing. Give --run, the seed folder of a finished training"),
+        ("{", "cannot be read"),
+    ):
+        (run / "done.json").unlink() if damage is None else (run / "done.json").write_text(damage)
+        assert main(["evaluate", "run", *map(str, job)]) == 2
+        assert f"{run / 'done.json'}: the marker of the run to measure {said}" in capsys.readouterr().err
+    write_json(run / "done.json", {"seconds": 12.5, "unreadable": 1})
     assert main(["evaluate", "run", *map(str, job)]) == 0
     found = json.loads(out.read_text())
     logits = logits_by_hand(model, machine, manifest)

@@ -46,6 +46,31 @@ def test_a_row_per_annotator_and_a_figure_that_grows_with_them(tmp_path: Path) -
     assert heights == sorted(set(heights))
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"measures": {name: {"mean": float("nan"), "low": 0.0, "high": 1.0} for name in MEASURES}}, "cosine.mean is nan"),
+        ({"measures": []}, "no measurement of label fidelity"),
+        ({"measures": {"cosine": {"mean": 1.0, "low": 0.0, "high": 1.0}}}, "no measurement of label fidelity"),
+        ({"measures": {name: {"mean": "high", "low": 0.0, "high": 1.0} for name in MEASURES}}, "no measurement of label fidelity"),
+        ({"entropy": {"highest": 6.9, "share": []}}, "no measurement of label fidelity"),
+    ],
+    ids=["NaN", "list", "less than the first", "words", "no histogram"],
+)  # fmt: skip
+def test_a_damaged_measurement_is_refused_by_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], said: str
+) -> None:
+    write_json(tmp_path / "sound.json", measured("first", 0.5))
+    write_json(tmp_path / "other.json", measured("second", 0.5) | changes)
+    for files in (["sound.json", "other.json"], ["other.json"]):
+        assert run(tmp_path, *(tmp_path / file for file in files)) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "other.json: " in line
+        assert said in line
+        assert line.endswith("Delete it and run snakemake.")
+    assert not (tmp_path / "out.csv").exists()
+
+
 def test_what_is_missing_or_no_measurement_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(tmp_path, tmp_path / "absent.json") == 2
     assert "absent.json: the fidelity of labels is missing" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -125,3 +126,31 @@ def test_a_report_without_pages_says_how_to_make_them(
     monkeypatch.chdir(tmp_path)
     assert main(["report"]) == 2
     assert "results/pages: no such folder; it holds the report's pages. Run snakemake" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ("Traceback\n\nOSError: [Errno 28] No space left\n\n", "cannot be written (OSError: [Errno 28] No space"),
+        ("Using profile x\nWorkflowError:\nno rule for y\nfile.smk\n", "could not make the report: WorkflowError: no rule for y"),
+        ("error: configuration key caps.epochz: unknown key\n", "could not make the report: error: configuration key caps"),
+        ("", "could not make the report: it said nothing"),
+    ],
+    ids=["full disk", "workflow", "configuration", "silent"],
+)  # fmt: skip
+def test_a_report_that_snakemake_cannot_make_says_why_and_leaves_no_half_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], said: str, expected: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("pages").mkdir()
+
+    def snakemake(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        Path(command[command.index("--report") + 1]).write_text("<html")
+        return subprocess.CompletedProcess(command, 1, "", said)
+
+    monkeypatch.setattr(subprocess, "run", snakemake)
+    assert main(["report", "--pages", "pages", "--out", "report.html"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: report.html: ")
+    assert expected in line
+    assert [path.name for path in tmp_path.iterdir()] == ["pages"]

@@ -244,6 +244,20 @@ def test_a_job_that_failed_says_why_from_its_own_log(place: Workplace, tmp_path:
     assert f"\n      {failed.log}" in page
 
 
+def test_a_job_without_a_lease_may_be_running_also_before_its_logs_first_line(place: Workplace) -> None:
+    place.manifest()
+    place.done(place.exact)
+    log = place.base / place.exact.result(0).replace("results/", "logs/", 1).replace(".json", ".log")
+    for text, said in (
+        ("", "it may be running"),
+        ("2026-01-02 03:04:05,678 INFO x\n", "it may be running; last line: 2026-"),
+    ):
+        write_text(log, text)
+        (job,) = [job for job in place.gather().jobs if job.path == place.exact.result(0)]
+        assert job.state == "interrupted"
+        assert job.reason.startswith(said)
+
+
 def test_a_log_of_other_bytes_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
     path = tmp_path / "x.log"
     path.write_bytes(b"\xff\xfe\n" * 40_000 + b"2026-01-02 03:04:05,678 ERROR no space\n")
@@ -359,6 +373,26 @@ def test_what_cannot_be_read_is_named_and_the_rest_is_told(place: Workplace) -> 
         assert "JSON" in problem
     write_text(place.base / place.study.data.marker, "[]")
     assert place.gather().manifest.state == "unreadable"  # type: ignore[union-attr]
+
+
+def test_metrics_that_no_training_wrote_are_named_and_the_rest_is_told(place: Workplace) -> None:
+    place.manifest()
+    place.shards("a", "b")
+    run = place.residual[0]
+    metrics = place.base / run.folder / "seed0" / "metrics.jsonl"
+    sound = '{"epoch": 0, "steps": 2, "seconds": 3.0}'
+    for line in ('{"epoch": "1", "seconds": 3.0}', '{"epoch": null, "step": 1}', '{"epoch": 1, "seconds": "long"}'):
+        write_text(metrics, f"{sound}\n{line}\n")
+        assert place.job(run).epochs_done == 1
+        (problem,) = place.gather().problems
+        assert f"{metrics}: {line!r} is no line of a training" in problem
+    write_text(metrics, f'{sound}\n{{"epoch": 1, "seconds": null}}\n')
+    lease = metrics.with_name("run.lease")
+    with owner(lease):
+        found = next(job for job in place.gather(LOOK_S).jobs if job.name == f"{run.name} seed 0")
+        assert (found.state, found.epochs_done, found.remaining_s) == ("running", 1, (run.epochs - 1) * 3.0)
+    write_text(lease, "[]")
+    assert place.job(run).state == "stalled"
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from tokenlabel.cli import main
 from tokenlabel.core.errors import DataError
 from tokenlabel.core.files import read_json, write_json
 from tokenlabel.core.study import Study
@@ -198,6 +199,8 @@ DEFECTS: list[tuple[str, Callable[[Path], Any], str]] = [
     ("empty", lambda path: path.write_text(""), "half-written, or no JSON"),
     ("no text", lambda path: path.write_bytes(b"\xff\xfe\x00"), "half-written, or no JSON"),
     ("a list", lambda path: path.write_text("[1]"), "an evaluation is a JSON object, found list"),
+    ("nested without end", lambda path: path.write_text("[" * 100_000), "half-written, or no JSON"),
+    ("a number without end", change(val_images=10**400), "val_images is inf, which is no measurement"),
     ("no accuracy", change(top1=None), "this evaluation has no top1"),
     ("nothing at all", lambda path: path.write_text("{}"), "has no digest, top1, top5, val_images"),
     ("NaN", change(top1=math.nan), "top1 is nan, which is no measurement"),
@@ -292,3 +295,19 @@ def test_a_figure_is_drawn_where_nothing_is_measured(raw_config: dict[str, Any],
         draw_table(table, collect_rows(table, tmp_path, complete=False), tmp_path / f"{name}.png")
         with Image.open(tmp_path / f"{name}.png") as picture:
             assert min(picture.size) > 100
+
+
+def test_the_index_of_tables_so_far_names_what_is_refused_and_goes_on(
+    raw_config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table, paths = one_row(raw_config, tmp_path, [0])
+    write_json(tmp_path / "damaged.json", table)
+    write_json(tmp_path / "sound.json", Study.plan(raw_config).tables["ablation_architectures"].as_json())
+    change(top1=math.nan)(paths["0"])
+    monkeypatch.chdir(tmp_path)
+    specs = ["--specs", "damaged.json", "sound.json"]
+    assert main(["table", "index", *specs, "--csv", "i.csv", "--markdown", "i.md"]) == 0
+    damaged, sound = csv.DictReader((tmp_path / "i.csv").read_text().splitlines())
+    assert (damaged["table"], damaged["done"]) == (table["name"], "")
+    assert "top1 is nan, which is no measurement. Delete it" in damaged["refused"]
+    assert (sound["table"], sound["rows"], sound["refused"]) == ("ablation_architectures", "8", "")

@@ -10,6 +10,7 @@ import pytest
 
 from tokenlabel.cli import main
 from tokenlabel.core.config import Recipe
+from tokenlabel.core.files import write_json
 from tokenlabel.core.study import Study
 from tokenlabel.train.explain_command import show_value
 
@@ -100,6 +101,31 @@ def test_a_runs_spec_is_explained_by_the_nearest_recipe(
     assert "differs from paper_text_finetune in" in text
     assert "5e-06, whatever the batch" in text
     assert "constant to epoch 30" in text
+
+
+def test_a_runs_photographs_are_those_of_its_manifest(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, raw_config: dict[str, Any]
+) -> None:
+    """Not config.yaml's, whose overlays nobody gave."""
+    raw_config["dataset"] |= {"name": "mine", "train_images": 4096}
+    raw_config["caps"]["batch_size"] = 128
+    study = Study.plan(raw_config)
+    run = study.tables["main"].rows[0].run
+    path = tmp_path / run.document[0]
+    write_json(path, run.spec)
+    text = shown(capsys, "--spec", str(path))
+    assert (
+        "1,281,167 photographs (of imagenet1k: those of mine are not known here; give --configfile, its overlays)"
+        in text
+    )
+    write_json(tmp_path / study.data.marker, {"splits": {"train": {"images": 4095}}})
+    text = shown(capsys, "--spec", str(path))
+    assert ", 4,095 photographs\n" in text
+    assert "31 an epoch" in text
+    write_json(path, run.spec | {"recipe": run.spec["recipe"] | {"epochs": "300"}})
+    assert main(["train", "--explain", "--spec", str(path)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{path}: recipe.epochs: '300' is not legal" in line
 
 
 def test_a_batch_that_processes_cannot_share_is_said_after_the_table(

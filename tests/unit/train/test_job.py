@@ -261,7 +261,9 @@ def test_a_job_that_was_taken_over_while_it_was_suspended_writes_nothing_more(
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("epochs", 0), ("learning_rate", 0.0), ("mix", "blender")], ids=["epochs", "rate", "word"]
+    ("key", "value"),
+    [("epochs", 0), ("learning_rate", 0.0), ("mix", "blender"), ("participation", "0.5")],
+    ids=["epochs", "rate", "word", "number in quotes"],
 )
 def test_a_recipe_by_hand_that_makes_no_sense_is_one_line(
     spec: Spec, workplace: Workplace, tmp_path: Path, key: str, value: Any
