@@ -78,6 +78,7 @@ def write_document(path, document):
     try:
         for place in documents.keys() - WRITTEN:  # 64 shards share a spec: one look at the file system is enough
             write_json_if_changed(Path(place), documents[place])
+            workflow.iocache.exists_local[place] = True  # Snakemake remembers what lay in a folder when it first looked
             WRITTEN.add(place)
     except TokenLabelError as error:
         stop(error)
@@ -151,6 +152,12 @@ MACHINE = "results/machine.json"
 PLAN = "results/tables/plan.json"  # the plan as data
 ACCURACY = "results/figures/accuracy_parameters.png"
 LIGHT_SUMMARY = "results/tables/first_light.json"  # what the first light's summary reads
+WITHOUT_RUNS = {
+    "results/plan.csv",
+    "results/plan.md",
+    "results/comparison_cait.csv",
+    "results/so_far/index.csv",
+}  # targets
 RESOLVED = "results/study.json"  # the merged configuration, for the report and for whoever asks later
 STUDY = plan_study()
 STALE = find_stale_shards()
@@ -161,7 +168,7 @@ SETTINGS = STUDY.config.machine
 MANIFEST_MEM_MB = manifest_mem_mb(STUDY.config.dataset.train_images)
 SCENE_MANIFEST_MEM_MB = manifest_mem_mb(STUDY.config.segmentation.dataset.train_images)
 RESULTS = {result.name: result for result in report_results(STUDY)}  # what the report may show
-CONTENTS_DOCUMENT = "results/tables/report.json"  # not in results/ itself, of which Snakemake remembers what was there
+CONTENTS_DOCUMENT = "results/tables/report.json"
 ABOUT = f"Commit {git_commit()}, configuration {digest_of(config)}."  # for captions
 GPUS = 0 if SETTINGS.device == "cpu" else 1  # of a job with one process
 IN_SLURM_JOB = workflow.exec_mode == ExecMode.REMOTE and "SLURM_JOB_ID" in os.environ
@@ -465,7 +472,7 @@ def plans_of_tables_so_far(wildcards):
 
 @functools.cache
 def so_far_plans():
-    """Table -> its plan's path, after writing all of them: Snakemake remembers what lay in a folder when it first looked."""
+    """Table -> its plan's path, after writing all of them."""
     tables = [*STUDY.tables.values(), *STUDY.offered_segmentations]
     return {table.name: written_plan(plan_so_far(table)) for table in tables}
 
@@ -642,32 +649,34 @@ def fidelity_of_first_light(wildcards):
 
 def plan_of_light_summary(wildcards):
     """What the summary reads, after writing it; rules without a GPU are named with their benchmark files here."""
-    tables = len(STUDY.selected_tables)
+    light, tables = first_light(), len(STUDY.selected_tables)
     local = {
-        "make_table": ("benchmarks/first_light/table.tsv", tables),
-        "draw_curves": ("benchmarks/first_light/curves.tsv", tables),
         "make_plan": ("benchmarks/plan.tsv", 1),
         "make_report_pages": ("benchmarks/report_pages.tsv", 1),
         "make_report": ("benchmarks/report.tsv", 1),
     }
-    if first_light().selected_labels:
+    if light_table(light):
+        local["make_table"] = ("benchmarks/first_light/table.tsv", tables)
+        local["draw_curves"] = ("benchmarks/first_light/curves.tsv", tables)
+    if light.selected_labels:
         local["make_fidelity_table"] = ("benchmarks/first_light/label_fidelity.tsv", 1)
         local["draw_label_maps"] = ("benchmarks/first_light/label_maps.tsv", 1)
-    if light_segmentation(first_light()):
+    if light_segmentation(light):
         local["make_segmentation_table"] = (
             "benchmarks/first_light/segmentation.tsv",
             len(STUDY.selected_segmentations),
         )
-    return written_plan((LIGHT_SUMMARY, summary_document(STUDY, first_light(), local)))
+    return written_plan((LIGHT_SUMMARY, summary_document(STUDY, light, local)))
 
 
 def files_of_first_light(wildcards):
     """Everything that the first light makes before its summary."""
-    names = ["table.csv", "curves.png"]
-    names += ["label_fidelity.csv", "label_maps.png"] if first_light().selected_labels else []
-    names += ["segmentation.csv"] if light_segmentation(first_light()) else []
+    light = first_light()
+    names = ["table.csv", "curves.png"] if light_table(light) else []
+    names += ["label_fidelity.csv", "label_maps.png"] if light.selected_labels else []
+    names += ["segmentation.csv"] if light_segmentation(light) else []
     made = [f"results/first_light/{name}" for name in names]
-    return light_results(first_light()) + made
+    return light_results(light) + made
 
 
 def plan_document(wildcards):
@@ -686,14 +695,16 @@ def results_about_labels():
 
 
 def results_to_show(wildcards):
-    """What the report waits for: everything selected, or what is there and whole when the report alone is asked for.
+    """What the report waits for: everything selected, or what is there and whole when it is asked for without any run's results.
 
     A result of which one file is missing or damaged is left out: Snakemake would fail. The pages say so. The report alone also
     makes what needs no run: plan, tables so far, Table 12.
     """
     targets = set(workflow.dag_settings.targets)
-    alone = targets <= {"results/report.html", "results/pages", "first_light"}
-    making = targets == {"results/report.html"}  # and not Snakemake's own report over the pages, which makes nothing
+    alone = targets <= {"results/report.html", "results/pages", "first_light"} | WITHOUT_RUNS
+    making = (
+        alone and "results/report.html" in targets
+    )  # and not Snakemake's own report over the pages, which makes nothing
     shown = []
     for result in RESULTS.values():
         if whole(result.files) or (result.selected and not alone) or (result.cheap and making):

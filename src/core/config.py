@@ -304,9 +304,15 @@ class Select(Frozen):
     """What this study builds, out of the catalogues."""
 
     annotators: tuple[Name, ...]
-    experiments: Annotated[tuple[Name, ...], Field(min_length=1)]
+    experiments: tuple[Name, ...]
     segmentation: tuple[Name, ...] = ()
     published: Annotated[tuple[Name, ...], Field(min_length=1)] | Literal["all"] = "all"
+
+    @pydantic.model_validator(mode="after")
+    def _something_is_built(self) -> Select:
+        if not self.experiments and not self.segmentation:
+            raise ValueError("experiments and segmentation are both empty: name a table in one of them")
+        return self
 
 
 class Caps(Frozen):

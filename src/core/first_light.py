@@ -61,15 +61,16 @@ def plan_first_light(raw: Mapping[str, Any], study: Study) -> Study:
         {"name": f"alone_{name}", "label": f"{name} alone", "set": {"model": ANNOTATOR_ALONE, "annotator": name}}
         for name in names
     ]
-    changed["experiments"] = {
-        EXPERIMENT: {
-            "question": "Does every rule run here, and how long does it take?",
-            "paper": "none (first light: one short training, its accuracy means nothing)",
-            "seeds": [0],
-            "rows": rows,
-        }
+    table = {
+        "question": "Does every rule run here, and how long does it take?",
+        "paper": "none (first light: one short training, its accuracy means nothing)",
+        "seeds": [0],
+        "rows": rows,
     }
-    changed["select"] = {**changed["select"], "annotators": names, "experiments": [EXPERIMENT], "segmentation": []}
+    changed["experiments"] = {EXPERIMENT: table} if rows else {}
+    changed["select"] = {
+        **changed["select"], "annotators": names, "experiments": list(changed["experiments"]), "segmentation": [],
+    }  # fmt: skip
     if segmenter is not None:
         changed["select"]["segmentation"] = [SEGMENTATION]
         changed["segmentation"] = {
@@ -170,9 +171,9 @@ def _annotator_of(rows: list[dict[str, Any]], study: Study) -> str | None:
     return next(iter(study.config.select.annotators), None)
 
 
-def light_table(light: Study) -> Table:
-    """The first light's table."""
-    return light.tables[EXPERIMENT]
+def light_table(light: Study) -> Table | None:
+    """The first light's table; None for a study of segmentation alone, from backbones that it does not train."""
+    return light.tables.get(EXPERIMENT)
 
 
 def light_segmentation(light: Study) -> SegmentationTable | None:
@@ -183,8 +184,9 @@ def light_segmentation(light: Study) -> SegmentationTable | None:
 def light_results(light: Study) -> list[str]:
     """Outputs of all its jobs on compute nodes: evaluations, labels of every annotator, their fidelity."""
     labels = [marker for job in light.selected_labels for marker in job.markers]
-    segmenters = [path for table in light.selected_segmentations for path in table.inputs]
-    return [*light_table(light).inputs, *labels, *map(light.fidelity_of, light.selected_labels), *segmenters]
+    measured = [path for table in light.selected_tables for path in table.inputs]
+    measured += [path for table in light.selected_segmentations for path in table.inputs]
+    return [*measured, *labels, *map(light.fidelity_of, light.selected_labels)]
 
 
 def summary_document(study: Study, light: Study, local: Mapping[str, tuple[str, int]]) -> dict[str, Any]:
@@ -198,7 +200,7 @@ def summary_document(study: Study, light: Study, local: Mapping[str, tuple[str, 
     Returns:
         A JSON object with a list `rules`; seconds, bytes and GPUs as in `plan_jobs.Job`.
     """
-    here, whole = _jobs_by_rule(light), _jobs_by_rule(study)
+    here, whole = _jobs_by_rule(light, light_results(light)), _jobs_by_rule(study)
     rules = []
     for rule, jobs in here.items():
         all_jobs = whole.get(rule, [])
@@ -239,16 +241,17 @@ def summary_document(study: Study, light: Study, local: Mapping[str, tuple[str, 
     }
 
 
-def _jobs_by_rule(study: Study) -> dict[str, list[Job]]:
-    """Rule -> its jobs on compute nodes, in the order in which they run."""
+def _jobs_by_rule(study: Study, targets: list[str] | None = None) -> dict[str, list[Job]]:
+    """Rule -> its jobs on compute nodes, in the order in which they run: those that some targets need, by default all."""
     jobs = JobList(study)
     list_targets(study, jobs)
+    needed = jobs.jobs if targets is None else jobs.closure(targets)
     order = (
         "make_manifest", "adapt_annotator", "evaluate_annotator", "annotate_shard", "measure_fidelity", "train_leg", "train_run",
         "evaluate_run", "make_scene_manifest", "train_segmentation_leg", "train_segmentation", "evaluate_segmentation",
     )  # fmt: skip
     found: dict[str, list[Job]] = {rule: [] for rule in order}
-    for job in jobs.jobs.values():
+    for job in needed.values():
         rule = rule_of(job.path)
         if rule:
             found[rule].append(job)

@@ -38,6 +38,7 @@ MISTAKES: list[tuple[str, Callable[[Raw], Any], list[str]]] = [
     ("unknown model", lambda c: c["defaults"].update(model="lvit_s"), ["defaults.model", "'lvit_s'", "'lvvit_s'", "mixer_b"]),
     ("unknown architecture", lambda c: c["models"]["lvvit_s"].update(architecture="vit"), ["models.lvvit_s.architecture", "'vit'"]),
     ("unknown annotator", lambda c: c["select"].update(annotators=["nfnet_f7"]), ["select.annotators[0]", "'nfnet_f6'"]),
+    ("nothing selected", lambda c: c["select"].update(experiments=[]), ["select", "experiments and segmentation are both empty"]),
     ("unknown experiment", lambda c: c["select"].update(experiments=["mian"]), ["select.experiments[0]", "'main'"]),
     ("missing key", lambda c: c.pop("data_root"), ["data_root", "missing"]),
     ("no validation", lambda c: c["dataset"].update(val=None), ["dataset", "val_fraction"]),

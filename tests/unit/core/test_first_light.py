@@ -84,6 +84,14 @@ def test_segmentation_starts_from_the_training_that_there_is(raw_config: dict[st
     table = light_segmentation(light)
     assert table is not None
     assert table.rows[0].run.epochs == 2
+    raw_config["select"] |= {"experiments": [], "annotators": []}  # nothing but heads on weights that others trained
+    study, light = both(raw_config)
+    assert light_table(light) is None
+    (run,) = light.segmentations.values()
+    assert light_results(light) == [run.result(0)]
+    assert {rule["rule"] for rule in summary_document(study, light, {})["rules"]} == {
+        "make_scene_manifest", "train_segmentation_leg", "train_segmentation", "evaluate_segmentation",
+    }  # fmt: skip
 
 
 def test_small_studies_and_caps_that_are_there(raw_config: dict[str, Any]) -> None:
