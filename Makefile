@@ -20,8 +20,9 @@ demo: $(VENV)/.installed
 	  --manifest $$(ls -td results/data/foolbox20-* | head -1) --images 6
 	@echo "demo_run/results: tables, figures/, so_far/ (the rest, planned), plan.md, report.html. Twenty photographs check the machinery, not the accuracy."
 
+# three processes for two cores: one of them often waits for Slurm
 test: $(VENV)/.installed
-	python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 # a real slurmctld and slurmd on this machine, started and wiped by the tests: as root, and only where no other Slurm is configured
 test-slurm: $(VENV)/.installed

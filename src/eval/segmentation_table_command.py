@@ -8,20 +8,9 @@ from pathlib import Path
 from ..core.command import read_document
 from ..core.files import write_text
 from ..core.log import logger
+from .table_command import add_arguments
 
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the arguments of a table job."""
-    parser.add_argument("--spec", type=Path, required=True, help="plan of the table, as the workflow writes it")
-    parser.add_argument("--csv", type=Path, required=True, help="table to write")
-    parser.add_argument("--markdown", type=Path, required=True, help="the same as a page to write")
-    parser.add_argument(
-        "--figure", type=Path, required=True, help="PNG file to write; what is drawn goes beside it as CSV"
-    )
-    parser.add_argument(
-        "--so-far", action="store_true", help="leave rows without an evaluation empty (default: every one must exist)"
-    )
-    parser.add_argument("--log", type=Path, default=None, help="log file (default: the terminal)")
+__all__ = ["add_arguments", "run"]
 
 
 def run(args: argparse.Namespace) -> int:

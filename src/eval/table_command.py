@@ -11,11 +11,13 @@ from ..core.log import logger
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the arguments of a table job."""
+    """Declares the arguments of a table job, of classifiers or of segmenters."""
     parser.add_argument("--spec", type=Path, required=True, help="plan of the table, as the workflow writes it")
     parser.add_argument("--csv", type=Path, required=True, help="table to write")
     parser.add_argument("--markdown", type=Path, required=True, help="the same as a page to write")
-    parser.add_argument("--figure", type=Path, required=True, help="PNG file to write")
+    parser.add_argument(
+        "--figure", type=Path, required=True, help="PNG file to write; what is drawn goes beside it as CSV"
+    )
     parser.add_argument(
         "--so-far", action="store_true", help="leave rows without an evaluation empty (default: every one must exist)"
     )
