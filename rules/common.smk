@@ -152,12 +152,12 @@ MACHINE = "results/machine.json"
 PLAN = "results/tables/plan.json"  # the plan as data
 ACCURACY = "results/figures/accuracy_parameters.png"
 LIGHT_SUMMARY = "results/tables/first_light.json"  # what the first light's summary reads
-WITHOUT_RUNS = {
+WITHOUT_RUNS = {  # targets that need no run
     "results/plan.csv",
     "results/plan.md",
     "results/comparison_cait.csv",
     "results/so_far/index.csv",
-}  # targets
+}
 RESOLVED = "results/study.json"  # the merged configuration, for the report and for whoever asks later
 STUDY = plan_study()
 STALE = find_stale_shards()

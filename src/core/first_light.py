@@ -38,9 +38,8 @@ def plan_first_light(raw: Mapping[str, Any], study: Study) -> Study:
         ConfigError: as `Study.plan`.
     """
     changed = copy.deepcopy(dict(raw))
-    legs = not {"train_leg", "train_segmentation_leg"}.isdisjoint(
-        _jobs_by_rule(study)
-    )  # two epochs, so that there is a first leg and a last one
+    # with legs two epochs, so that there is a first leg and a last one
+    legs = not {"train_leg", "train_segmentation_leg"}.isdisjoint(_jobs_by_rule(study))
     images = max(math.ceil(SHARE * study.train_images), PHOTOGRAPHS_A_CLASS * study.config.dataset.num_classes)
     caps = dict(changed.get("caps") or {})
     caps |= {
