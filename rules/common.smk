@@ -650,14 +650,15 @@ def fidelity_of_first_light(wildcards):
 def plan_of_light_summary(wildcards):
     """What the summary reads, after writing it; rules without a GPU are named with their benchmark files here."""
     light, tables = first_light(), len(STUDY.selected_tables)
-    local = {
+    local = {}
+    if light_table(light):
+        local["make_table"] = ("benchmarks/first_light/table.tsv", tables)
+        local["draw_curves"] = ("benchmarks/first_light/curves.tsv", tables)
+    local |= {
         "make_plan": ("benchmarks/plan.tsv", 1),
         "make_report_pages": ("benchmarks/report_pages.tsv", 1),
         "make_report": ("benchmarks/report.tsv", 1),
     }
-    if light_table(light):
-        local["make_table"] = ("benchmarks/first_light/table.tsv", tables)
-        local["draw_curves"] = ("benchmarks/first_light/curves.tsv", tables)
     if light.selected_labels:
         local["make_fidelity_table"] = ("benchmarks/first_light/label_fidelity.tsv", 1)
         local["draw_label_maps"] = ("benchmarks/first_light/label_maps.tsv", 1)

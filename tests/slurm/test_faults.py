@@ -22,7 +22,7 @@ def place(cluster: None, photographs: Path, tmp_path_factory: pytest.TempPathFac
     ("trial", "seed"),
     [
         pytest.param(slurm.job_fails, 1, id="a training's process is killed", marks=pytest.mark.campaign),
-        pytest.param(slurm.scancel, 0, id="scancel of a shard's job"),
+        pytest.param(slurm.scancel, 0, id="scancel of a shard's job", marks=pytest.mark.campaign),
         pytest.param(slurm.main_killed, 0, id="Snakemake is killed while a shard's job runs"),
         pytest.param(slurm.no_data, 0, id="photographs not mounted", marks=pytest.mark.campaign),
         pytest.param(slurm.main_killed, 1, id="Snakemake is killed and its training ends", marks=pytest.mark.campaign),
