@@ -36,8 +36,10 @@ bench: $(VENV)/.installed
 	for script in $(filter-out bench/record.py bench/counts.py,$(sort $(wildcard bench/*.py))); do python $$script || exit 1; done
 
 # takes about an hour, beside other work; killed and started again it goes on. Commit campaign/results, then make docs.
+# After it the tests of which make test runs a sample.
 campaign: $(VENV)/.installed
 	nice python -m campaign
+	nice python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m campaign
 
 docs: $(VENV)/.installed
 	python docs/tables.py

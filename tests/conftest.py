@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import os
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -96,12 +97,26 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made_once(tmp_path_factory, "photographs", write_crops)
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest looks which marks are asked for
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Starts the longest files first, so that no worker is left with one of them at the end."""
+    """Leaves samples to `make test`, and starts the longest files first, so that no worker is left with one of them at the end."""
+    _leave_samples(items)
     slow = ("tests/workflow/test_study.py", "tests/slurm/", "tests/workflow/")
     items.sort(
         key=lambda item: next((rank for rank, start in enumerate(slow) if item.nodeid.startswith(start)), len(slow))
     )
+
+
+def _leave_samples(items: list[pytest.Item]) -> None:
+    """Marks as the campaign's what the mark `sampled` leaves out."""
+    seen: Counter[str] = Counter()
+    for item in items:
+        sampled = item.get_closest_marker("sampled")
+        if sampled:
+            name = item.nodeid.partition("[")[0]
+            if seen[name] % sampled.args[0]:
+                item.add_marker(pytest.mark.campaign)
+            seen[name] += 1
 
 
 class FileScheduling(LoadFileScheduling):  # type: ignore[misc]  # xdist has no types

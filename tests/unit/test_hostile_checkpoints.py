@@ -182,6 +182,7 @@ def test_the_bombs_are_live(tmp_path: Path) -> None:
         (tmp_path / "exploded").rmdir()
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", misleading_files())
 def test_a_file_that_misleads_is_refused_in_one_line(name: str, tmp_path: Path) -> None:
     path = tmp_path / name

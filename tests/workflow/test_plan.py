@@ -28,9 +28,7 @@ def rows(directory: Path) -> dict[str, dict[str, str]]:
 def test_the_default_study_is_priced_on_a_fresh_checkout(tmp_path: Path) -> None:
     assert planned_jobs(run_snakemake(tmp_path, "-n", TARGET)) == {"make_plan": 1}
     assert not (tmp_path / "results").exists()
-    # Table 12's plan lies in the same folder, and is written once Snakemake has looked there
-    finished = run_snakemake(tmp_path, TARGET, "results/comparison_cait.csv", "--cores", "1")
-    assert finished.returncode == 0, finished.stderr[-2000:]
+    assert run_snakemake(tmp_path, TARGET, "--cores", "1").returncode == 0
     made = rows(tmp_path)
     assert int(made["total"]["jobs"]) > 700
     assert made["total"]["jobs"] == made["total"]["jobs_to_do"]

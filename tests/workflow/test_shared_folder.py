@@ -75,6 +75,7 @@ def refuses(path: Path, *, directory_bits: int, file_bits: int) -> bool:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as two users")
+@pytest.mark.campaign
 def test_two_users_of_a_group_work_on_one_study(shared: Path) -> None:
     first, second = Member(shared, 61001, 0o002), Member(shared, 61002, 0o002)
     code, said = first.run(*first.snakemake("labels"))

@@ -197,6 +197,7 @@ def test_a_changed_value_is_run_beside_the_old_runs_none_of_which_is_deleted(
     assert next(iter(new)).startswith("lvvit_small-token-lite0-64to80px-")
 
 
+@pytest.mark.campaign
 def test_a_run_in_legs_is_the_run_in_one_piece(finished_study: Path, overlay: Overlay, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(finished_study, copy)

@@ -47,6 +47,7 @@ NINE = ("efficientnet_b3", "efficientnet_b4", "efficientnet_b5", "efficientnet_b
         "nfnet_f6", "resnest269e", "efficientnet_l2")  # fmt: skip
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", NINE)
 def test_the_papers_nine_have_a_dense_head_of_18x18_cells(name: str, raw_config: dict[str, Any]) -> None:
     """Without weights: built on the meta device, which computes shapes only."""
@@ -95,6 +96,7 @@ HANDLED = {
 }  # fmt: skip
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", HANDLED)
 def test_families_that_are_handled(name: str) -> None:
     annotator = annotator_of(name)

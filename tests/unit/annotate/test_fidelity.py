@@ -90,6 +90,7 @@ def test_labels_that_lie_elsewhere_score_clearly_worse(labels: Callable[[Spec], 
             assert moved[name]["mean"] == pytest.approx(found[name]["mean"], abs=1e-5)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("view", ["squash", "centre_crop"])
 def test_of_the_whole_view_the_label_is_what_the_annotator_says(
     view: str, labels: Callable[[Spec], Path], monkeypatch: pytest.MonkeyPatch

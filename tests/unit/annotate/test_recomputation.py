@@ -65,6 +65,7 @@ def numbered(order: Any) -> Callable[[Any], Any]:
     return lambda rows: dataclasses.replace(rows, classes=order[rows.classes])
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("change", "hint"),
     [
@@ -80,6 +81,7 @@ def test_changed_maps_are_named(study: Path, photographs: Path, lite0: Annotator
     assert hint in found.verdict
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("said", "hint"),
     [
@@ -97,6 +99,7 @@ def test_other_views_and_preprocessing_are_named(
     assert hint in found.verdict
 
 
+@pytest.mark.campaign
 def test_one_perturbed_layer_is_other_weights(study: Path, photographs: Path, lite0: Annotator) -> None:
     other = copy.deepcopy(lite0)
     weight = other.backbone.blocks[3][0].conv_pw.weight.data

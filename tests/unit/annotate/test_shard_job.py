@@ -239,6 +239,7 @@ def test_a_part_closes_in_time_while_a_long_pass_lets_nothing_through(
     assert parts[:2] == [0, 1]  # written during the second pass
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT"])
 def test_a_signal_ends_the_job_with_its_work_on_disk(workplace: Path, name: str) -> None:
     write_machine(workplace, part_seconds=1000.0, annotate_batch=1)  # nothing would be on disk for a long time

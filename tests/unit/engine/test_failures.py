@@ -54,6 +54,7 @@ with explaining_memory(MACHINE):
 """
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("allocate", "amount"),
     [("torch.empty(2**31)", r" \(asked for 8\.00 GiB\)"), ("numpy.ones(2**31)", ""), ("bytearray(2**32)", "")],

@@ -212,6 +212,7 @@ def store_of_scenes(request: pytest.FixtureRequest, tmp_path_factory: pytest.Tem
     return annotated(tmp_path_factory.mktemp("scenes"), request.param)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("scene", list(SCENES.values()), ids=list(SCENES))
 def test_an_off_centre_object_is_drawn_inside_its_box_and_not_when_x_and_y_are_swapped(
     store_of_scenes: LabelStore, scene: Scene

@@ -292,6 +292,7 @@ HARD_LABELS = [
 ]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("count", [1, 40])
 def test_one_row_and_forty_and_labels_of_all_kinds(

@@ -19,9 +19,10 @@ def workplaces(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> W
     return Workplaces(tmp_path_factory.mktemp("campaign"), photographs, map_px=160, writer_copies=15)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
-    ("place", "seed"),  # killed at 0.84, 0.62, 0.24 of its time
-    [("job", 0), ("job", 5), ("writer", 0), ("writer", 3)],
+    ("place", "seed"),  # killed at 0.62, 0.84, 0.84, 0.24 of its time
+    [("job", 5), ("job", 0), ("writer", 0), ("writer", 3)],
 )
 def test_a_killed_writer(workplaces: Workplaces, tmp_path: Path, place: str, seed: int) -> None:
     interruptions.kill_writer(getattr(workplaces, place), seed, tmp_path / "scratch")

@@ -51,6 +51,7 @@ def test_parameters_are_those_of_the_published_network(model: Published) -> None
     assert found == pytest.approx(model.parameters_m, abs=6e-4)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("model", list(map(large_later, MODELS, MODELS, NAMES)))
 def test_multiply_adds_are_those_of_the_published_network(model: Published) -> None:
     found = size(model.architecture, model.image_px).published_gmacs(model.reading)

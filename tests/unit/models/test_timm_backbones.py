@@ -21,6 +21,7 @@ def make(name: str, image_px: int = 224, num_classes: int = 7, **settings: float
     return model
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("name", "image_px", "grid", "embedding_grid"),
     [
@@ -52,6 +53,7 @@ def test_forward_in_both_modes(
         assert model.forward_head(features, pre_logits=True).shape == (2, model.head_hidden_size)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("name", "image_px", "axes", "prefix", "grid", "embedding"),
     [
@@ -101,6 +103,7 @@ def widened(mask: Tensor, by_px: int) -> Tensor:
     return torch.nn.functional.max_pool2d(mask[None].float(), 2 * by_px + 1, 1, by_px)[0] > 0
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("name", "image_px", "overlap_px"),
     [

@@ -235,6 +235,7 @@ def test_boxes_do_not_compile_anew(tiny: Make) -> None:
     assert counter.frame_count <= 3
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", NAMES)
 def test_exports_with_any_batch(name: str, tiny: Make, tmp_path: Path) -> None:
     model = tiny(name).eval()

@@ -88,6 +88,7 @@ class KilledError(Exception):
     """Ends a training between two of its instructions, as a kill does."""
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("step", [2, 5, 8])
 def test_killed_and_continued_it_is_the_same_run(
     spec: Spec, workplace: Workplace, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int

@@ -334,6 +334,7 @@ def test_the_partitions_limit_and_the_longest_job(
     assert (limit.status, limit.remedy[: len(remedy or " ")]) == (status, remedy)
 
 
+@pytest.mark.campaign
 def test_a_retry_that_the_partition_would_never_start(
     profile: Callable[..., str], doctor: Doctor, demo: dict[str, Any]
 ) -> None:
@@ -356,6 +357,7 @@ def test_jobs_that_cannot_be_split_and_nodes_of_no_run(
     )
 
 
+@pytest.mark.campaign
 def test_a_controller_that_does_not_answer_is_said_once(
     profile: Callable[..., str], doctor: Doctor, demo: dict[str, Any], tmp_path: Path
 ) -> None:
