@@ -42,8 +42,13 @@ from tokenlabel.core.so_far import plan_comparison, plan_so_far
 from tokenlabel.core.staleness import stale_shards
 from tokenlabel.core.study import Study
 
-# a graph of thousands of jobs is millions of objects that stay; searching them for garbage again and again is a sixth of the planning
-gc.set_threshold(500_000, 50, 1000)
+# a graph of thousands of jobs is millions of objects that stay: searching them for garbage again and again is an eighth of the planning
+gc.disable()
+
+
+onstart:
+    gc.enable()  # Snakemake may run for days now
+    gc.freeze()  # and need not look at the graph any more
 
 
 def plan_study():
