@@ -104,10 +104,12 @@ def test_no_rule_escapes_the_look() -> None:
     assert len(RULES) == 26
 
 
-def test_functions_of_rules_stand_in_common_only() -> None:
+def test_functions_of_rules_stand_in_common_and_functions_only() -> None:
     for path in (REPOSITORY / "rules").glob("*.smk"):
         if path.name != "common.smk":
             assert not re.search(r"^def ", path.read_text(), flags=re.MULTILINE), path
+    for path in (REPOSITORY / "rules" / "functions").glob("*.smk"):
+        assert not re.search(r"^(use )?rule ", path.read_text(), flags=re.MULTILINE), path
     assert len((REPOSITORY / "Snakefile").read_text().splitlines()) <= 55
 
 

@@ -59,7 +59,7 @@ def test_every_rename_stays_in_its_folder(tmp_path: Path) -> None:
 
 
 def test_no_lock_and_no_database_of_a_file_system_is_used() -> None:
-    for path in [*SOURCES, *(REPOSITORY / "rules").glob("*.smk")]:
+    for path in [*SOURCES, *(REPOSITORY / "rules").rglob("*.smk")]:
         text = path.read_text(encoding="utf-8")
         assert not re.search(r"\b(import (fcntl|sqlite3|dbm|shelve)|lockf|flock)\b", text), path
 
@@ -68,7 +68,7 @@ def test_times_of_files_are_compared_in_one_place() -> None:
     """There against each other, and never with a clock: of the shards that `tokenlabel refresh` made stale."""
     found = [
         path.name
-        for path in [*SOURCES, *(REPOSITORY / "rules").glob("*.smk")]
+        for path in [*SOURCES, *(REPOSITORY / "rules").rglob("*.smk")]
         if re.search(r"st_mtime|getmtime", path.read_text())
     ]
     assert found == ["common.smk"]
