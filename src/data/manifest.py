@@ -94,6 +94,21 @@ class Manifest:
         return ByteSource(root, location, machine["dataset"]["format"], self.archives)
 
 
+def read_arrays(file: Path) -> dict[str, np.ndarray[Any, Any]]:
+    """The arrays of an .npz file by name.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is torn, or no such file.
+    """
+    try:
+        # opened here: np.load leaves a torn one open
+        with open(file, "rb") as opened, np.load(opened, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except (EOFError, BadZipFile) as error:
+        raise ValueError(str(error)) from None
+
+
 def load_manifest(folder: Path, split: str) -> Manifest:
     """Reads one split's manifest.
 
@@ -103,16 +118,12 @@ def load_manifest(folder: Path, split: str) -> Manifest:
     file = folder / f"{split}.npz"
     try:
         summary = read_json(folder / "manifest.done")
-        with (
-            open(file, "rb") as opened,
-            np.load(opened, allow_pickle=False) as arrays,
-        ):  # of a torn one it leaves its own open
-            columns = {name: arrays[name] for name in arrays.files}
+        columns = read_arrays(file)
     except FileNotFoundError as error:
         raise DataError(
             f"{error.filename}: the manifest is missing. Delete {folder} and run snakemake again."
         ) from None
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+    except (OSError, ValueError, KeyError) as error:
         raise DataError(f"{file}: damaged manifest ({error}). Delete {folder} and run snakemake again.") from None
     columns.setdefault(
         "archive", np.zeros(len(columns["sample_id"]), np.int32)

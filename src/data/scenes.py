@@ -13,7 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -24,6 +23,7 @@ from ..core.files import atomic_path, read_json
 from ..core.log import logger
 from ..core.seeds import derived_seed, sample_id
 from .listing import IMAGE_SUFFIXES, Entry
+from .manifest import read_arrays
 from .masks import IGNORED as IGNORED
 from .masks import ClassIds, decode_mask, read_class_names
 from .pixels import decode_upright
@@ -405,12 +405,9 @@ def load_scene_manifest(folder: Path, split: str) -> SceneManifest:
     file = folder / f"{split}.npz"
     try:
         summary = read_json(folder / "manifest.done")
-        with (
-            open(file, "rb") as opened,
-            np.load(opened, allow_pickle=False) as arrays,
-        ):  # of a torn one it leaves its own open
-            columns = {name: arrays[name] for name in _COLUMNS}
-            image_paths, mask_paths = (tuple(arrays[name].tolist()) for name in ("image_paths", "mask_paths"))
+        arrays = read_arrays(file)
+        columns = {name: arrays[name] for name in _COLUMNS}
+        image_paths, mask_paths = (tuple(arrays[name].tolist()) for name in ("image_paths", "mask_paths"))
         return SceneManifest(
             split=split,
             classes=tuple(summary["classes"]),
@@ -425,7 +422,7 @@ def load_scene_manifest(folder: Path, split: str) -> SceneManifest:
         raise DataError(
             f"{error.filename}: the scenes' manifest is missing. Delete {folder} and run snakemake again."
         ) from None
-    except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"{file}: damaged manifest of scenes ({error}). Delete {folder} and run snakemake again."
         ) from None

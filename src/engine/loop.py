@@ -209,9 +209,8 @@ class _Training:
         """Does what is left of the epoch, measures it, and saves."""
         epoch, first_step = self.progress.epoch, self.progress.step
         self.learner.begin_epoch(epoch)
-        if (
-            first_step
-        ):  # where a validation was interrupted no step is left, and the epoch's line tells the rate of the last one
+        if first_step:
+            # where a validation was interrupted no step is left, and the epoch's line tells the rate of the last one
             self.learner.begin_step(epoch * self.task.steps_per_epoch + first_step - 1)
         self._meters = Meters(self.task.counters, self.progress.meters)
         self._counted_until = time.monotonic()

@@ -20,10 +20,8 @@ MACHINE = ("device", "precision", "processes", "micro_batch", "batch_size")
 RESULTS = (
     "final.top1", "best.top1", "final.miou", "best.miou", "epochs", "seconds", "images_per_s", "memory_mb", "resumed",
 )  # fmt: skip
-KINDS = {
-    "runs": "data",
-    "segmentation": "scenes",
-}  # folders of runs under results/ -> where the manifests of what they read lie
+# folders of runs under results/ -> where the manifests of what they read lie
+KINDS = {"runs": "data", "segmentation": "scenes"}
 Pairs = dict[str, tuple[Any, Any]]
 
 

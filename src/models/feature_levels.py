@@ -94,9 +94,8 @@ def measure_levels(backbone: TokenModel, blocks: Sequence[int]) -> FeatureLevels
     token_px = backbone.image_px // backbone.grid[0]
     size = PROBE[0] * token_px, PROBE[1] * token_px
     sizes = [size]
-    if isinstance(
-        backbone, TimmTokenModel
-    ):  # some take smaller images than their own, and end in an index beyond their positions
+    if isinstance(backbone, TimmTokenModel):
+        # some take smaller images than their own, and end in an index beyond their positions
         sizes.append(((backbone.grid[0] + 1) * token_px, (backbone.grid[1] + 2) * token_px))
     anchor = next(backbone.parameters())
     refusal = (

@@ -13,12 +13,10 @@ import torch
 
 from ..core.errors import CheckpointError
 from ..core.files import read_json
-from ..core.log import logger
 from ..core.seeds import derived_seed
+from ..engine.starting_weights import starting_weights
 from ..models import TokenModel, create_model, load_checkpoint
-from ..models.pretrained import load_pretrained
 from ..models.segmentation import SegmentationModel, create_segmenter
-from ..models.weights import Checkpoint
 
 
 def build_segmenter(
@@ -56,22 +54,13 @@ def _backbone(spec: dict[str, Any], start_folder: Path | None, weights_root: Pat
         stochastic_depth=source["stochastic_depth"],
         **settings,
     )
-    if spec["start"] is None and start_folder is not None:
-        raise CheckpointError(
-            f"--start {start_folder}: the spec starts from no run (start: null), so its backbone would not be used. Leave "
-            "--start out, or give the spec the digest that the run's done.json has."
-        )
-    if spec["start"] is not None:
-        if start_folder is None:
-            raise CheckpointError("this run starts from a backbone's run; give --start, the seed folder of that run.")
-        _check_run(start_folder, spec["start"])
-        load_checkpoint(backbone, start_folder, without_heads=True)
-    elif source.get("weights") is not None:
-        published = source | {"architecture": source["architecture"].removeprefix("timm/")}
-        pretrained = load_pretrained(published, weights_root, averaged=True)
-        logger.info("starting from %s, sha256 %s", source["weights"], pretrained.sha256)
-        checkpoint = Checkpoint(pretrained.origin, pretrained.state, averaged=pretrained.averaged)
-        load_checkpoint(backbone, checkpoint, without_heads=True)
+    weights = starting_weights(
+        spec, start_folder, weights_root, asks="this run starts from a backbone's run", unused="backbone"
+    )
+    if isinstance(weights, Path):
+        _check_run(weights, spec["start"])
+    if weights is not None:
+        load_checkpoint(backbone, weights, without_heads=True)
     return backbone
 
 

@@ -11,13 +11,10 @@ from typing import Any
 
 import torch
 
-from ..core.errors import CheckpointError
-from ..core.log import logger
 from ..core.seeds import derived_seed
 from ..engine.run_model import model_of_spec
+from ..engine.starting_weights import starting_weights
 from ..models import TokenModel, load_checkpoint
-from ..models.pretrained import load_pretrained
-from ..models.weights import Checkpoint
 
 
 def build_model(spec: dict[str, Any], start_folder: Path | None, seed: int, weights_root: Path = Path()) -> TokenModel:
@@ -35,18 +32,11 @@ def build_model(spec: dict[str, Any], start_folder: Path | None, seed: int, weig
     """
     torch.manual_seed(derived_seed("initialise", seed))
     model = model_of_spec(spec)
-    if spec["start"] is None and start_folder is not None:
-        raise CheckpointError(
-            f"--start {start_folder}: the spec starts from no run (start: null), so its weights would not be used. Leave "
-            "--start out, or give the spec the digest that the run's done.json has."
-        )
-    if spec["start"] is not None:
-        if start_folder is None:
-            raise CheckpointError("this run continues another one; give --start, the seed folder of that run.")
-        load_checkpoint(model, start_folder, reset_heads=False)
-    elif spec["model"].get("weights") is not None:
-        source = spec["model"] | {"architecture": spec["model"]["architecture"].removeprefix("timm/")}
-        pretrained = load_pretrained(source, weights_root, averaged=True)
-        logger.info("starting from %s, sha256 %s", source["weights"], pretrained.sha256)
-        load_checkpoint(model, Checkpoint(pretrained.origin, pretrained.state, averaged=pretrained.averaged))
+    weights = starting_weights(
+        spec, start_folder, weights_root, asks="this run continues another one", unused="weights"
+    )
+    if isinstance(weights, Path):
+        load_checkpoint(model, weights, reset_heads=False)
+    elif weights is not None:
+        load_checkpoint(model, weights)
     return model
